@@ -1,0 +1,177 @@
+"""Judging images: FID and KID (Eq 14), CLIP score (Eqs 15–16), attribute accuracy; each with an interval. Features and statistics are float64."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from asddim_lib.errors import check
+from asddim_lib.judge import Judge
+from asddim_lib.models import data_folder
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPProcessor
+
+Z95 = 1.959964
+
+
+class _Given(nn.Module):
+    """A feature network for features that are already there."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+@cache
+def load_judge() -> Judge:
+    """The bundled judge, float32, for evaluation."""
+    return Judge.from_pretrained(data_folder() / "judge", torch_dtype=torch.float32).eval()
+
+
+@cache
+def load_clip(folder: str | None = None) -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP model (float32) and its processor; the bundled one unless a folder or hub id is given."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    source = folder or data_folder() / "clip"
+    return CLIPModel.from_pretrained(source, dtype=torch.float32).eval(), CLIPProcessor.from_pretrained(source)
+
+
+@cache
+def reference_features() -> Tensor:
+    """The judge's features (10,000 × d, float64) of real compositions of photographs that no training saw."""
+    return load_file(data_folder() / "reference.safetensors")["features"].double()
+
+
+@torch.no_grad()
+def judge_features(images: Tensor, batch: int = 250) -> Tensor:
+    """The bundled judge's features (n × d, float64) of images (n × 3 × 64 × 64, uint8)."""
+    return torch.cat([load_judge()(part) for part in images.split(batch)]).double()
+
+
+def fid(features: Tensor, reference: Tensor) -> float:
+    """Fréchet distance between two sets of features, each n × d (Eq 14), by torchmetrics in float64.
+
+    Raises ValueError where a set has too few images for a covariance of full rank: the figure would be mostly bias.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    for name, values in (("features", features), ("reference", reference)):
+        check(len(values) > values.shape[1], name, f"{len(values)} × {values.shape[1]}", "FID needs more images than feature dimensions")
+    metric = FrechetInceptionDistance(feature=_Given(features.shape[1])).set_dtype(torch.float64)
+    metric.update(reference.double(), real=True)
+    metric.update(features.double(), real=False)
+    return float(metric.compute())
+
+
+def fid_interval(features: Tensor, reference: Tensor, resamples: int = 40, seed: int = 0) -> tuple[float, float]:
+    """FID and the half-width of its 95 % interval, from the spread of FID over bootstrap resamples of the images.
+
+    The interval speaks of the spread that another draw of images would show. The bias of a finite sample is not in it.
+    """
+    draw = np.random.default_rng(seed)
+    values = [fid(features[draw.integers(0, len(features), len(features))], reference) for _ in range(resamples)]
+    return fid(features, reference), Z95 * float(np.std(values, ddof=1))
+
+
+def kid(features: Tensor, reference: Tensor, subsets: int = 50, subset_size: int = 500, seed: int = 0) -> tuple[float, float]:
+    """Kernel distance between two sets of features and the half-width of its 95 % interval, by torchmetrics. Unbiased at any size."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(subset_size, len(features), len(reference))
+    metric = KernelInceptionDistance(feature=_Given(features.shape[1]), subsets=subsets, subset_size=size).set_dtype(torch.float64)
+    metric.update(reference.double(), real=True)
+    metric.update(features.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    # Subsets of n images out of N overlap: their mean is as uncertain as one subset, less what the larger set averages out.
+    return float(mean), Z95 * float(deviation) * math.sqrt(size / len(features))
+
+
+@torch.no_grad()
+def clip_cosine(images: Tensor, prompts: list[str], folder: str | None = None, batch: int = 250) -> Tensor:
+    """Cosine of each image's and its prompt's CLIP embeddings (Eq 15): shape (n,). Images are n × 3 × h × w, uint8."""
+    model, processor = load_clip(folder)
+    scores = []
+    for start in range(0, len(prompts), batch):
+        chosen = slice(start, start + batch)
+        inputs = processor(text=prompts[chosen], images=list(images[chosen]), padding=True, return_tensors="pt")
+        out = model(**inputs)
+        scores.append(nn.functional.cosine_similarity(out.image_embeds, out.text_embeds))
+    return torch.cat(scores).double()
+
+
+def clip_score(images: Tensor, prompts: list[str], folder: str | None = None) -> float:
+    """Mean cosine over image–prompt pairs (Eq 16), by torchmetrics, on the paper's scale of −1 … 1 (torchmetrics' own is 100 ×)."""
+    from torchmetrics.multimodal.clip_score import CLIPScore
+
+    metric = CLIPScore(model_name_or_path=lambda: (_Towers(load_clip(folder)[0]), load_clip(folder)[1]))
+    for start in range(0, len(prompts), 250):
+        metric.update(list(images[start : start + 250]), prompts[start : start + 250])
+    return float(metric.compute()) / 100
+
+
+class _Towers(nn.Module):
+    """CLIP with tensors for features: transformers 5 returns an object where torchmetrics 1.9 expects one."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        found = self.model.get_image_features(pixel_values)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        found = self.model.get_text_features(input_ids, attention_mask)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def attributes_right(features: Tensor, wanted: dict[str, list]) -> dict[str, Tensor]:
+    """Which images show what was asked, by the judge's heads: a bool a picture and attribute, and `all` of them together.
+
+    `wanted` has a list for each attribute, one entry an image, as the columns of the bundled prompts; an empty entry asks for nothing.
+    The count of a relation's picture is not asked for.
+    """
+    judge = load_judge()
+    with torch.no_grad():
+        logits = judge.logits(features.float())
+    found = {}
+    for head, classes in judge.config.attributes.items():
+        read = [classes[i] for i in logits[head].argmax(1).tolist()]
+        asked = [classes[int(v) - 1] for v in wanted["count"]] if head == "count" else list(wanted[head])
+        skip = [r != "none" for r in wanted["relation"]] if head == "count" else [v == "" for v in asked]
+        found[head] = torch.tensor([s or r == a for r, a, s in zip(read, asked, skip, strict=True)])
+    found["all"] = torch.stack(list(found.values())).all(0)
+    return found
+
+
+def mean_interval(values: Tensor | np.ndarray) -> tuple[float, float]:
+    """Mean and the half-width of its 95 % interval."""
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def proportion_interval(hits: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion."""
+    share, z2 = hits / total, Z95**2
+    centre, spread = share + z2 / (2 * total), Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return (centre - spread) / (1 + z2 / total), (centre + spread) / (1 + z2 / total)
+
+
+def images_to_uint8(images: np.ndarray) -> Tensor:
+    """A pipeline's float images (n × h × w × 3 in [0, 1]) as n × 3 × h × w, uint8, rounded as diffusers rounds them for PNG."""
+    return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+
+

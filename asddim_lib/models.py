@@ -1,0 +1,48 @@
+"""Where pipelines come from: the bundled model, the paper's two, any folder or hub id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from asddim_lib.errors import check
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+HUB = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
+
+
+def data_folder() -> Path:
+    """The folder of the bundled model, prompts and reference features: in the installed package, or in the checkout."""
+    installed = Path(__file__).with_name("data")
+    return installed if installed.exists() else Path(__file__).parents[1] / "data"
+
+
+def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> DiffusionPipeline:
+    """The diffusers pipeline of `model`: bundled, sd15, sdxl, a folder or a hub id, as `dtype` on `device`.
+
+    Other options go to diffusers' `from_pretrained`. Convolutions are laid out channels last, which CPUs and tensor cores run faster.
+    Raises ValueError with one line that says what to do when the weights are missing or damaged.
+    """
+    from diffusers import DiffusionPipeline
+
+    bundled = str(model) == "bundled"
+    source = str(data_folder() / "model") if bundled else HUB.get(str(model), str(model))
+    local = Path(source).exists()
+    check(local or not bundled, "model", f"'bundled' (looked in {source})", "install asddim-lib again, or check the data folder out")
+    extra = {"safety_checker": None, "requires_safety_checker": False} if str(model) == "sd15" else {}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **extra, **options)
+    except Exception as error:  # safetensors, JSON, hub and OS errors share no base, and all mean the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "its files are damaged; fetch the folder again" if local else f"fetch it once with `hf download {source}`"
+        raise ValueError(f"model is {str(model)!r}, which could not be loaded ({reason}); {remedy}") from error
+    for name in ("unet", "vae"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).to(memory_format=torch.channels_last)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)

@@ -1,0 +1,122 @@
+"""`ASDDIMScheduler`: DDIM on any grid, as a drop-in for diffusers pipelines."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from asddim_lib.errors import check
+from asddim_lib.grids import ALLOCATIONS
+from asddim_lib.grids import timesteps as make_timesteps
+from asddim_lib.step import ddim_step
+
+
+class ASDDIMScheduler(DDIMScheduler):
+    """DDIM whose steps go where the paper's allocation puts them (Eqs 3–13).
+
+    It takes DDIM's settings, and: `allocation` (uniform, noise, gradient, combined), `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of
+    Eqs 10–12, and `profile`, a calibrated profile's `to_dict()`. Uniform follows `timestep_spacing` and equals diffusers' DDIM to the bit.
+
+    >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="noise")
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        allocation: str = "noise",
+        p: float = 0.5,
+        lam: float = 1.0,
+        eps: float = 1e-8,
+        reading: str = "intent",
+        profile: dict[str, Any] | None = None,
+    ) -> None:
+        check(allocation in ALLOCATIONS, "allocation", allocation, f"use one of {', '.join(ALLOCATIONS)}")
+        super().__init__(
+            num_train_timesteps=num_train_timesteps, beta_start=beta_start, beta_end=beta_end, beta_schedule=beta_schedule,
+            trained_betas=trained_betas, clip_sample=clip_sample, set_alpha_to_one=set_alpha_to_one, steps_offset=steps_offset,
+            prediction_type=prediction_type, thresholding=thresholding, dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            clip_sample_range=clip_sample_range, sample_max_value=sample_max_value, timestep_spacing=timestep_spacing,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+        )  # fmt: skip
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Lays the grid: K steps by this scheduler's allocation, or the given `timesteps`, strictly decreasing, 0 … T − 1.
+
+        Raises ValueError when both or neither are given, or when one is out of range.
+        """
+        given = "both" if timesteps is not None else "neither"
+        check((num_inference_steps is None) != (timesteps is None), "num_inference_steps and timesteps", f"{given} given", "give one")
+        if timesteps is None:
+            grid = make_timesteps(self.config, num_inference_steps)
+        else:
+            size = self.config.num_train_timesteps
+            grid = [int(t) for t in timesteps]
+            falling = all(a > b for a, b in zip(grid, grid[1:], strict=False))
+            check(bool(grid) and falling, "timesteps", timesteps, "give strictly decreasing timesteps")
+            check(0 <= grid[-1] and grid[0] < size, "timesteps", timesteps, f"keep them within 0 … {size - 1}")
+        self.num_inference_steps = len(grid)
+        self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
+        self._rising = grid[::-1]
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One update from `timestep` to the grid's next smaller one, or to clean data after the last (Eq 3).
+
+        Arguments and results are those of diffusers' `DDIMScheduler.step`.
+        """
+        check(self.num_inference_steps is not None, "num_inference_steps", None, "call set_timesteps first")
+        t = int(timestep)
+        place = bisect.bisect_left(self._rising, t)
+        alpha = self.alphas_cumprod[t]
+        alpha_next = self.alphas_cumprod[self._rising[place - 1]] if place else self.final_alpha_cumprod
+        if eta > 0 and variance_noise is None:
+            shape, device, dtype = model_output.shape, model_output.device, model_output.dtype
+            variance_noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        previous, original = ddim_step(
+            sample, model_output, alpha, alpha_next, prediction_type=self.config.prediction_type, eta=eta, noise=variance_noise,
+            clean=self._clean, keep_epsilon=not use_clipped_model_output,
+        )  # fmt: skip
+        return DDIMSchedulerOutput(previous, original) if return_dict else (previous, original)
+
+    def _clean(self, x0: Tensor) -> Tensor:
+        if self.config.thresholding:
+            return self._threshold_sample(x0)
+        limit = self.config.clip_sample_range
+        return x0.clamp(-limit, limit) if self.config.clip_sample else x0

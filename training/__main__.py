@@ -1,0 +1,62 @@
+"""Trains the bundled model: `python -m training clip|vae|judge|unet`, then `assemble` and `report`. Each goes on where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from training import assembly, clip, judge, report, unet, vae
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+Runs = Annotated[Path, typer.Option(help="Where checkpoints, logs and finished parts are kept.")]
+RUNS = Path.home() / ".cache" / "asddim-runs"
+DATA = Path(__file__).parents[1] / "data"
+
+
+@app.callback()
+def threads(threads: Annotated[int, typer.Option(help="Processor threads to use.")] = 2) -> None:
+    torch.set_num_threads(threads)
+
+
+@app.command("clip")
+def train_clip(runs: Runs = RUNS, steps: int = 900, batch: int = 192, lr: float = 1.5e-3, seed: int = 1) -> None:
+    """Tokenizer and both CLIP towers, by contrast with near misses in every batch."""
+    clip.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+
+
+@app.command("vae")
+def train_vae(runs: Runs = RUNS, steps: int = 3200, batch: int = 16, lr: float = 2e-3, seed: int = 2) -> None:
+    """The autoencoder."""
+    vae.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+
+
+@app.command("judge")
+def train_judge(runs: Runs = RUNS, steps: int = 2000, batch: int = 64, lr: float = 2e-3, seed: int = 3) -> None:
+    """The judge, which no generator ever sees."""
+    judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+
+
+@app.command("unet")
+def train_unet(
+    runs: Runs = RUNS, steps: int = 4000, batch: int = 64, lr: float = 8e-4, seed: int = 4, pictures: int = 60_032
+) -> None:  # fmt: skip
+    """The UNet, on the latents of the finished autoencoder. A larger --steps goes on from a finished run."""
+    unet.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, pictures=pictures)
+
+
+@app.command("assemble")
+def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
+    """Puts the parts together in Stable Diffusion's folder format, with prompts, reference features and the runs' records."""
+    assembly.assemble(runs, data)
+
+
+@app.command("report")
+def make_report(data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0) -> None:
+    """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json."""
+    report.report(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
+
+
+app()

@@ -1,0 +1,62 @@
+"""Puts the trained parts together as the data that the library ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from asddim_lib import metrics
+from training.compositions import ALL, Scene, draw_scene, load_photographs, sample
+from training.unet import SCHEDULE
+
+REFERENCE, REFERENCE_SEED = 10_000, 101
+PROMPTS = {"prompts.csv": (1000, 102), "prompts_tune.csv": (256, 103)}
+
+
+def prompts(count: int, seed: int) -> pd.DataFrame:
+    """Captions of scenes drawn as the reference pictures are, so that FID compares like with like."""
+    rows = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        rows.append(draw_scene(rng, str(rng.choice(list(ALL), p=list(ALL.values())))).as_row())
+    return pd.DataFrame(rows)
+
+
+def real(count: int, seed: int, half: int | None = None) -> tuple[list[Scene], torch.Tensor]:
+    """Scenes and pictures (n × 3 × 64 × 64, uint8) made of test photographs, which no training saw."""
+    photographs = load_photographs("test", half)
+    scenes, pictures = zip(*(sample(seed, i, photographs, ALL) for i in range(count)), strict=True)
+    return list(scenes), torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def assemble(runs: Path, data: Path) -> None:
+    parts = runs / "parts"
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(parts / "unet", torch_dtype=torch.float16),
+        scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(data / "model")  # fmt: skip
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(parts / "tokenizer" / name, data / "model" / "tokenizer" / name)
+    for part in ("clip", "judge"):
+        shutil.copytree(parts / part, data / part, dirs_exist_ok=True)
+    for name, (count, seed) in PROMPTS.items():
+        prompts(count, seed).to_csv(data / name, index=False)
+    _, pictures = real(REFERENCE, REFERENCE_SEED)
+    save_file({"features": metrics.judge_features(pictures).half()}, data / "reference.safetensors")
+    save_file({"images": pictures[:64].permute(0, 2, 3, 1).contiguous()}, data / "real_samples.safetensors")
+    record = {}
+    for name in ("clip", "vae", "judge", "unet"):
+        curve = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
+        record[name] = {**json.loads((runs / name / "record.json").read_text()), "curve": curve[:: max(1, len(curve) // 40)] + curve[-1:]}
+    (data / "training.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,100 @@
+"""Measures the shipped parts on photographs and prompts that no training saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+
+from asddim_lib import metrics
+from asddim_lib.experiment import draw
+from asddim_lib.models import load_pipeline
+from asddim_lib.prompts import load_prompts
+from training.assembly import prompts as draw_prompts
+from training.assembly import real
+from training.judge import blur
+
+SEED = 201
+DAMAGES = {"blur, σ px": (0.25, 0.5, 0.75, 1.0, 1.5), "noise, σ of 1": (0.02, 0.04, 0.06, 0.08, 0.1)}
+
+
+@torch.no_grad()
+def autoencoder_psnr(pipe, count: int = 1000) -> float:
+    """Mean PSNR, in dB, of unseen pictures after encoding and decoding."""
+    _, pictures = real(count, SEED)
+    errors = []
+    for part in pictures.split(50):
+        pixels = part.float() / 127.5 - 1
+        restored = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        errors.append((restored - pixels).div(2).square().mean((1, 2, 3)))
+    return float(-10 * torch.cat(errors).log10().mean())
+
+
+@torch.no_grad()
+def retrieval(count: int = 512) -> float:
+    """Share of unseen captions whose nearest of `count` pictures bears that very caption."""
+    scenes, pictures = real(count, SEED + 1)
+    model, processor = metrics.load_clip()
+    captions = [s.caption for s in scenes]
+    out = model(**processor(text=captions, images=list(pictures), padding=True, return_tensors="pt"))
+    best = out.logits_per_text.argmax(1).tolist()
+    return sum(captions[j] == caption for j, caption in zip(best, captions, strict=True)) / count
+
+
+def judge_accuracy(count: int = 10_000) -> dict[str, float]:
+    """Share of unseen pictures whose attribute the judge reads rightly."""
+    scenes, pictures = real(count, SEED + 2)
+    features = metrics.judge_features(pictures)
+    wanted = {key: [s.as_row()[key] for s in scenes] for key in scenes[0].as_row()}
+    right = metrics.attributes_right(features, wanted)
+    asked = {key: torch.tensor([v not in ("", "none") for v in wanted[key]]) if key.endswith("_b") else None for key in right if key in wanted}
+    return {key: float(right[key][asked.get(key)].float().mean() if asked.get(key) is not None else right[key].float().mean()) for key in right}
+
+
+def fid_floor(count: int = 5000) -> float:
+    """FID between pictures made of two disjoint halves of the test photographs."""
+    (_, a), (_, b) = real(count, SEED + 3, half=0), real(count, SEED + 4, half=1)
+    return metrics.fid(metrics.judge_features(a), metrics.judge_features(b))
+
+
+def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
+    """FID of unseen pictures that were blurred, or to which noise was added, each by rising degrees."""
+    _, pictures = real(count, SEED + 5)
+    clean = pictures / 255
+    found: dict[str, dict[float, float]] = {name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())} for name in DAMAGES}
+    generator = torch.Generator().manual_seed(SEED)
+    for name, degrees in DAMAGES.items():
+        for degree in degrees:
+            hurt = blur(clean, torch.full((count,), degree)) if name.startswith("blur") else clean + degree * torch.randn(clean.shape, generator=generator)
+            images = (hurt.clamp(0, 1) * 255).round().byte()
+            found[name][degree] = metrics.fid(metrics.judge_features(images), metrics.reference_features())
+    return found
+
+
+def generation(pipe, per_category: int, steps: int, guidance_scale: float) -> dict[str, float]:
+    """Share of generated pictures that show what was asked, by category and attribute."""
+    table = draw_prompts(12 * per_category, SEED + 6)
+    table = table.groupby("category").head(per_category).reset_index(drop=True)
+    images, _ = draw(pipe, list(table["prompt"]), list(range(10_000, 10_000 + len(table))), num_inference_steps=steps, guidance_scale=guidance_scale)
+    right = metrics.attributes_right(metrics.judge_features(images), {c: list(table[c]) for c in table})
+    found = {}
+    for category in sorted(set(table["category"])):
+        rows = torch.tensor((table["category"] == category).to_numpy())
+        found |= {f"{category}: {key}": float(value[rows].float().mean()) for key, value in right.items()}
+    return found
+
+
+def report(data: Path, *, prompts: int, steps: int, guidance_scale: float) -> None:
+    pipe = load_pipeline(data / "model")
+    found = {
+        "autoencoder_psnr_db": autoencoder_psnr(pipe),
+        "clip_retrieval_rank1_of_512": retrieval(),
+        "judge_accuracy_10000": judge_accuracy(),
+        "fid_floor_5000_against_5000_real": fid_floor(),
+        "fid_of_damage_2000": fid_of_damage(),
+        "generation": {"guidance_scale": guidance_scale, "steps": steps, "per_category": prompts, **generation(pipe, prompts, steps, guidance_scale)},
+    }
+    (data / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
