@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
+from asddim_lib.models import Pipeline
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.prompts import check_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
 from asddim_lib.sensitivity import SensitivityProfile, fingerprint, gradient_norm
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
 
 def calibrate(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     prompts: list[str],
     *,
     guidance_scale: float = 7.5,
@@ -70,7 +68,7 @@ def calibrate(
     )  # fmt: skip
 
 
-def _watch(pipe: DiffusionPipeline, guidance_scale: float, measure: Callable) -> Callable:
+def _watch(pipe: Pipeline, guidance_scale: float, measure: Callable) -> Callable:
     """A hook that hands on the guided prediction at each network call, as a function of the sample alone."""
     busy = False
 

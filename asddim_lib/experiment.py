@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asddim_lib import metrics
+from asddim_lib.calibration import calibrate
 from asddim_lib.errors import check
-from asddim_lib.prompts import check_prompts
+from asddim_lib.models import Pipeline
+from asddim_lib.prompts import check_prompts, load_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
 from asddim_lib.sensitivity import SensitivityProfile
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 #: What each method asks of the scheduler. `ddim` is Stable Diffusion's own grid; the trailing one tells a better start from a better grid.
 METHODS: dict[str, dict[str, Any]] = {
@@ -62,7 +61,7 @@ class Setting:
 
 @torch.no_grad()
 def draw(
-    pipe: DiffusionPipeline, prompts: list[str], seeds: list[int], *, num_inference_steps: int, guidance_scale: float, batch_size: int = 50
+    pipe: Pipeline, prompts: list[str], seeds: list[int], *, num_inference_steps: int, guidance_scale: float, batch_size: int = 50
 ) -> tuple[Tensor, float]:
     """Pictures (n × 3 × h × w, uint8) for prompts, each from the noise of its own seed, and the seconds that one took."""
     parts, begun = [], time.perf_counter()
@@ -74,7 +73,7 @@ def draw(
     return torch.cat(parts), (time.perf_counter() - begun) / len(prompts)
 
 
-def scheduler_for(pipe: DiffusionPipeline, method: str, setting: Setting, profile: SensitivityProfile) -> ASDDIMScheduler:
+def scheduler_for(pipe: Pipeline, method: str, setting: Setting, profile: SensitivityProfile) -> ASDDIMScheduler:
     """The scheduler of a method, made from the pipeline's own."""
     how = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, **METHODS[method]}
     return ASDDIMScheduler.from_config(pipe.scheduler.config, profile=profile.to_dict(), **how)
@@ -98,7 +97,7 @@ def cells(setting: Setting) -> list[Cell]:
 
 
 def generate(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     table: pd.DataFrame,
     setting: Setting,
     profiles: dict[float, SensitivityProfile],
@@ -118,7 +117,7 @@ def generate(
     _claim(out, pipe, prompts, setting, profiles)
     original = pipe.scheduler
     starts = range(0, len(prompts), setting.batch_size)
-    groups = {(c.guidance_scale, c.steps): [] for c in cells(setting)}
+    groups: dict[tuple[float, int], list[Cell]] = {(c.guidance_scale, c.steps): [] for c in cells(setting)}
     for cell in cells(setting):
         groups[cell.guidance_scale, cell.steps].append(cell)
     waiting = [(cell, start) for group in groups.values() for start in starts for cell in group if not _whole(cell.file(out, start))]
@@ -171,7 +170,32 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def provenance(setting: Setting, pipe: DiffusionPipeline, table: pd.DataFrame) -> dict[str, Any]:
+def evaluate(
+    pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, calibrate_on: int = 8
+) -> pd.DataFrame:
+    """The whole experiment: profiles (on prompts that are not reported on), pictures, records, summary; all kept in `out`.
+
+    Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.
+    """
+    missing = {"category", "garment_a", "count", "relation"} - set(table)
+    check(not missing, "prompts", f"without the columns {', '.join(sorted(missing))}", "use bundled or bundled-tune")
+    profiles = {}
+    for scale in setting.guidance_scales:
+        file = out / f"profile-g{scale:g}.json"
+        if not file.exists():
+            out.mkdir(parents=True, exist_ok=True)
+            calibrate(pipe, list(load_prompts("bundled-tune", calibrate_on)["prompt"]), guidance_scale=scale).save(file)
+        profiles[scale] = SensitivityProfile.load(file)
+    generate(pipe, table, setting, profiles, out, progress)
+    records, features = judge(table, setting, out)
+    summary = summarize(records, features)
+    _replace(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
+    _replace(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
+    _replace(out / "provenance.json", lambda part: part.write_text(json.dumps(provenance(setting, pipe, table), indent=1) + "\n"))
+    return summary
+
+
+def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:
     """What a record must say of where it came from: setting, weights, prompts, versions, machine."""
     import diffusers
 
@@ -182,7 +206,7 @@ def provenance(setting: Setting, pipe: DiffusionPipeline, table: pd.DataFrame) -
     }  # fmt: skip
 
 
-def _claim(out: Path, pipe: DiffusionPipeline, prompts: list[str], setting: Setting, profiles: dict[float, SensitivityProfile]) -> None:
+def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, profiles: dict[float, SensitivityProfile]) -> None:
     """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else."""
     wanted = {
         "batch_size": setting.batch_size, "p": setting.p, "lam": setting.lam, "reading": setting.reading, "prompts": _hash(prompts),
@@ -224,7 +248,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _weights(pipe: DiffusionPipeline) -> str:
+def _weights(pipe: Pipeline) -> str:
     digest = hashlib.sha256()
     for name in sorted(pipe.components):
         module = pipe.components[name]

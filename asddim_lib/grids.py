@@ -23,7 +23,7 @@ def uniform(spacing: str, num_train_timesteps: int, num_inference_steps: int, st
     if spacing == "linspace":
         grid = np.linspace(0, size - 1, steps).round()[::-1]
     elif spacing == "leading":
-        grid = np.arange(0, steps)[::-1] * (size // steps) + steps_offset
+        grid = np.arange(0.0, steps)[::-1] * (size // steps) + steps_offset
     else:
         grid = np.round(size - np.arange(steps) * (size / steps)) - 1
     return [int(t) for t in grid]

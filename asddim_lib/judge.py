@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -31,7 +33,7 @@ class Judge(ModelMixin, ConfigMixin):
     def __init__(self, attributes: dict[str, list[str]], channels: tuple[int, ...] = (16, 32, 64, 128), num_features: int = 192) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(channels, channels[1:], strict=False))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(channels))
         self.blocks = nn.ModuleList(_Residual(c) for c in channels[1:])
         self.last = nn.Conv2d(channels[-1], channels[-1], 4, stride=2, padding=1)
         self.project = nn.Linear(channels[-1] * 16 + sum(channels), num_features)

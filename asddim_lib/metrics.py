@@ -173,5 +173,3 @@ def proportion_interval(hits: int, total: int) -> tuple[float, float]:
 def images_to_uint8(images: np.ndarray) -> Tensor:
     """A pipeline's float images (n × h × w × 3 in [0, 1]) as n × 3 × h × w, uint8, rounded as diffusers rounds them for PNG."""
     return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
-
-

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from asddim_lib.errors import check
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+#: Any diffusers pipeline: what one has depends on its class, so a type checker knows nothing of it.
+Pipeline = Any
 
 HUB = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
 
@@ -22,7 +22,7 @@ def data_folder() -> Path:
     return installed if installed.exists() else Path(__file__).parents[1] / "data"
 
 
-def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> DiffusionPipeline:
+def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> Pipeline:
     """The diffusers pipeline of `model`: bundled, sd15, sdxl, a folder or a hub id, as `dtype` on `device`.
 
     Other options go to diffusers' `from_pretrained`. Convolutions are laid out channels last, which CPUs and tensor cores run faster.

@@ -6,6 +6,7 @@ The paper's α_t is the cumulative product, `alphas_cumprod` here and in diffuse
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class NoiseSchedule:
             betas = np.linspace(start**0.5, end**0.5, size) ** 2
         elif name == "squaredcos_cap_v2":
             bars = [math.cos((i / size + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(size + 1)]
-            betas = np.array([min(1 - b / a, 0.999) for a, b in zip(bars, bars[1:], strict=False)])
+            betas = np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bars)])
         else:
             raise ValueError(f"beta_schedule is {name!r}; use linear, scaled_linear, squaredcos_cap_v2 or trained_betas")
         if config.get("rescale_betas_zero_snr"):

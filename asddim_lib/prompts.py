@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from asddim_lib.errors import check
-from asddim_lib.models import data_folder
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from asddim_lib.models import Pipeline, data_folder
 
 
 def load_prompts(source: str | os.PathLike = "bundled", count: int | None = None) -> pd.DataFrame:
@@ -33,7 +30,7 @@ def load_prompts(source: str | os.PathLike = "bundled", count: int | None = None
     return table.head(count)
 
 
-def check_prompts(pipe: DiffusionPipeline, prompts: list[str]) -> None:
+def check_prompts(pipe: Pipeline, prompts: list[str]) -> None:
     """Raises ValueError for a prompt that is empty, or longer than the pipeline's tokenizer takes."""
     tokenizer: Any = pipe.tokenizer
     for prompt in prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,12 @@ class ASDDIMScheduler(DDIMScheduler):
         """
         given = "both" if timesteps is not None else "neither"
         check((num_inference_steps is None) != (timesteps is None), "num_inference_steps and timesteps", f"{given} given", "give one")
-        if timesteps is None:
+        if num_inference_steps is not None:
             grid = make_timesteps(self.config, num_inference_steps)
         else:
             size = self.config.num_train_timesteps
-            grid = [int(t) for t in timesteps]
-            falling = all(a > b for a, b in zip(grid, grid[1:], strict=False))
+            grid = [int(t) for t in timesteps or []]
+            falling = all(a > b for a, b in itertools.pairwise(grid))
             check(bool(grid) and falling, "timesteps", timesteps, "give strictly decreasing timesteps")
             check(0 <= grid[-1] and grid[0] < size, "timesteps", timesteps, f"keep them within 0 … {size - 1}")
         self.num_inference_steps = len(grid)

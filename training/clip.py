@@ -25,7 +25,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*COLOURS, *GARMENTS, *(g + "s" for g in GARMENTS), "dresses", *GROUNDS, *COUNTS, *"a an on left of above ground".split()]
+    words = [*COLOURS, *GARMENTS, *(g + "s" for g in GARMENTS), "dresses", *GROUNDS, *COUNTS, *["a", "an", "on", "left", "of", "above", "ground"]]
     trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(words * 2, trainer)
     learned = json.loads(tokenizer.to_str())["model"]

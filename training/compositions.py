@@ -147,13 +147,18 @@ def load_photographs(split: str, half: int | None = None, folder: Path | None = 
             target = folder / f"{name}-{kind}-ubyte.gz"
             if not target.exists():
                 urllib.request.urlretrieve(DOWNLOAD + target.name, target)
-    images = np.frombuffer(gzip.open(folder / f"{name}-images-idx3-ubyte.gz").read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    labels = np.frombuffer(gzip.open(folder / f"{name}-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
+    images = _read(folder / f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    labels = _read(folder / f"{name}-labels-idx1-ubyte.gz", 8)
     chosen = slice(None) if half is None else slice(half, None, 2)
     # The ground of a photograph is black; closing fills the one-pixel holes that dark seams leave in its silhouette.
     opacity = grey_closing(np.minimum(images, 25) * np.uint8(10), size=(1, 3, 3))
     stacked = np.stack([images, opacity], axis=1)
     return {garment: stacked[labels == label][chosen] for garment, label in GARMENTS.items()}
+
+
+def _read(file: Path, header: int) -> np.ndarray:
+    with gzip.open(file) as stream:
+        return np.frombuffer(stream.read(), np.uint8, offset=header)
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------------------

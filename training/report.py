@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-
 from asddim_lib import metrics
 from asddim_lib.experiment import draw
 from asddim_lib.models import load_pipeline
-from asddim_lib.prompts import load_prompts
 from training.assembly import prompts as draw_prompts
 from training.assembly import real
 from training.judge import blur
@@ -63,11 +61,17 @@ def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
     """FID of unseen pictures that were blurred, or to which noise was added, each by rising degrees."""
     _, pictures = real(count, SEED + 5)
     clean = pictures / 255
-    found: dict[str, dict[float, float]] = {name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())} for name in DAMAGES}
+    found: dict[str, dict[float, float]] = {
+        name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())} for name in DAMAGES
+    }
     generator = torch.Generator().manual_seed(SEED)
     for name, degrees in DAMAGES.items():
         for degree in degrees:
-            hurt = blur(clean, torch.full((count,), degree)) if name.startswith("blur") else clean + degree * torch.randn(clean.shape, generator=generator)
+            hurt = (
+                blur(clean, torch.full((count,), degree))
+                if name.startswith("blur")
+                else clean + degree * torch.randn(clean.shape, generator=generator)
+            )
             images = (hurt.clamp(0, 1) * 255).round().byte()
             found[name][degree] = metrics.fid(metrics.judge_features(images), metrics.reference_features())
     return found

@@ -63,8 +63,9 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
     model = make_model(text.config.hidden_size).to(memory_format=torch.channels_last)
     scheduler = DDIMScheduler(**SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    # Half-way (in logarithms) between the plain ε loss and min-SNR-5: composition is learned sooner, texture is kept.
-    weight = (snr.clamp(max=5) / snr).sqrt()
+    # Half-way (in logarithms) between the plain ε loss and min-SNR-5 at low noise; at high noise, where a small error in ε is a large
+    # one in the picture's colours, more: composition is learned sooner, texture is kept.
+    weight = (snr.clamp(max=5) / snr).sqrt() * snr.clamp(max=1) ** -0.25
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, step])
