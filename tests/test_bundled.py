@@ -1,0 +1,106 @@
+"""The bundled model, its judge and the experiment, as a user meets them."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from asddim_lib import ASDDIMScheduler, calibrate, experiment, load_pipeline, metrics
+from asddim_lib.prompts import check_prompts, load_prompts
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline()
+
+
+def test_pins_agree():
+    lock = {line for line in (ROOT / "requirements.lock").read_text().splitlines() if line}
+    environment = {line.strip()[2:] for line in (ROOT / "environment.yml").read_text().splitlines() if line.startswith("    - ")}
+    assert lock == environment
+    assert all("==" in pin for pin in lock)
+    names = {pin.split("==")[0].lower().replace("_", "-") for pin in lock}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    assert {d.replace("<", ">").split(">")[0].lower() for d in wanted} <= names
+
+
+def test_data_is_small():
+    assert sum(f.stat().st_size for f in (ROOT / "data").rglob("*") if f.is_file()) < 60e6
+
+
+def test_fid_equals_closed_form():  # Eq 14
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(4000, 8, generator=generator, dtype=torch.float64)
+    b = 2 * a + 3
+    mean, cov = (b.mean(0) - a.mean(0)).square().sum(), torch.cov(a.T)
+    assert metrics.fid(b, a) == pytest.approx(float(mean + cov.trace()), rel=1e-6)  # commuting covariances: tr(C + 4C − 2·2C) = tr C
+
+
+def test_clip_score_equals_mean_cosine():  # Eqs 15–16
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    prompts = list(load_prompts("bundled", 8)["prompt"])
+    found = metrics.clip_cosine(images, prompts)
+    assert metrics.clip_score(images, prompts) == pytest.approx(float(found.mean()), abs=1e-5)
+
+
+def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
+    table = load_prompts("bundled", 6)
+    setting = experiment.Setting(methods=("ddim", "combined"), steps=(3,), batch_size=4)
+    profiles = {7.5: calibrate(pipe, list(table["prompt"])[:2], num_steps=3)}
+    experiment.generate(pipe, table, setting, profiles, tmp_path)
+    files = sorted((tmp_path / "images").iterdir())
+    kept = {f.name: f.read_bytes() for f in files}
+    files[0].write_bytes(files[0].read_bytes()[:100])  # a truncated batch is drawn again
+    files[1].unlink()
+    experiment.generate(pipe, table, setting, profiles, tmp_path)
+    records, features = experiment.judge(table, setting, tmp_path)
+    assert len(records) == 12
+    assert len(kept) == 4
+    assert features[experiment.Cell("ddim", 3, 7.5)].shape == (6, 192)
+    assert set(records["nfe"]) == {6}
+    with pytest.raises(ValueError, match="another batch_size"):
+        experiment.generate(pipe, table, experiment.Setting(methods=("ddim",), steps=(3,), batch_size=2), profiles, tmp_path)
+
+
+def test_uniform_draws_what_the_pipeline_draws(pipe):
+    original, how = pipe.scheduler, {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    theirs = pipe("a red boot on a white ground", generator=torch.Generator().manual_seed(1), **how).images
+    pipe.scheduler = ASDDIMScheduler.from_config(original.config, allocation="uniform")
+    ours = pipe("a red boot on a white ground", generator=torch.Generator().manual_seed(1), **how).images
+    pipe.scheduler = original
+    assert torch.equal(theirs, ours)
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "a red boot " * 20])
+def test_wrong_prompts_are_refused(pipe, prompt):
+    with pytest.raises(ValueError, match="prompt is"):
+        check_prompts(pipe, [prompt])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", ""],
+        ["generate", "a red boot", "--steps", "0"],
+        ["evaluate", "--methods", "magic"],
+        ["generate", "a boot", "--model", "/nowhere/at-all"],
+    ],
+)
+def test_command_line_refuses_in_one_line(arguments, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from asddim_lib.cli import main; main()", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("asddim: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_quality_is_on_record():
+    assert json.loads((ROOT / "data" / "quality.json").read_text())["clip_retrieval_rank1_of_512"] > 0

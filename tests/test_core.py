@@ -1,0 +1,168 @@
+"""The core against independent implementations, closed forms and properties."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asddim_lib import ASDDIMScheduler, SensitivityProfile, sigmas, timesteps
+from asddim_lib.allocation import allocate, gradient_step, noise_weights, normalize, step_sizes, steps_per_timestep
+from asddim_lib.noise import NoiseSchedule
+from asddim_lib.sensitivity import fingerprint, gradient_norm
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+SCHEDULE = NoiseSchedule.from_config(SD)
+
+
+def profile(g=(1.0, 4.0), t=(900, 50), schedule=SCHEDULE):
+    return SensitivityProfile(list(t), list(g), [0.1] * len(g), "vjp", 1, 4, 0, 7.5, "test", fingerprint(schedule))
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_schedule_equals_diffusers(name, rescale):
+    reference = DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=rescale)
+    ours = NoiseSchedule.from_config(reference)
+    np.testing.assert_allclose(ours.alphas_cumprod, reference.alphas_cumprod.double().numpy(), rtol=2e-3, atol=2e-6)
+
+
+def test_forward_steps_compose_to_the_closed_form():  # Eq 1
+    mean, variance = torch.tensor(1.0, dtype=torch.float64), 0.0
+    for t in range(500):
+        mean, beta = SCHEDULE.forward_step(mean, t)
+        variance = (1 - beta) * variance + beta
+    assert mean.item() == pytest.approx(SCHEDULE.alphas_cumprod[499] ** 0.5, rel=1e-12)
+    assert variance == pytest.approx(SCHEDULE.variance[499], rel=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("small", "fixed_small"), ("large", "fixed_large")])
+def test_reverse_step_equals_ddpm(kind, theirs):  # Eq 2
+    config = {k: SD[k] for k in ("beta_start", "beta_end", "beta_schedule")}
+    reference = DDPMScheduler(**config, clip_sample=False, variance_type=theirs)
+    x, e = torch.randn(2, 4), torch.randn(2, 4)
+    mean, _variance = SCHEDULE.reverse_step(x, e, 0)
+    torch.testing.assert_close(reference.step(e, 0, x).prev_sample, mean, rtol=1e-4, atol=1e-5)
+    assert float(reference._get_variance(600)) == pytest.approx(SCHEDULE.reverse_step(x, e, 600, kind)[1], rel=1e-3)
+
+
+@given(
+    p=st.floats(0, 8),
+    lam=st.floats(0, 50),
+    steps=st.integers(1, 1000),
+    reading=st.sampled_from(["intent", "density", "literal"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_grid_is_strict_and_has_its_ends(p, lam, steps, reading, seed):  # Eqs 11–13
+    g = np.exp(np.random.default_rng(seed).normal(size=1000))
+    grid = allocate(step_sizes(noise_weights(SCHEDULE.variance, p), gradient_step(g, lam), reading), steps)
+    assert len(grid) == steps
+    assert grid[0] == 999
+    assert grid[-1] >= 0
+    assert all(a > b for a, b in itertools.pairwise(grid))
+
+
+@given(low=st.floats(0, 3), more=st.floats(0, 3), steps=st.integers(1, 200))
+@settings(max_examples=50, deadline=None)
+def test_more_p_never_moves_a_timestep_up_in_noise(low, more, steps):
+    a, b = (allocate(1 / noise_weights(SCHEDULE.variance, p), steps) for p in (low, low + more))
+    assert all(y <= x for x, y in zip(a, b, strict=True))
+
+
+def test_weights_known_values():  # Eqs 5–7, 9
+    assert noise_weights(np.array([0.25]), 2.0, 0.0)[0] == 4.0
+    assert normalize(np.arange(5.0)).sum() == pytest.approx(1)
+    assert steps_per_timestep(np.arange(5.0), 20).sum() == pytest.approx(20)
+    np.testing.assert_allclose(gradient_step(np.array([1.0, 3.0]), 2.0), [1 / 2, 1 / 4])
+    assert timesteps(SD | {"timestep_spacing": "trailing"}, 7, allocation="uniform") == allocate(np.ones(1000), 7)
+    assert sigmas(SD, 7)[-1] == 0
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("steps", [1, 10, 20, 50, 100, 500])
+def test_uniform_equals_ddim_to_the_bit(spacing, prediction, eta, steps):  # Eq 3
+    config = SD | {"timestep_spacing": spacing, "prediction_type": prediction, "clip_sample": True}
+    ours, theirs = ASDDIMScheduler(**config, allocation="uniform"), DDIMScheduler(**config)
+    ours.set_timesteps(steps)
+    theirs.set_timesteps(steps)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    generator = torch.Generator().manual_seed(0)
+    x = y = torch.randn(2, 4, 4, 4, generator=generator)
+    for t in theirs.timesteps[:12]:
+        output, noise = torch.randn(x.shape, generator=generator), torch.randn(x.shape, generator=generator)
+        x = ours.step(output, t, x, eta=eta, variance_noise=noise).prev_sample
+        y = theirs.step(output, t, y, eta=eta, variance_noise=noise).prev_sample
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_grids_equal_first_order_dpm_solver(seed):
+    draw = np.random.default_rng(seed)
+    grid = sorted((int(t) for t in draw.choice(1000, 12, replace=False)), reverse=True)
+    ours = ASDDIMScheduler(**SD)
+    config = {k: SD[k] for k in ("beta_start", "beta_end", "beta_schedule")}
+    theirs = DPMSolverMultistepScheduler(**config, solver_order=1, final_sigmas_type="sigma_min")
+    ours.set_timesteps(timesteps=grid)
+    theirs.set_timesteps(timesteps=grid)
+    x = y = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+    for t in grid:
+        x = ours.step(torch.sin(x), t, x).prev_sample
+        y = theirs.step(torch.sin(y), t, y).prev_sample
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["vjp", "difference"])
+def test_gradient_norm_of_a_linear_map(estimator):  # Eq 8
+    matrix = torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(3, 16, dtype=torch.float64)
+    value, error = gradient_norm(
+        lambda x, t: x @ matrix.T, x, torch.tensor(5), estimator=estimator, probes=400, generator=torch.Generator().manual_seed(2)
+    )
+    assert torch.all((value - matrix.norm()).abs() < 4 * error)
+    assert torch.all(error < 0.05 * value)
+
+
+def test_profile_round_trip_and_refusals(tmp_path):
+    made = profile()
+    made.save(tmp_path / "p.json")
+    assert SensitivityProfile.load(tmp_path / "p.json") == made
+    (tmp_path / "p.json").write_text('{"timesteps": [1')
+    with pytest.raises(ValueError, match="calibrate again"):
+        SensitivityProfile.load(tmp_path / "p.json")
+    with pytest.raises(ValueError, match="another noise schedule"):
+        timesteps({"beta_schedule": "linear"}, 10, allocation="combined", profile=made)
+
+
+def test_more_gradient_never_thins_the_grid_there():
+    flat = timesteps(SD, 20, allocation="gradient", profile=profile((1.0, 1.0)))
+    steep = timesteps(SD, 20, allocation="gradient", profile=profile((1.0, 9.0)))
+    assert sum(t < 200 for t in steep) > sum(t < 200 for t in flat)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
+        ({"allocation": "magic"}, "allocation is magic"),
+        ({"p": -1.0}, "p is -1.0"),
+        ({"allocation": "combined"}, "profile is None"),
+        ({"allocation": "combined", "profile": profile(), "lam": -1.0}, "lam is -1.0"),
+        ({"reading": "free"}, "reading is free"),
+    ],
+)
+def test_wrong_input_is_named(how, message):
+    with pytest.raises(ValueError, match=message):
+        timesteps(SD, how.pop("num_inference_steps", 10), **how)
+
+
+@pytest.mark.parametrize("wrong", [[5, 5], [1, 2], [1000], [3, -1], []])
+def test_wrong_timesteps_are_refused(wrong):
+    with pytest.raises(ValueError, match="timesteps"):
+        ASDDIMScheduler(**SD).set_timesteps(timesteps=wrong)
