@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: book test experiment bench lock clean
 .DELETE_ON_ERROR:
 
-book: .venv/.ready ## execute the chapters and build the HTML into _build/html
+book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
 	$(BIN)/python book/build.py
 
 test: .venv/.ready ## lint, types, tests

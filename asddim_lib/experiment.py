@@ -60,9 +60,7 @@ class Setting:
 
 
 @torch.no_grad()
-def draw(
-    pipe: Pipeline, prompts: list[str], seeds: list[int], *, num_inference_steps: int, guidance_scale: float, batch_size: int = 50
-) -> tuple[Tensor, float]:
+def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, num_inference_steps: int, guidance_scale: float, batch_size: int = 50) -> tuple[Tensor, float]:
     """Pictures (n × 3 × h × w, uint8) for prompts, each from the noise of its own seed, and the seconds that one took."""
     parts, begun = [], time.perf_counter()
     for start in range(0, len(prompts), batch_size):
@@ -170,9 +168,7 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def evaluate(
-    pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, calibrate_on: int = 8
-) -> pd.DataFrame:
+def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, calibrate_on: int = 8) -> pd.DataFrame:
     """The whole experiment: profiles (on prompts that are not reported on), pictures, records, summary; all kept in `out`.
 
     Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.

@@ -94,9 +94,7 @@ def test_wrong_prompts_are_refused(pipe, prompt):
     ],
 )
 def test_command_line_refuses_in_one_line(arguments, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", "from asddim_lib.cli import main; main()", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", "from asddim_lib.cli import main; main()", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("asddim: ")
     assert not list(tmp_path.iterdir())

@@ -121,9 +121,7 @@ def test_random_grids_equal_first_order_dpm_solver(seed):
 def test_gradient_norm_of_a_linear_map(estimator):  # Eq 8
     matrix = torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = torch.randn(3, 16, dtype=torch.float64)
-    value, error = gradient_norm(
-        lambda x, t: x @ matrix.T, x, torch.tensor(5), estimator=estimator, probes=400, generator=torch.Generator().manual_seed(2)
-    )
+    value, error = gradient_norm(lambda x, t: x @ matrix.T, x, torch.tensor(5), estimator=estimator, probes=400, generator=torch.Generator().manual_seed(2))
     assert torch.all((value - matrix.norm()).abs() < 4 * error)
     assert torch.all(error < 0.05 * value)
 

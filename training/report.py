@@ -61,17 +61,11 @@ def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
     """FID of unseen pictures that were blurred, or to which noise was added, each by rising degrees."""
     _, pictures = real(count, SEED + 5)
     clean = pictures / 255
-    found: dict[str, dict[float, float]] = {
-        name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())} for name in DAMAGES
-    }
+    found: dict[str, dict[float, float]] = {name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())} for name in DAMAGES}
     generator = torch.Generator().manual_seed(SEED)
     for name, degrees in DAMAGES.items():
         for degree in degrees:
-            hurt = (
-                blur(clean, torch.full((count,), degree))
-                if name.startswith("blur")
-                else clean + degree * torch.randn(clean.shape, generator=generator)
-            )
+            hurt = blur(clean, torch.full((count,), degree)) if name.startswith("blur") else clean + degree * torch.randn(clean.shape, generator=generator)
             images = (hurt.clamp(0, 1) * 255).round().byte()
             found[name][degree] = metrics.fid(metrics.judge_features(images), metrics.reference_features())
     return found
