@@ -1,6 +1,5 @@
 """The bundled model, its judge and the experiment, as a user meets them."""
 
-import json
 import subprocess
 import sys
 import tomllib
@@ -98,7 +97,3 @@ def test_command_line_refuses_in_one_line(arguments, tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("asddim: ")
     assert not list(tmp_path.iterdir())
-
-
-def test_quality_is_on_record():
-    assert json.loads((ROOT / "data" / "quality.json").read_text())["clip_retrieval_rank1_of_512"] > 0
