@@ -26,7 +26,7 @@ def main() -> None:
         jupytext.write(jupytext.read(chapter), source)
         print(f"executing {chapter.relative_to(ROOT)}", flush=True)
         papermill.execute_notebook(source, done, cwd=str(ROOT), kernel_name="python3", execution_timeout=900, progress_bar=False)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(STAGE), "-n", "-W", "--keep-going"]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "-n", "-W", "--keep-going"]
     subprocess.run(command, check=True)
     print(f"open {(STAGE / '_build' / 'html' / 'index.html').relative_to(ROOT)}")
 
