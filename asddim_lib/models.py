@@ -45,4 +45,5 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
+    pipe.register_to_config(_name_or_path=str(model))  # a profile names its model by this, never by a path of one machine
     return pipe.to(device)

@@ -46,6 +46,10 @@ def assemble(runs: Path, data: Path) -> None:
         unet=UNet2DConditionModel.from_pretrained(parts / "unet", torch_dtype=torch.float16),
         scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(data / "model")  # fmt: skip
+    for config in data.glob("model/*/config.json"):  # diffusers notes where a part was read from: a path of this machine
+        held = json.loads(config.read_text())
+        held.pop("_name_or_path", None)
+        config.write_text(json.dumps(held, indent=2) + "\n")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(parts / "tokenizer" / name, data / "model" / "tokenizer" / name)
     for part in ("clip", "judge"):
