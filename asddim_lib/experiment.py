@@ -177,14 +177,17 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
     check(not missing, "prompts", f"without the columns {', '.join(sorted(missing))}", "use bundled or bundled-tune")
     profiles = {}
     for scale in setting.guidance_scales:
-        file = out / f"profile-g{scale:g}.json"
+        # Kept with the pictures: a record's profile, which may be another model's, is never taken for this run's.
+        file = out / "images" / f"profile-g{scale:g}.json"
         if not file.exists():
-            out.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             calibrate(pipe, list(load_prompts("bundled-tune", calibrate_on)["prompt"]), guidance_scale=scale).save(file)
         profiles[scale] = SensitivityProfile.load(file)
     generate(pipe, table, setting, profiles, out, progress)
     records, features = judge(table, setting, out)
     summary = summarize(records, features)
+    for scale, profile in profiles.items():
+        profile.save(out / f"profile-g{scale:g}.json")
     _replace(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     _replace(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
     _replace(out / "provenance.json", lambda part: part.write_text(json.dumps(provenance(setting, pipe, table), indent=1) + "\n"))
@@ -208,7 +211,7 @@ def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, prof
         "batch_size": setting.batch_size, "p": setting.p, "lam": setting.lam, "reading": setting.reading, "prompts": _hash(prompts),
         "profiles": {f"{s:g}": _hash(p.to_dict()) for s, p in profiles.items()}, "weights": _weights(pipe), "dtype": str(pipe.unet.dtype),
     }  # fmt: skip
-    file = out / "claim.json"
+    file = out / "images" / "claim.json"
     if file.exists():
         held = json.loads(file.read_text())
         other = [key for key in wanted if held.get(key) != wanted[key]]

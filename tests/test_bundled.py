@@ -5,6 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -54,7 +55,7 @@ def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
     setting = experiment.Setting(methods=("ddim", "combined"), steps=(3,), batch_size=4)
     profiles = {7.5: calibrate(pipe, list(table["prompt"])[:2], num_steps=3)}
     experiment.generate(pipe, table, setting, profiles, tmp_path)
-    files = sorted((tmp_path / "images").iterdir())
+    files = sorted((tmp_path / "images").glob("*.safetensors"))
     kept = {f.name: f.read_bytes() for f in files}
     files[0].write_bytes(files[0].read_bytes()[:100])  # a truncated batch is drawn again
     files[1].unlink()
@@ -66,6 +67,16 @@ def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
     assert set(records["nfe"]) == {6}
     with pytest.raises(ValueError, match="another batch_size"):
         experiment.generate(pipe, table, experiment.Setting(methods=("ddim",), steps=(3,), batch_size=2), profiles, tmp_path)
+
+
+def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
+    record = ROOT / "results" / "experiment"
+    for file in record.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    setting = experiment.Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,))
+    experiment.evaluate(pipe, load_prompts("bundled-tune", 200), setting, tmp_path, calibrate_on=1)
+    assert list(pd.read_csv(tmp_path / "summary.csv")["steps"]) == [1]
 
 
 def test_uniform_draws_what_the_pipeline_draws(pipe):
