@@ -43,6 +43,16 @@ def test_fid_equals_closed_form():  # Eq 14
     assert metrics.fid(b, a) == pytest.approx(float(mean + cov.trace()), rel=1e-6)  # commuting covariances: tr(C + 4C − 2·2C) = tr C
 
 
+def test_kid_interval_covers():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(2000, 8, generator=generator, dtype=torch.float64)
+    found = [metrics.kid(1.1 * torch.randn(100, 8, generator=generator, dtype=torch.float64) + 0.2, reference) for _ in range(60)]
+    values, halves = torch.tensor(found).T
+    covered = ((values - values.mean()).abs() < halves).double().mean()
+    assert 0.85 <= covered <= 1  # 95 % is meant; of 60, fewer than 85 % would come by chance once in 500 times
+    assert halves.mean() < 2.5 * values.std()
+
+
 def test_clip_score_equals_mean_cosine():  # Eqs 15–16
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     prompts = list(load_prompts("bundled", 8)["prompt"])

@@ -12,6 +12,8 @@ from training import assembly, clip, judge, report, unet, vae
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 Runs = Annotated[Path, typer.Option(help="Where checkpoints, logs and finished parts are kept.")]
+Bf16 = Annotated[bool, typer.Option(help="Train under bfloat16 autocast: faster where the processor has it.")]
+Start = Annotated[Path | None, typer.Option(help="Folder of finished weights to train on, such as data/model/unet, instead of fresh ones.")]
 RUNS = Path.home() / ".cache" / "asddim-runs"
 DATA = Path(__file__).parents[1] / "data"
 
@@ -28,23 +30,24 @@ def train_clip(runs: Runs = RUNS, steps: int = 900, batch: int = 192, lr: float 
 
 
 @app.command("vae")
-def train_vae(runs: Runs = RUNS, steps: int = 3200, batch: int = 16, lr: float = 2e-3, seed: int = 2) -> None:
-    """The autoencoder."""
-    vae.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+def train_vae(runs: Runs = RUNS, steps: int = 3200, batch: int = 16, lr: float = 2e-3, seed: int = 2, bf16: Bf16 = True, start: Start = None) -> None:
+    """The autoencoder; with --start, its decoder only."""
+    vae.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, start=start)
 
 
 @app.command("judge")
-def train_judge(runs: Runs = RUNS, steps: int = 2000, batch: int = 64, lr: float = 2e-3, seed: int = 3) -> None:
+def train_judge(runs: Runs = RUNS, steps: int = 2000, batch: int = 64, lr: float = 2e-3, seed: int = 3, bf16: Bf16 = True) -> None:
     """The judge, which no generator ever sees."""
-    judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+    judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16)
 
 
 @app.command("unet")
 def train_unet(
-    runs: Runs = RUNS, steps: int = 4000, batch: int = 64, lr: float = 8e-4, seed: int = 4, pictures: int = 60_032
+    runs: Runs = RUNS, steps: int = 4000, batch: int = 64, lr: float = 8e-4, seed: int = 4, pictures: int = 60_032,
+    bf16: Bf16 = True, start: Start = None,
 ) -> None:  # fmt: skip
     """The UNet, on the latents of the finished autoencoder. A larger --steps goes on from a finished run."""
-    unet.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, pictures=pictures)
+    unet.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, pictures=pictures, bf16=bf16, start=start)
 
 
 @app.command("assemble")

@@ -59,8 +59,16 @@ def assemble(runs: Path, data: Path) -> None:
     _, pictures = real(REFERENCE, REFERENCE_SEED)
     save_file({"features": metrics.judge_features(pictures).half()}, data / "reference.safetensors")
     save_file({"images": pictures[:64].permute(0, 2, 3, 1).contiguous()}, data / "real_samples.safetensors")
-    record = {}
+    (data / "training.json").write_text(json.dumps(history(runs, data / "training.json"), indent=1) + "\n")
+
+
+def history(runs: Path, file: Path) -> dict[str, list[dict]]:
+    """Every part's runs in order: those on record in `file` that a run now continued (or left alone), and the run itself."""
+    held: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
     for name in ("clip", "vae", "judge", "unet"):
-        curve = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
-        record[name] = {**json.loads((runs / name / "record.json").read_text()), "curve": curve[:: max(1, len(curve) // 40)] + curve[-1:]}
-    (data / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        if (runs / name / "record.json").exists():
+            curve = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
+            run = {**json.loads((runs / name / "record.json").read_text()), "curve": curve[:: max(1, len(curve) // 40)] + curve[-1:]}
+            earlier = [r for r in held.get(name, []) if r["curve"][0] != run["curve"][0]] if run["continued"] else []
+            held[name] = [*earlier, run]
+    return held

@@ -7,21 +7,26 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 
 def fit(
     name: str, model: nn.Module, loss: Callable[[int], dict[str, Tensor]], *, steps: int, lr: float, runs: Path, seed: int,
-    warmup: int = 200, cooldown: float = 0.3, weight_decay: float = 0.01, ema: float = 0.999, save_every: int = 200, log_every: int = 50,
+    bf16: bool = False, warmup: int = 200, cooldown: float = 0.3, weight_decay: float = 0.01, ema: float = 0.999,
+    save_every: int = 200, log_every: int = 50, continued: bool = False,
 ) -> nn.Module:  # fmt: skip
     """Minimises `loss(step)["loss"]` over the model's trainable parameters and returns the model with its EMA weights.
 
     The batch and its noise depend on the step's number alone, so a run that is killed and started again goes on from the last
     checkpoint as if nothing had happened. `cooldown` is the share of steps over which the learning rate falls linearly to zero.
+    `bf16` computes the loss under autocast, with the math attention kernel: the fused one is slow backwards in bfloat16.
+    `continued` is noted in the record: the model was not fresh but an earlier run's.
     """
     folder = runs / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed * 1_000_003 + step)
-        terms = loss(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH) if bf16 else nullcontext():
+            terms = loss(step)
         terms["loss"].backward()
         if not torch.isfinite(terms["loss"]):
             raise FloatingPointError(f"{name}: the loss is {terms['loss'].item()} at step {step}; lower lr ({lr}) and start again")
@@ -71,8 +77,8 @@ def fit(
     for p, mean in zip(trained, average, strict=True):
         p.data.copy_(mean)
     record = {
-        "name": name, "seed": seed, "steps": steps, "lr": lr, "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(seconds + time.monotonic() - begun), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "name": name, "seed": seed, "continued": continued, "steps": steps, "lr": lr, "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(seconds + time.monotonic() - begun), "threads": torch.get_num_threads(), "bf16": bf16, "torch": torch.__version__,
         "python": platform.python_version(), "machine": platform.machine(),
     }  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -54,13 +54,14 @@ def caption(seed: int, index: int, rng: np.random.Generator) -> str:
     return "" if u < 0.1 else scene.subject if u < 0.2 else scene.caption
 
 
-def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, pictures: int) -> None:
+def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, pictures: int, bf16: bool, start: Path | None) -> None:
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval().to(memory_format=torch.channels_last)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).eval()
     latents = encode(runs, vae, pictures, seed)
-    model = make_model(text.config.hidden_size).to(memory_format=torch.channels_last)
+    model = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32) if start else make_model(text.config.hidden_size)
+    model.to(memory_format=torch.channels_last)
     scheduler = DDIMScheduler(**SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     # Half-way (in logarithms) between the plain ε loss and min-SNR-5 at low noise; at high noise, where a small error in ε is a large
@@ -80,5 +81,5 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         error = (model(noisy, t, hidden).sample - noise).square().mean((1, 2, 3))
         return {"loss": (weight[t] * error).mean(), "plain": error.detach().mean(), "high": error.detach()[t > 600].mean()}
 
-    fit("unet", model, loss, steps=steps, lr=lr, runs=runs, seed=seed)
+    fit("unet", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, bf16=bf16, continued=start is not None)
     model.half().save_pretrained(out / "unet")

@@ -20,10 +20,16 @@ def make_model() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, whole: float = 0.3) -> None:
-    """Trains on crops of a quarter of the area that hold a thing, then, for the share `whole` of the steps, on whole pictures."""
+def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, bf16: bool, start: Path | None, whole: float = 0.3) -> None:
+    """Trains on crops of a quarter of the area that hold a thing, then, for the share `whole` of the steps, on whole pictures.
+
+    With `start`, an autoencoder's folder, only its decoder is trained on: its latents stay what a UNet has learned.
+    """
     torch.manual_seed(seed)
-    model = make_model().to(memory_format=torch.channels_last)
+    model = (AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32) if start else make_model()).to(memory_format=torch.channels_last)
+    if start:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     photographs = load_photographs("train")
 
     def crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -42,9 +48,10 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         psnr = -10 * (error.detach() / 4).log10()
         return {"loss": error + 2e-5 * kl, "psnr": psnr, "kl": kl.detach()}
 
-    fit("vae", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=1e-4)
-    with torch.no_grad():
-        pictures = np.stack([sample(seed, -1 - i & 0xFFFFFFFF, photographs)[1] for i in range(512)])
-        latents = model.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
-    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    fit("vae", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, bf16=bf16, weight_decay=1e-4, continued=start is not None)
+    if not start:
+        with torch.no_grad():
+            pictures = np.stack([sample(seed, -1 - i & 0xFFFFFFFF, photographs)[1] for i in range(512)])
+            latents = model.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
+        model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     model.half().save_pretrained(out / "vae")
