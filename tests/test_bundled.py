@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, experiment, load_pipeline, metrics
 from asddim_lib.prompts import check_prompts, load_prompts
@@ -29,6 +30,11 @@ def test_pins_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
     assert {d.replace("<", ">").split(">")[0].lower() for d in wanted} <= names
+
+
+def test_text_encoder_bears_stable_diffusions_names():  # else transformers 4 keeps random weights and only warns
+    names = set(load_file(ROOT / "data" / "model" / "text_encoder" / "model.safetensors"))
+    assert {name.split(".")[0] for name in names} == {"text_model"}
 
 
 def test_data_is_small():

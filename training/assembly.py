@@ -50,8 +50,9 @@ def assemble(runs: Path, data: Path) -> None:
         held = json.loads(config.read_text())
         held.pop("_name_or_path", None)
         config.write_text(json.dumps(held, indent=2) + "\n")
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(parts / "tokenizer" / name, data / "model" / "tokenizer" / name)
+    # Two parts that transformers 5 would write for itself alone: the originals are kept.
+    for name in ("tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/model.safetensors"):
+        shutil.copy(parts / name, data / "model" / name)
     for part in ("clip", "judge"):
         shutil.copytree(parts / part, data / part, dirs_exist_ok=True)
     for name, (count, seed) in PROMPTS.items():

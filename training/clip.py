@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 
@@ -84,3 +85,6 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
     text = CLIPTextModel(model.config.text_config).half()
     text.load_state_dict({k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()})
     text.save_pretrained(out / "text_encoder")
+    # Under the names of Stable Diffusion's own file, which every transformers reads: 5 writes names that 4 takes for another model's.
+    named = {f"text_model.{k}": v.contiguous() for k, v in text.state_dict().items()}
+    save_file(named, out / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
