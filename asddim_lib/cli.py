@@ -50,6 +50,7 @@ def generate(
     """Draws one picture. Example: asddim generate "a red boot on a white ground" boot.png --steps 20"""
     import torch
 
+    from asddim_lib.files import write_whole
     from asddim_lib.models import load_pipeline
     from asddim_lib.prompts import check_prompts
     from asddim_lib.scheduler import ASDDIMScheduler
@@ -61,7 +62,7 @@ def generate(
     pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation=allocation, profile=held)
     generator = torch.Generator().manual_seed(seed)
     picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator).images[0]
-    picture.save(out)
+    write_whole(out, picture.save)
     typer.echo(f"{out}: {picture.width}×{picture.height}, timesteps {pipe.scheduler.timesteps.tolist()}")
 
 

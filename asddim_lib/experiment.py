@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from asddim_lib import metrics
 from asddim_lib.calibration import calibrate
 from asddim_lib.errors import check
+from asddim_lib.files import write_whole
 from asddim_lib.models import Pipeline
 from asddim_lib.prompts import check_prompts, load_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
@@ -127,7 +128,8 @@ def generate(
             if number == 0:  # the first call of a process pays for lazy initialisation; it is not timed
                 draw(pipe, **what, num_inference_steps=1, batch_size=setting.batch_size)
             images, seconds = draw(pipe, **what, num_inference_steps=cell.steps, batch_size=setting.batch_size)
-            _write(cell.file(out, start), {"images": images, "seconds": torch.tensor(seconds, dtype=torch.float64)})
+            drawn = {"images": images, "seconds": torch.tensor(seconds, dtype=torch.float64)}
+            write_whole(cell.file(out, start), partial(save_file, drawn))
     finally:
         pipe.scheduler = original
 
@@ -188,9 +190,9 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
     summary = summarize(records, features)
     for scale, profile in profiles.items():
         profile.save(out / f"profile-g{scale:g}.json")
-    _replace(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
-    _replace(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
-    _replace(out / "provenance.json", lambda part: part.write_text(json.dumps(provenance(setting, pipe, table), indent=1) + "\n"))
+    write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
+    write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
+    write_whole(out / "provenance.json", lambda part: part.write_text(json.dumps(provenance(setting, pipe, table), indent=1) + "\n"))
     return summary
 
 
@@ -218,7 +220,7 @@ def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, prof
         check(not other, "out", f"{out}, which holds pictures of another {', '.join(other)}", "name another folder or remove this one")
     else:
         (out / "images").mkdir(parents=True, exist_ok=True)
-        _replace(file, lambda part: part.write_text(json.dumps(wanted, indent=1) + "\n"))
+        write_whole(file, lambda part: part.write_text(json.dumps(wanted, indent=1) + "\n"))
 
 
 def _whole(file: Path) -> bool:
@@ -227,20 +229,6 @@ def _whole(file: Path) -> bool:
     except (FileNotFoundError, SafetensorError):  # missing or cut short: drawn again
         return False
     return True
-
-
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    _replace(file, lambda part: save_file(tensors, part))
-
-
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside the file and renames, so that a full disk or a kill leaves nothing half-written under its name."""
-    part = file.with_name(file.name + ".part")
-    try:
-        write(part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _hash(value: Any) -> str:

@@ -22,6 +22,18 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.norm2(h)))
 
 
+def _detail(x: Tensor) -> Tensor:
+    """Logarithms of the energy of first and second differences at full and half size, for each channel of x (n × c × h × w): n × 4c.
+
+    Mean activations hide blur and noise; the energy of fine detail shows them, on a scale where little is not nothing.
+    """
+    found = []
+    for scale in (x, F.avg_pool2d(x, 2)):
+        dy, dx = scale.diff(dim=2), scale.diff(dim=3)
+        found += [dy.square().mean((2, 3)) + dx.square().mean((2, 3)), dy.diff(dim=2).square().mean((2, 3)) + dx.diff(dim=3).square().mean((2, 3))]
+    return torch.cat(found, 1).add(1e-5).log()
+
+
 class Judge(ModelMixin, ConfigMixin):
     """Convolutional classifier with one head an attribute; its penultimate layer sees every scale, the finest included.
 
@@ -36,7 +48,7 @@ class Judge(ModelMixin, ConfigMixin):
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(channels))
         self.blocks = nn.ModuleList(_Residual(c) for c in channels[1:])
         self.last = nn.Conv2d(channels[-1], channels[-1], 4, stride=2, padding=1)
-        self.project = nn.Linear(channels[-1] * 16 + sum(channels), num_features)
+        self.project = nn.Linear(channels[-1] * 16 + sum(channels) + 12, num_features)
         self.heads = nn.ModuleDict({name: nn.Linear(num_features, len(classes)) for name, classes in attributes.items()})
         self.damage = nn.Linear(num_features, 2)
         self.num_features = num_features
@@ -45,8 +57,9 @@ class Judge(ModelMixin, ConfigMixin):
         """Penultimate features (n × num_features, float32) of images (n × 3 × 64 × 64, uint8, or float in [0, 1])."""
         x = images.to(self.stem.weight.dtype)
         x = x / 127.5 - 1 if images.dtype == torch.uint8 else 2 * x - 1
+        scales = [_detail(x)]
         x = self.stem(x)
-        scales = [F.silu(x).mean((2, 3))]
+        scales.append(F.silu(x).mean((2, 3)))
         for down, block in zip(self.downs, self.blocks, strict=True):
             x = block(down(F.silu(x)))
             scales.append(F.silu(x).mean((2, 3)))

@@ -41,6 +41,11 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "its files are damaged; fetch the folder again" if local else f"fetch it once with `hf download {source}`"
         raise ValueError(f"model is {str(model)!r}, which could not be loaded ({reason}); {remedy}") from error
+    # transformers makes an empty tokenizer of an empty folder, and says nothing.
+    words, known = getattr(pipe, "tokenizer", None), getattr(getattr(pipe, "text_encoder", None), "config", None)
+    if words is not None and known is not None:
+        whole = 2 * len(words) > known.vocab_size
+        check(whole, "model", f"{str(model)!r}, whose tokenizer knows {len(words)} of {known.vocab_size} tokens", "its files are damaged; fetch the folder again")
     for name in ("unet", "vae"):
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(memory_format=torch.channels_last)

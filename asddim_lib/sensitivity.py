@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asddim_lib.errors import check
+from asddim_lib.files import write_whole
 from asddim_lib.noise import NoiseSchedule
 
 SCHEMA = 1
@@ -114,9 +115,7 @@ class SensitivityProfile:
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON, whole or not at all."""
         path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(part, path)
+        write_whole(path, lambda part: part.write_text(json.dumps(self.to_dict(), indent=1) + "\n"))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SensitivityProfile:

@@ -1,5 +1,6 @@
 """The bundled model, its judge and the experiment, as a user meets them."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -104,6 +105,12 @@ def test_uniform_draws_what_the_pipeline_draws(pipe):
     assert torch.equal(theirs, ours)
 
 
+def run(arguments, folder, before=""):
+    """The command line, in a process and a folder of its own."""
+    code = before + "from asddim_lib.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder, check=False)
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "a red boot " * 20])
 def test_wrong_prompts_are_refused(pipe, prompt):
     with pytest.raises(ValueError, match="prompt is"):
@@ -120,7 +127,39 @@ def test_wrong_prompts_are_refused(pipe, prompt):
     ],
 )
 def test_command_line_refuses_in_one_line(arguments, tmp_path):
-    done = subprocess.run([sys.executable, "-c", "from asddim_lib.cli import main; main()", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = run(arguments, tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("asddim: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "a red boot on a white ground", "x.png", "--steps", "2"],
+        ["calibrate", "p.json", "--count", "1", "--num-steps", "100"],
+        ["evaluate", "--out", "o", "--count", "200", "--steps", "1", "--methods", "ddim"],
+    ],
+)
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(arguments, tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+    done = run(arguments, tmp_path, before=limit)
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr.strip().splitlines()[-1]
+    left = {f.name for f in tmp_path.rglob("*") if f.is_file()}
+    assert left <= {"profile-g7.5.json", "claim.json"}  # what was whole before the disk was full
+
+
+@pytest.mark.parametrize("hurt", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/config.json", "tokenizer"])
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_missing_or_truncated_weights_are_named(hurt, how, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "data" / "model", model)
+    for file in (model / hurt).iterdir() if (model / hurt).is_dir() else [model / hurt]:
+        if how == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="damaged") as caught:
+        load_pipeline(model)
+    assert "\n" not in str(caught.value)

@@ -42,7 +42,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(x, kernel[:, None, None, :], groups=len(kernel)).reshape(images.shape)
 
 
-def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, bf16: bool) -> None:
+def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int) -> None:
     torch.manual_seed(seed)
     model = Judge(HEADS).to(memory_format=torch.channels_last)
     photographs = load_photographs("train")
@@ -61,5 +61,5 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         right = (logits["garment_a"].argmax(1) == wanted["garment_a"]).float().mean()
         return {"loss": entropy + 2 * damage, "damage": damage.detach(), "garment_a": right}
 
-    fit("judge", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, bf16=bf16, weight_decay=0.05)
+    fit("judge", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.05)
     model.half().save_pretrained(out / "judge")

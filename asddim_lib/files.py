@@ -1,0 +1,22 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a file beside `file`, then renames it: a kill or a full disk leaves nothing half-written under its name.
+
+    Raises OSError with one line that names the file, whatever library failed to write it.
+    """
+    part = file.with_name(f".part-{file.name}")  # the ending stays: some writers go by it
+    try:
+        write(part)
+        part.replace(file)
+    except Exception as error:  # safetensors, Arrow and Pillow each have their own errors for a full disk
+        raise OSError(f"{file} could not be written ({error}); make room or name another place") from error
+    finally:
+        part.unlink(missing_ok=True)
