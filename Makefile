@@ -15,9 +15,11 @@ test: .venv/.ready ## lint, types, tests
 	$(BIN)/python -m pytest
 
 experiment: .venv/.ready ## the paper's ablation on the bundled model: 1,000 prompts; goes on where it was stopped
-	$(BIN)/asddim evaluate --out results/experiment --count 1000 --steps 20,50,100 --guidance-scale 7.5,3
+	for scale in 7.5 3; do for steps in 20 50 100; do \
+	  $(BIN)/asddim evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
+	done; done
 
-bench: .venv/.ready ## step() against diffusers' DDIM, cost of the estimators, time of an image
+bench: .venv/.ready ## step() against diffusers' DDIM, cost of the estimators, time of 1,000 images
 	$(BIN)/python -m tests.bench
 
 lock: ## pins everything that an environment made from pyproject.toml holds today

@@ -68,7 +68,7 @@ def generate(
 
 @app.command()
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder of pictures, records and summary.")] = Path("results/experiment"),
+    out: Annotated[Path, typer.Option(help="Folder of pictures, records and summary.")] = Path("results/ablation"),
     model: Model = "bundled",
     prompts: Annotated[str, typer.Option(help="bundled or bundled-tune.")] = "bundled",
     count: Annotated[int, typer.Option(help="How many prompts.")] = 1000,

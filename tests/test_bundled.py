@@ -87,7 +87,7 @@ def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
 
 
 def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
-    record = ROOT / "results" / "experiment"
+    record = ROOT / "results" / "guidance-7.5" / "steps-20"
     for file in record.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -58,7 +58,7 @@ def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
 
 @app.command("report")
 def make_report(data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0) -> None:
-    """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json."""
+    """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json and data/samples.png."""
     report.report(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
 
 

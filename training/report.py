@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from diffusers import DDIMScheduler
 
@@ -102,6 +104,19 @@ def _drawn(pipe, table, steps: int, guidance_scale: float) -> torch.Tensor:
     return draw(pipe, list(table["prompt"]), seeds, num_inference_steps=steps, guidance_scale=guidance_scale)[0]
 
 
+def picture(pipe, file: Path, steps: int, guidance_scale: float) -> None:
+    """Sixteen pictures, four a category, each the first of its seed: nothing is picked."""
+    table = draw_prompts(200, SEED + 8).groupby("category").head(4).sort_values("category").reset_index(drop=True)
+    images = _drawn(pipe, table, steps, guidance_scale)
+    figure, axes = plt.subplots(2, 8, figsize=(12, 4.1))
+    for axis, image, prompt in zip(axes.flat, images, table["prompt"], strict=True):
+        axis.imshow(image.permute(1, 2, 0))
+        axis.set_title(textwrap.fill(prompt, 20), fontsize=7)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
 def report(data: Path, *, prompts: int, steps: int, guidance_scale: float) -> None:
     pipe = load_pipeline(data / "model")
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -118,4 +133,5 @@ def report(data: Path, *, prompts: int, steps: int, guidance_scale: float) -> No
     for name, measure in measures.items():
         found[name] = measure()
         print(json.dumps({name: found[name]}), flush=True)
+    picture(pipe, data / "samples.png", 20, guidance_scale)
     (data / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
