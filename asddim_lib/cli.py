@@ -22,7 +22,7 @@ def calibrate(
     count: Annotated[int, typer.Option(help="How many prompts.")] = 8,
     guidance_scale: Scale = 7.5,
     num_steps: Annotated[int, typer.Option(help="Timesteps at which g(t) is measured.")] = 20,
-    estimator: Annotated[str, typer.Option(help="vjp or difference.")] = "vjp",
+    estimator: Annotated[str, typer.Option(help="vjp, jvp, difference, path (free), or power (the spectral norm).")] = "vjp",
     seed: int = 0,
 ) -> None:
     """Measures g(t) along the model's own path. Example: asddim calibrate profile.json --guidance-scale 7.5"""
@@ -30,8 +30,8 @@ def calibrate(
     from asddim_lib.models import load_pipeline
     from asddim_lib.prompts import load_prompts
 
-    texts = list(load_prompts(prompts, count)["prompt"])
-    profile = measure(load_pipeline(model), texts, guidance_scale=guidance_scale, num_steps=num_steps, estimator=estimator, seed=seed)
+    texts, norm = list(load_prompts(prompts, count)["prompt"]), "spectral" if estimator == "power" else "frobenius"
+    profile = measure(load_pipeline(model), texts, guidance_scale=guidance_scale, num_steps=num_steps, norm=norm, estimator=estimator, seed=seed)
     profile.save(out)
     typer.echo(f"{out}: g(t) at {len(profile.timesteps)} timesteps from {count} prompts")
 

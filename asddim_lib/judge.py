@@ -16,6 +16,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.first, self.second = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
         self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        nn.init.zeros_(self.second.weight)  # a new block begins as the identity, so that a trained judge can be made deeper
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(F.silu(self.norm1(x)))
@@ -47,6 +48,7 @@ class Judge(ModelMixin, ConfigMixin):
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in itertools.pairwise(channels))
         self.blocks = nn.ModuleList(_Residual(c) for c in channels[1:])
+        self.deeper = nn.ModuleList(nn.Identity() if i == 0 else _Residual(c) for i, c in enumerate(channels[1:]))
         self.last = nn.Conv2d(channels[-1], channels[-1], 4, stride=2, padding=1)
         self.project = nn.Linear(channels[-1] * 16 + sum(channels) + 12, num_features)
         self.heads = nn.ModuleDict({name: nn.Linear(num_features, len(classes)) for name, classes in attributes.items()})
@@ -60,8 +62,8 @@ class Judge(ModelMixin, ConfigMixin):
         scales = [_detail(x)]
         x = self.stem(x)
         scales.append(F.silu(x).mean((2, 3)))
-        for down, block in zip(self.downs, self.blocks, strict=True):
-            x = block(down(F.silu(x)))
+        for down, block, deeper in zip(self.downs, self.blocks, self.deeper, strict=True):
+            x = deeper(block(down(F.silu(x))))
             scales.append(F.silu(x).mean((2, 3)))
         x = F.silu(self.last(F.silu(x)))
         return self.project(torch.cat([x.flatten(1), *scales], 1)).float()

@@ -86,6 +86,22 @@ def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
         experiment.generate(pipe, table, experiment.Setting(methods=("ddim",), steps=(3,), batch_size=2), profiles, tmp_path)
 
 
+def test_estimators_agree_on_a_real_network(pipe):
+    prompts, how = ["a red boot on a white ground", "two blue bags on a tan ground"], {"num_steps": 3, "probes": 16}
+    found = [calibrate(pipe, prompts, estimator=estimator, **how).g for estimator in ("vjp", "jvp", "difference")]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=0.03)
+    spectral = calibrate(pipe, prompts, norm="spectral", **how).g
+    assert all(s < f for s, f in zip(spectral, found[0], strict=True))  # the largest singular value against all of them together
+    assert len(calibrate(pipe, prompts, estimator="path", **how).timesteps) == 2  # between three points lie two differences
+
+
+def test_calibration_in_parts_equals_calibration_at_once(pipe):
+    prompts = ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress above a red bag on a navy ground"]
+    whole, parts = (calibrate(pipe, prompts, num_steps=3, estimator="path", batch_size=n).g for n in (3, 2))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
 def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
     record = ROOT / "results" / "guidance-7.5" / "steps-20"
     for file in record.iterdir():

@@ -36,9 +36,9 @@ def train_vae(runs: Runs = RUNS, steps: int = 3200, batch: int = 16, lr: float =
 
 
 @app.command("judge")
-def train_judge(runs: Runs = RUNS, steps: int = 2000, batch: int = 64, lr: float = 2e-3, seed: int = 3) -> None:
+def train_judge(runs: Runs = RUNS, steps: int = 2000, batch: int = 64, lr: float = 2e-3, seed: int = 3, start: Start = None) -> None:
     """The judge, which no generator ever sees."""
-    judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+    judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, start=start)
 
 
 @app.command("unet")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from asddim_lib.judge import Judge
@@ -42,17 +43,22 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(x, kernel[:, None, None, :], groups=len(kernel)).reshape(images.shape)
 
 
-def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int) -> None:
+def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, start: Path | None) -> None:
+    """With `start`, a judge's folder, it is trained on; blocks that it lacks begin as the identity."""
     torch.manual_seed(seed)
-    model = Judge(HEADS).to(memory_format=torch.channels_last)
+    model = Judge(HEADS)
+    if start:
+        held = load_file(start / "diffusion_pytorch_model.safetensors")
+        model.load_state_dict({**model.state_dict(), **{key: value.float() for key, value in held.items()}})
+    model.to(memory_format=torch.channels_last)
     photographs = load_photographs("train")
 
     def loss(step: int) -> dict[str, Tensor]:
         scenes, pictures = zip(*(sample(seed, step * batch + i, photographs, ALL) for i in range(batch)), strict=True)
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
         kind = torch.rand(batch)
-        sigma = torch.where(kind < 0.25, 1.6 * torch.rand(batch), 0)
-        noise = torch.where(kind > 0.75, 0.1 * torch.rand(batch), 0)
+        sigma = torch.where(kind < 0.2, 1.6 * torch.rand(batch), 0)
+        noise = torch.where(kind > 0.8, 0.1 * torch.rand(batch), 0)
         images = (blur(images, sigma) + noise[:, None, None, None] * torch.randn_like(images)).clamp(0, 1)
         features = model(images.contiguous(memory_format=torch.channels_last))
         logits, wanted = model.logits(features), labels(list(scenes))
@@ -61,5 +67,5 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         right = (logits["garment_a"].argmax(1) == wanted["garment_a"]).float().mean()
         return {"loss": entropy + 2 * damage, "damage": damage.detach(), "garment_a": right}
 
-    fit("judge", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.05)
+    fit("judge", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.05, cooldown=0.5, continued=start is not None)
     model.half().save_pretrained(out / "judge")
