@@ -73,7 +73,13 @@ def allocate(h: np.ndarray, num_inference_steps: int) -> list[int]:
     check(bool(np.all(np.isfinite(density) & (density > 0))), "h", "not all finite and positive", "give a step size for every timestep")
     cumulative = np.concatenate([[0.0], np.cumsum(density)])
     ideal = np.interp(cumulative[-1] * (1 - np.arange(steps) / steps), cumulative, np.arange(size + 1))
-    grid = [size]
-    for k in range(1, steps):
-        grid.append(max(min(round(ideal[k]), grid[-1] - 1), steps - k))
-    return [int(tau) - 1 for tau in grid]
+    return distinct(ideal - 1)
+
+
+def distinct(ideal: np.ndarray) -> list[int]:
+    """Whole timesteps nearest to the K falling, real `ideal` ones that are strictly decreasing and not negative, whatever ties rounding makes."""
+    grid: list[int] = []
+    for k, wanted in enumerate(ideal):
+        highest = grid[-1] - 1 if grid else round(wanted)
+        grid.append(max(min(round(wanted), highest), len(ideal) - 1 - k))
+    return grid

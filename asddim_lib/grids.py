@@ -1,17 +1,17 @@
-"""Timestep grids behind one call: diffusers' uniform spacings and the paper's allocations, for any scheduler."""
+"""Timestep grids behind one call: diffusers' uniform spacings, the paper's allocations and their rivals, for any scheduler."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from asddim_lib.allocation import allocate, gradient_step, noise_weights, step_sizes
+from asddim_lib.allocation import allocate, distinct, gradient_step, noise_weights, step_sizes
 from asddim_lib.errors import check
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.sensitivity import SensitivityProfile
 
-ALLOCATIONS = ("uniform", "noise", "gradient", "combined")
 SPACINGS = ("leading", "trailing", "linspace")
 DEFAULTS: dict[str, Any] = {"allocation": "noise", "p": 0.5, "lam": 1.0, "eps": 1e-8, "reading": "intent", "profile": None}
 
@@ -29,6 +29,62 @@ def uniform(spacing: str, num_train_timesteps: int, num_inference_steps: int, st
     return [int(t) for t in grid]
 
 
+# Rivals: K noise levels σ = √((1 − ᾱ)/ᾱ) from the largest, `high`, to the smallest, `low`; clean data follows.
+
+
+def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    """Evenly spaced in σ^(1/ρ) (Karras et al. 2022, Eq 5)."""
+    return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+
+
+def exponential(high: float, low: float, steps: int) -> np.ndarray:
+    """Evenly spaced in log σ, which is half the log-SNR (DPM-Solver)."""
+    return np.geomspace(high, low, steps)
+
+
+def beta(high: float, low: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """Quantiles of the Beta distribution, between the ends (Lee et al. 2024, as diffusers reads it)."""
+    from scipy.stats import beta as distribution
+
+    return low + distribution.ppf(np.linspace(1, 0, steps), a, b) * (high - low)
+
+
+def arctan(high: float, low: float, steps: int, std: float = 1.0) -> np.ndarray:
+    """Evenly spaced in arctan(σ / c): optimal for Gaussian data of standard deviation c (Sabour et al. 2024, Theorem 3.1)."""
+    return std * np.tan(np.linspace(np.arctan(high / std), np.arctan(low / std), steps))
+
+
+def _align_your_steps(name: str) -> Callable[[float, float, int], np.ndarray]:
+    def levels(high: float, low: float, steps: int) -> np.ndarray:
+        from diffusers.schedulers import AysSchedules
+
+        known = np.log(AysSchedules[name][:-1])  # the last is 0, clean data
+        return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known))
+
+    levels.__doc__ = f"Align Your Steps' published `{name}`, log-linear between its ten levels (Sabour et al. 2024)."
+    return levels
+
+
+RIVALS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "karras": karras, "exponential": exponential, "beta": beta, "arctan": arctan,
+    "ays-sd15": _align_your_steps("StableDiffusionSigmas"), "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
+}  # fmt: skip
+ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "quadratic", *RIVALS)
+
+
+def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
+    """The timesteps of a rival's noise levels on this schedule, by diffusers' log-linear interpolation, rounded and kept distinct."""
+    bars = np.maximum(schedule.alphas_cumprod, 2.0**-24)  # as diffusers' Euler does where ᾱ ends in 0
+    levels = np.sqrt((1 - bars) / bars)
+    wanted = RIVALS[name](float(levels[-1]), float(levels[0]), num_inference_steps)
+    return distinct(np.interp(np.log(wanted), np.log(levels), np.arange(len(levels))))
+
+
+def quadratic(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
+    """Denser at low noise, τ_k = T (1 − k/K)² (Song et al. 2021), laid from T down as `trailing` is."""
+    return distinct(num_train_timesteps * (1 - np.arange(num_inference_steps) / num_inference_steps) ** 2 - 1)
+
+
 def timesteps(
     scheduler: Any,
     num_inference_steps: int,
@@ -42,7 +98,8 @@ def timesteps(
     """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
 
     What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
-    noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13); the last two need a `profile` from `calibrate`.
+    noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13), of which the last two need a `profile` from `calibrate`; or a rival's:
+    quadratic, karras, exponential, beta, arctan, ays-sd15, ays-sdxl.
     Raises ValueError for a value out of range, or for a profile made on another noise schedule.
     """
     config = getattr(scheduler, "config", scheduler)
@@ -56,6 +113,10 @@ def timesteps(
     check(whole and 1 <= num_inference_steps <= size, "num_inference_steps", num_inference_steps, f"give a whole number, 1 to {size}")
     if kind == "uniform":
         return uniform(config.get("timestep_spacing", "leading"), size, num_inference_steps, config.get("steps_offset", 0))
+    if kind == "quadratic":
+        return quadratic(size, num_inference_steps)
+    if kind in RIVALS:
+        return rival(kind, schedule, num_inference_steps)
     noise_weight = noise_weights(schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"])
     if kind == "noise":
         factor = np.ones(size)
