@@ -9,7 +9,7 @@ import numpy as np
 
 from asddim_lib.allocation import allocate, distinct, gradient_step, noise_weights, step_sizes
 from asddim_lib.errors import check
-from asddim_lib.noise import NoiseSchedule
+from asddim_lib.noise import NoiseSchedule, is_flow
 from asddim_lib.sensitivity import SensitivityProfile
 
 SPACINGS = ("leading", "trailing", "linspace")
@@ -104,7 +104,14 @@ def timesteps(
     """
     config = getattr(scheduler, "config", scheduler)
     schedule = NoiseSchedule.from_config(config)
+    check(not is_flow(config), "scheduler", "a flow-matching one", "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)")
     given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile}
+    return _grid(config, schedule, num_inference_steps, given)
+
+
+def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given: dict[str, Any]) -> list[int]:
+    foreign = set(given) - set(DEFAULTS)
+    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}")
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
     chosen |= {key: value for key, value in given.items() if value is not None}
     kind, size = chosen["allocation"], len(schedule)
@@ -129,6 +136,14 @@ def timesteps(
 
 
 def sigmas(scheduler: Any, num_inference_steps: int, **how: Any) -> list[float]:
-    """The same grid as `timesteps`, as noise-to-signal ratios √((1 − ᾱ)/ᾱ), for solvers that take `sigmas=`; the last is 0."""
-    values = NoiseSchedule.from_config(scheduler).sigmas
-    return [float(values[t]) for t in timesteps(scheduler, num_inference_steps, **how)] + [0.0]
+    """The same grid as `timesteps`, as the scheduler's `set_timesteps(sigmas=…)` takes it.
+
+    For Euler, DPM-Solver and their like: noise-to-signal ratios √((1 − ᾱ)/ᾱ), and 0 at the end. For flow matching: shares of noise in
+    (0, 1] before the scheduler's own shift, which it puts on whatever it is given; it adds the 0 itself.
+    """
+    schedule, config = NoiseSchedule.from_config(scheduler), getattr(scheduler, "config", scheduler)
+    grid = _grid(config, schedule, num_inference_steps, how)
+    if not is_flow(config):
+        return [float(schedule.sigmas[t]) for t in grid] + [0.0]
+    size = len(schedule)
+    return [(t + 1) / size for t in grid]

@@ -34,10 +34,16 @@ class NoiseSchedule:
     def from_config(cls, scheduler: Any) -> NoiseSchedule:
         """The schedule of a diffusers scheduler, or of its config, by diffusers' own formulas in float64.
 
-        Raises ValueError when the config names no known beta schedule.
+        A flow-matching model mixes (1 − s) of picture with s of noise; its schedule is the one with the same ratio of the two, with which
+        it differs by a scaling of x_t alone. Raises ValueError when the config names no known beta schedule, or a shift that depends on
+        the picture's size.
         """
         config = _config(scheduler)
         size = config.get("num_train_timesteps", 1000)
+        if is_flow(config):
+            mix = flow_shift(np.arange(1, size + 1) / size, config)
+            bars = (1 - mix) ** 2 / ((1 - mix) ** 2 + mix**2)
+            return cls(1 - bars / np.concatenate([[1.0], bars[:-1]]))
         start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
         name = config.get("beta_schedule", "linear")
         if config.get("trained_betas") is not None:
@@ -96,6 +102,19 @@ class NoiseSchedule:
         before = float(self.alphas_cumprod[t - 1]) if t > 0 else 1.0
         mean = (x - beta / math.sqrt(1 - bar) * epsilon) / math.sqrt(1 - beta)
         return mean, beta * (1 - before) / (1 - bar) if variance == "small" else beta
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether the config is a flow-matching scheduler's."""
+    return "shift" in config and "beta_start" not in config
+
+
+def flow_shift(mix: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """Flow matching's share of noise s in (0, 1], moved towards noise by the config's `shift`, as diffusers moves it."""
+    dynamic = config.get("use_dynamic_shifting", False)
+    check(not dynamic, "use_dynamic_shifting", dynamic, "give a scheduler with a fixed shift: from_config(…, use_dynamic_shifting=False, shift=…)")
+    shift = config["shift"]
+    return shift * mix / (1 + (shift - 1) * mix)
 
 
 def _config(scheduler: Any) -> Mapping[str, Any]:

@@ -1,13 +1,15 @@
 """Rival grids against diffusers' own and against closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asddim_lib import timesteps
+from asddim_lib import sigmas, timesteps
 from asddim_lib.grids import ALLOCATIONS, RIVALS, arctan
 from asddim_lib.noise import NoiseSchedule
 
@@ -42,5 +44,27 @@ def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
     config = {"beta_schedule": schedule, "rescale_betas_zero_snr": zero}
     grid = timesteps(config, steps, allocation=name)
     assert len(grid) == steps
-    assert all(a > b for a, b in zip(grid, grid[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(grid))
     assert 0 <= grid[-1] <= grid[0] < len(NoiseSchedule.from_config(config))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("allocation", ["noise", "karras", "arctan"])
+def test_flow_matching_lands_on_the_grid(shift, allocation):
+    solver = FlowMatchEulerDiscreteScheduler(shift=shift)
+    schedule = NoiseSchedule.from_config(solver)
+    every = solver.sigmas.numpy()[::-1].astype(float)  # diffusers' own shares of noise, least first
+    np.testing.assert_allclose(schedule.variance, every**2 / (every**2 + (1 - every) ** 2), rtol=1e-4)
+    solver.set_timesteps(sigmas=sigmas(solver, 8, allocation=allocation))
+    assert len(solver.timesteps) == 8
+    assert solver.sigmas[-1] == 0
+    landed = [int(np.abs(every - s).argmin()) for s in solver.sigmas[:-1].tolist()]
+    np.testing.assert_allclose(every[landed], solver.sigmas[:-1], rtol=1e-5)
+    assert landed == timesteps({"trained_betas": list(schedule.betas)}, 8, allocation=allocation)
+
+
+def test_flow_matching_refuses_what_it_cannot_know():
+    with pytest.raises(ValueError, match="sigmas"):
+        timesteps(FlowMatchEulerDiscreteScheduler(), 8)
+    with pytest.raises(ValueError, match="use_dynamic_shifting"):
+        sigmas(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8)
