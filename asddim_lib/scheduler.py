@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from typing import Any
 
@@ -85,7 +84,17 @@ class ASDDIMScheduler(DDIMScheduler):
             check(0 <= grid[-1] and grid[0] < size, "timesteps", timesteps, f"keep them within 0 … {size - 1}")
         self.num_inference_steps = len(grid)
         self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
-        self._rising = grid[::-1]
+        # ᾱ of every timestep and of the next smaller one on the grid, so that step() looks up values and never waits for a device.
+        rising = torch.tensor(grid[::-1])
+        place = torch.searchsorted(rising, torch.arange(len(self.alphas_cumprod)))
+        self._alpha_next = torch.where(place > 0, self.alphas_cumprod[rising[place - 1]], self.final_alpha_cumprod).to(device)
+        self._alpha = self.alphas_cumprod.to(device)
+        self._begin = 0
+        self._finite: list[tuple[Tensor, int | Tensor]] = []
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Tells at which step of the grid a pipeline begins, as image-to-image pipelines do."""
+        self._begin = begin_index
 
     def step(
         self,
@@ -100,13 +109,15 @@ class ASDDIMScheduler(DDIMScheduler):
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """One update from `timestep` to the grid's next smaller one, or to clean data after the last (Eq 3).
 
-        Arguments and results are those of diffusers' `DDIMScheduler.step`.
+        Arguments and results are those of diffusers' `DDIMScheduler.step`; `timestep` may also hold one timestep a sample. Nothing here
+        waits for a device. Raises ValueError when the network returns a number that is not finite: at once on a CPU, after the grid's last
+        step elsewhere.
         """
         check(self.num_inference_steps is not None, "num_inference_steps", None, "call set_timesteps first")
-        t = int(timestep)
-        place = bisect.bisect_left(self._rising, t)
-        alpha = self.alphas_cumprod[t]
-        alpha_next = self.alphas_cumprod[self._rising[place - 1]] if place else self.final_alpha_cumprod
+        if self._alpha.device != sample.device:
+            self._alpha, self._alpha_next = self._alpha.to(sample.device), self._alpha_next.to(sample.device)
+        alpha, alpha_next = self._at(self._alpha, timestep, sample), self._at(self._alpha_next, timestep, sample)
+        self._watch(model_output, timestep)
         if eta > 0 and variance_noise is None:
             shape, device, dtype = model_output.shape, model_output.device, model_output.dtype
             variance_noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
@@ -115,6 +126,25 @@ class ASDDIMScheduler(DDIMScheduler):
             clean=self._clean, keep_epsilon=not use_clipped_model_output,
         )  # fmt: skip
         return DDIMSchedulerOutput(previous, original) if return_dict else (previous, original)
+
+    @staticmethod
+    def _at(table: Tensor, timestep: int | Tensor, sample: Tensor) -> Tensor:
+        if not isinstance(timestep, Tensor):
+            return table[timestep]
+        found = table.take(timestep.to(table.device))  # unlike table[timestep], no wait for the timestep's value
+        return found if found.ndim == 0 else found.to(sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))
+
+    def _watch(self, model_output: Tensor, timestep: int | Tensor) -> None:
+        self._finite.append((model_output.isfinite().all(), timestep))
+        if model_output.device.type != "cpu" and len(self._finite) + self._begin < len(self.timesteps):
+            return
+        for finite, t in self._finite:
+            if not finite:
+                at = int(t.flatten()[0] if isinstance(t, Tensor) else t)
+                step, sigma = int((self.timesteps > at).sum()), (1 - float(self.alphas_cumprod[at])) ** 0.5
+                value = f"not finite at step {step} (timestep {at}, σ {sigma:.4f})"
+                check(False, "model_output", value, "look at the sample there, or run the network in float32")
+        self._finite = []
 
     def _clean(self, x0: Tensor) -> Tensor:
         if self.config.thresholding:

@@ -164,3 +164,22 @@ def test_wrong_input_is_named(how, message):
 def test_wrong_timesteps_are_refused(wrong):
     with pytest.raises(ValueError, match="timesteps"):
         ASDDIMScheduler(**SD).set_timesteps(timesteps=wrong)
+
+
+def test_a_network_that_fails_is_named_with_step_timestep_and_sigma():
+    scheduler = ASDDIMScheduler(**SD)
+    scheduler.set_timesteps(10)
+    t = scheduler.timesteps[3]
+    scheduler.step(torch.ones(1, 4), scheduler.timesteps[2], torch.ones(1, 4))
+    with pytest.raises(ValueError, match=rf"step 3 \(timestep {int(t)}, σ 0\.\d+\)"):
+        scheduler.step(torch.tensor([[1.0, float("inf"), 0, 0]]), t, torch.ones(1, 4))
+
+
+def test_one_timestep_a_sample_equals_one_at_a_time():
+    scheduler = ASDDIMScheduler(**SD)
+    scheduler.set_timesteps(12)
+    x, e = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = scheduler.timesteps[[0, 5, 11]]
+    together = scheduler.step(e, t, x).prev_sample
+    apart = torch.cat([scheduler.step(e[i : i + 1], t[i], x[i : i + 1]).prev_sample for i in range(3)])
+    torch.testing.assert_close(together, apart)
