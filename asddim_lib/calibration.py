@@ -14,7 +14,7 @@ from asddim_lib.models import Pipeline
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.prompts import check_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
-from asddim_lib.sensitivity import COST, SensitivityProfile, fingerprint, gradient_norm
+from asddim_lib.sensitivity import COST, Network, SensitivityProfile, fingerprint, gradient_norm
 
 
 def calibrate(
@@ -60,7 +60,7 @@ def calibrate(
 
     original = pipe.scheduler
     pipe.scheduler = ASDDIMScheduler.from_config(original.config, allocation="uniform", timestep_spacing="trailing")
-    handle = pipe.unet.register_forward_hook(_watch(pipe, guidance_scale, measure), with_kwargs=True)
+    handle = pipe.unet.register_forward_hook(Watch(pipe, guidance_scale, measure), with_kwargs=True)
     frozen = [p for p in pipe.unet.parameters() if p.requires_grad]
     for p in frozen:
         p.requires_grad_(False)
@@ -84,31 +84,40 @@ def calibrate(
     )  # fmt: skip
 
 
-def _watch(pipe: Pipeline, guidance_scale: float, measure: Callable) -> Callable:
-    """A hook that hands on the guided prediction at each network call, as a function of the sample alone."""
-    busy = False
+class Watch:
+    """A forward hook that hands on the guided prediction at each network call, as a function of the sample alone.
 
-    def hook(network: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal busy
-        if busy:  # a probe's own evaluation
+    `measure(eps, prediction, x, t)` gets that function, its value, the samples (n × …) and their timesteps (one, or n). `busy` is true
+    while it runs: what the network is asked meanwhile is a probe.
+    """
+
+    def __init__(self, pipe: Pipeline, guidance_scale: float | None, measure: Callable[[Network, Tensor, Tensor, Tensor], None]) -> None:
+        self.pipe, self.guidance_scale, self.measure, self.busy = pipe, guidance_scale, measure, False
+
+    def __call__(self, network: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self.busy:
             return
-        busy = True
-        guided = pipe.do_classifier_free_guidance
+        guided = self.pipe.do_classifier_free_guidance
+        scale = self.pipe.guidance_scale if self.guidance_scale is None else self.guidance_scale
+
+        def first(x: Tensor) -> Tensor:
+            return x.chunk(2)[0] if guided and x.ndim else x
+
+        def twice(x: Tensor) -> Tensor:
+            return torch.cat([x, x]) if guided and x.ndim else x
 
         def guide(result: Any) -> Tensor:
             prediction = result[0] if isinstance(result, tuple) else result.sample
             if not guided:
                 return prediction
             without, given = prediction.chunk(2)
-            return without + guidance_scale * (given - without)
+            return without + scale * (given - without)
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            return guide(network(torch.cat([x, x]) if guided else x, t, *args[2:], **kwargs))
+            return guide(network(twice(x), twice(t), *args[2:], **kwargs))
 
-        x = args[0].chunk(2)[0] if guided else args[0]
+        self.busy = True
         try:
-            measure(eps, guide(output), x, torch.as_tensor(args[1]))
+            self.measure(eps, guide(output), first(args[0]), first(torch.as_tensor(args[1])))
         finally:
-            busy = False
-
-    return hook
+            self.busy = False

@@ -114,9 +114,7 @@ class ASDDIMScheduler(DDIMScheduler):
         step elsewhere.
         """
         check(self.num_inference_steps is not None, "num_inference_steps", None, "call set_timesteps first")
-        if self._alpha.device != sample.device:
-            self._alpha, self._alpha_next = self._alpha.to(sample.device), self._alpha_next.to(sample.device)
-        alpha, alpha_next = self._at(self._alpha, timestep, sample), self._at(self._alpha_next, timestep, sample)
+        alpha, alpha_next = self._alphas(timestep, sample)
         self._watch(model_output, timestep)
         if eta > 0 and variance_noise is None:
             shape, device, dtype = model_output.shape, model_output.device, model_output.dtype
@@ -126,6 +124,12 @@ class ASDDIMScheduler(DDIMScheduler):
             clean=self._clean, keep_epsilon=not use_clipped_model_output,
         )  # fmt: skip
         return DDIMSchedulerOutput(previous, original) if return_dict else (previous, original)
+
+    def _alphas(self, timestep: int | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """ᾱ at the timestep and at the grid's next smaller one, as the sample's device holds them."""
+        if self._alpha.device != sample.device:
+            self._alpha, self._alpha_next = self._alpha.to(sample.device), self._alpha_next.to(sample.device)
+        return self._at(self._alpha, timestep, sample), self._at(self._alpha_next, timestep, sample)
 
     @staticmethod
     def _at(table: Tensor, timestep: int | Tensor, sample: Tensor) -> Tensor:

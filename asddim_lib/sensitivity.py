@@ -25,6 +25,8 @@ SCHEMA = 2
 #: The estimators of each norm, and the network evaluations that one probe costs; a backward or forward derivative counts as two.
 COST = {"frobenius": {"vjp": 3, "jvp": 3, "difference": 2}, "spectral": {"power": 6}}
 Network = Callable[[Tensor, Tensor], Tensor]
+#: One generator for all samples, or one a sample: then a sample's probes do not depend on what else is in the batch.
+Generator = torch.Generator | list[torch.Generator] | None
 
 
 def gradient_norm(
@@ -35,7 +37,7 @@ def gradient_norm(
     norm: str = "frobenius",
     estimator: str | None = None,
     probes: int = 1,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error; both of shape (n,), float64.
@@ -54,18 +56,21 @@ def gradient_norm(
     check(batch_size is None or batch_size >= 1, "batch_size", batch_size, "give at least 1, or None for all samples at once")
     if batch_size is not None and len(x) > batch_size:
         times = t.expand(len(x)) if t.ndim == 0 or len(t) == 1 else t
-        parts = zip(x.split(batch_size), times.split(batch_size), strict=True)
-        found = [gradient_norm(eps, a, b, norm=norm, estimator=chosen, probes=probes, generator=generator) for a, b in parts]
+        found = []
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            one = generator[part] if isinstance(generator, list) else generator
+            found.append(gradient_norm(eps, x[part], times[part], norm=norm, estimator=chosen, probes=probes, generator=one))
         return torch.cat([value for value, _ in found]), torch.cat([error for _, error in found])
     value, error = _power(eps, x, t, probes, generator) if chosen == "power" else _hutchinson(eps, x, t, PRODUCTS[chosen], probes, generator)
     check(bool(value.isfinite().all()), "eps", "not finite", f"the network failed at timestep {t.flatten()[0].item():g}; look at x there")
     return value, error
 
 
-def _hutchinson(eps: Network, x: Tensor, t: Tensor, product: Callable, probes: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _hutchinson(eps: Network, x: Tensor, t: Tensor, product: Callable, probes: int, generator: Generator) -> tuple[Tensor, Tensor]:
     squares = []
     for _ in range(probes):
-        v = (torch.randint(0, 2, x.shape, generator=generator, device="cpu", dtype=torch.int8) * 2 - 1).to(x)
+        v = _draw(lambda shape, one: torch.randint(0, 2, shape, generator=one, dtype=torch.int8) * 2 - 1, x, generator)
         squares.append(_length(product(eps, x, t, v)) ** 2)
     found = torch.stack(squares)
     value = found.mean(0).sqrt()
@@ -73,8 +78,8 @@ def _hutchinson(eps: Network, x: Tensor, t: Tensor, product: Callable, probes: i
     return value, spread / (2 * value)
 
 
-def _power(eps: Network, x: Tensor, t: Tensor, rounds: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    v = torch.randn(x.shape, generator=generator, device="cpu").to(x)
+def _power(eps: Network, x: Tensor, t: Tensor, rounds: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    v = _draw(lambda shape, one: torch.randn(shape, generator=one), x, generator)
     value = before = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for _ in range(rounds):
         before = value
@@ -82,6 +87,12 @@ def _power(eps: Network, x: Tensor, t: Tensor, rounds: int, generator: torch.Gen
         value = _length(u)
         v = _vjp(eps, x, t, _unit(u))
     return value, (value - before).abs()
+
+
+def _draw(random: Callable, x: Tensor, generator: Generator) -> Tensor:
+    if isinstance(generator, list):
+        return torch.cat([random((1, *x.shape[1:]), one) for one in generator]).to(x)
+    return random(x.shape, generator).to(x)
 
 
 def _length(v: Tensor) -> Tensor:
