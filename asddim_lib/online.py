@@ -94,8 +94,9 @@ def online(
     """Within it, each call of the pipeline measures g on its own samples at every `every`-th step and lays the rest of the grid by it.
 
     The pipeline's scheduler must be an `ASDDIMScheduler` with allocation gradient or combined; K still holds. With `per_image` each image of
-    a batch follows a grid of its own, else all follow their mean g. A `profile` says what g to expect before it is measured; without one, a
-    constant; the scheduler's own profile, if it has one, is the default. Yields the record of the latest call. Raises ValueError for a scheduler or an estimator that does not serve.
+    a batch follows a grid of its own, else all follow their mean g. A `profile` (by default the scheduler's own) says what g to expect before
+    it is measured; without one, a constant. Yields the record of the latest call. Raises ValueError for a scheduler or an estimator that
+    does not serve.
     """
     original = pipe.scheduler
     serves = isinstance(original, ASDDIMScheduler) and original.config["allocation"] in ("gradient", "combined")
