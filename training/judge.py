@@ -57,8 +57,8 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         scenes, pictures = zip(*(sample(seed, step * batch + i, photographs, ALL) for i in range(batch)), strict=True)
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
         kind = torch.rand(batch)
-        sigma = torch.where(kind < 0.2, 1.6 * torch.rand(batch), 0)
-        noise = torch.where(kind > 0.8, 0.1 * torch.rand(batch), 0)
+        sigma = torch.where(kind < 0.1, 1.6 * torch.rand(batch), 0)
+        noise = torch.where(kind > 0.9, 0.1 * torch.rand(batch), 0)
         images = (blur(images, sigma) + noise[:, None, None, None] * torch.randn_like(images)).clamp(0, 1)
         features = model(images.contiguous(memory_format=torch.channels_last))
         logits, wanted = model.logits(features), labels(list(scenes))
