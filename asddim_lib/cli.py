@@ -1,16 +1,18 @@
-"""The command line: asddim calibrate | generate | evaluate."""
+"""The command line: asddim calibrate | generate | export | evaluate."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id.")]
+ALLOCATION = "uniform, noise, gradient, combined, quadratic, karras, exponential, beta, arctan, ays-sd15 or ays-sdxl."
+Override = Annotated[str, typer.Option(help="What a profile may have been made for otherwise: model, schedule, guidance_scale; comma-separated.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
 
 
@@ -43,8 +45,9 @@ def generate(
     model: Model = "bundled",
     steps: Annotated[int, typer.Option(help="Sampling steps, 1 to 1000.")] = 20,
     guidance_scale: Scale = 3.0,
-    allocation: Annotated[str, typer.Option(help="uniform, noise, gradient or combined.")] = "noise",
+    allocation: Annotated[str, typer.Option(help=ALLOCATION)] = "noise",
     profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate.")] = None,
+    override: Override = "",
     seed: int = 0,
 ) -> None:
     """Draws one picture. Example: asddim generate "a red boot on a white ground" boot.png --steps 20"""
@@ -52,18 +55,51 @@ def generate(
 
     from asddim_lib.files import write_whole
     from asddim_lib.models import load_pipeline
+    from asddim_lib.noise import NoiseSchedule
     from asddim_lib.prompts import check_prompts
     from asddim_lib.scheduler import ASDDIMScheduler
     from asddim_lib.sensitivity import SensitivityProfile
 
     pipe = load_pipeline(model)
     check_prompts(pipe, [prompt])
-    held = SensitivityProfile.load(profile).to_dict() if profile else None
+    schedule, may_differ = NoiseSchedule.from_config(pipe.scheduler), tuple(filter(None, override.split(",")))
+    made_for: dict[str, Any] = {"model": model, "schedule": schedule, "guidance_scale": guidance_scale, "override": may_differ}
+    held = SensitivityProfile.load(profile, **made_for).to_dict() if profile else None
     pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation=allocation, profile=held)
     generator = torch.Generator().manual_seed(seed)
     picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator).images[0]
     write_whole(out, picture.save)
     typer.echo(f"{out}: {picture.width}×{picture.height}, timesteps {pipe.scheduler.timesteps.tolist()}")
+
+
+@app.command()
+def export(
+    steps: Annotated[int, typer.Option(help="Sampling steps, 1 to 1000.")] = 10,
+    model: Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id; only its scheduler config is read.")] = "bundled",
+    allocation: Annotated[str, typer.Option(help=ALLOCATION)] = "noise",
+    p: Annotated[float, typer.Option(help="Eq 5's exponent.")] = 0.5,
+    lam: Annotated[float, typer.Option(help="Eq 9's λ.")] = 1.0,
+    profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate.")] = None,
+    form: Annotated[str, typer.Option("--format", help="diffusers (JSON), comfyui (for ManualSigmas) or a1111 (for Extra Schedulers' custom list).")] = "diffusers",
+) -> None:
+    """Prints a grid for another program. Example: asddim export --steps 10 --format comfyui"""
+    from asddim_lib.errors import check
+    from asddim_lib.grids import sigmas, timesteps
+    from asddim_lib.models import load_scheduler_config
+    from asddim_lib.noise import NoiseSchedule, is_flow
+    from asddim_lib.sensitivity import SensitivityProfile
+
+    check(form in ("diffusers", "comfyui", "a1111"), "format", form, "use diffusers, comfyui or a1111")
+    config = load_scheduler_config(model)
+    held = SensitivityProfile.load(profile, schedule=NoiseSchedule.from_config(config)) if profile else None
+    how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "profile": held}
+    levels = [round(level, 6) for level in sigmas(config, steps, **how)]
+    if form == "diffusers":
+        typer.echo(json.dumps({"sigmas": levels} if is_flow(config) else {"timesteps": timesteps(config, steps, **how), "sigmas": levels}))
+    elif form == "comfyui":
+        typer.echo(", ".join(map(str, levels)))
+    else:
+        typer.echo(levels)
 
 
 @app.command()

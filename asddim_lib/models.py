@@ -22,6 +22,17 @@ def data_folder() -> Path:
     return installed if installed.exists() else Path(__file__).parents[1] / "data"
 
 
+def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any]:
+    """The scheduler config of `model`, as in `load_pipeline`, without its weights. Raises ValueError when there is none."""
+    from diffusers import DDIMScheduler
+
+    source = str(data_folder() / "model") if str(model) == "bundled" else HUB.get(str(model), str(model))
+    try:
+        return dict(DDIMScheduler.load_config(source, subfolder="scheduler"))
+    except Exception as error:  # as in load_pipeline
+        raise ValueError(f"model is {str(model)!r}, which has no scheduler config that could be read; give bundled, a folder or a hub id") from error
+
+
 def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> Pipeline:
     """The diffusers pipeline of `model`: bundled, sd15, sdxl, a folder or a hub id, as `dtype` on `device`.
 

@@ -187,13 +187,27 @@ class SensitivityProfile:
         write_whole(path, lambda part: part.write_text(json.dumps(self.to_dict(), indent=1) + "\n"))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> SensitivityProfile:
-        """Reads what `save` wrote; raises ValueError when it is no profile."""
+    def load(
+        cls, path: str | os.PathLike, *, model: str | None = None, schedule: NoiseSchedule | None = None, guidance_scale: float | None = None,
+        override: tuple[str, ...] = (),
+    ) -> SensitivityProfile:  # fmt: skip
+        """Reads what `save` wrote, for the model, noise schedule and guidance scale that are given.
+
+        Raises ValueError when it is no profile, or was made for others, unless `override` names what may differ: "model", "schedule",
+        "guidance_scale".
+        """
         try:
             values = json.loads(Path(path).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"profile {path} is no whole JSON file ({error}); calibrate again") from error
-        return cls.from_dict(values)
+        found = cls.from_dict(values)
+        wanted = {"model": model, "schedule": schedule and fingerprint(schedule), "guidance_scale": guidance_scale}
+        foreign = set(override) - set(wanted)
+        check(not foreign, "override", ", ".join(sorted(foreign)), f"use some of {', '.join(wanted)}")
+        for name, value in wanted.items():
+            same = value is None or name in override or getattr(found, name) == value
+            check(same, f"profile {path}", f"made for {name} {getattr(found, name)}, not {value}", f"calibrate again, or override {name!r}")
+        return found
 
 
 def fingerprint(schedule: NoiseSchedule) -> str:

@@ -1,5 +1,6 @@
 """The bundled model, its judge and the experiment, as a user meets them."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, experiment, load_pipeline, metrics
+from asddim_lib.models import load_scheduler_config
 from asddim_lib.prompts import check_prompts, load_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +143,8 @@ def test_wrong_prompts_are_refused(pipe, prompt):
         ["generate", "a red boot", "--steps", "0"],
         ["evaluate", "--methods", "magic"],
         ["generate", "a boot", "--model", "/nowhere/at-all"],
+        ["export", "--format", "word"],
+        ["export", "--model", "/nowhere/at-all"],
     ],
 )
 def test_command_line_refuses_in_one_line(arguments, tmp_path):
@@ -164,6 +169,16 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(arguments,
     assert "could not be written" in done.stderr.strip().splitlines()[-1]
     left = {f.name for f in tmp_path.rglob("*") if f.is_file()}
     assert left <= {"profile-g7.5.json", "claim.json"}  # what was whole before the disk was full
+
+
+def test_export_prints_the_same_grid_for_each_program(tmp_path):
+    found = {form: run(["export", "--steps", "7", "--format", form], tmp_path).stdout.strip() for form in ("diffusers", "comfyui", "a1111")}
+    ours = json.loads(found["diffusers"])
+    assert len(ours["timesteps"]) == 7
+    assert json.loads(found["a1111"]) == ours["sigmas"] == [float(v) for v in found["comfyui"].split(", ")]
+    solver = EulerDiscreteScheduler.from_config(load_scheduler_config(), timestep_spacing="trailing", final_sigmas_type="zero")
+    solver.set_timesteps(timesteps=ours["timesteps"])
+    assert solver.sigmas.tolist() == pytest.approx(ours["sigmas"], rel=1e-3)
 
 
 @pytest.mark.parametrize("hurt", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "vae/config.json", "tokenizer"])

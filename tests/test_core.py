@@ -183,3 +183,17 @@ def test_one_timestep_a_sample_equals_one_at_a_time():
     together = scheduler.step(e, t, x).prev_sample
     apart = torch.cat([scheduler.step(e[i : i + 1], t[i], x[i : i + 1]).prev_sample for i in range(3)])
     torch.testing.assert_close(together, apart)
+
+
+def test_a_profile_made_for_something_else_is_refused_unless_overridden(tmp_path):
+    made = profile()
+    made.save(tmp_path / "p.json")
+    load = lambda **how: SensitivityProfile.load(tmp_path / "p.json", **how)  # noqa: E731
+    assert load(model="test", schedule=SCHEDULE, guidance_scale=7.5) == made
+    other = NoiseSchedule.from_config({})
+    for name, value in (("model", "sd15"), ("schedule", other), ("guidance_scale", 3.0)):
+        with pytest.raises(ValueError, match=f"override '{name}'"):
+            load(**{name: value})
+        assert load(**{name: value}, override=(name,)) == made
+    with pytest.raises(ValueError, match="override is steps"):
+        load(override=("steps",))

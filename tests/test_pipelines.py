@@ -35,9 +35,7 @@ def unet(**changes):
 
 def text(kind=CLIPTextModel, **changes):
     torch.manual_seed(1)
-    config = CLIPTextConfig(
-        vocab_size=1000, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77, **changes
-    )
+    config = CLIPTextConfig(vocab_size=1000, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77, **changes)
     return kind(config).eval()
 
 
@@ -95,9 +93,7 @@ def test_pipelines_run_unchanged(build, dtype, guidance_scale):
     original, found = pipe.scheduler, []
     for scheduler in (original, *(ASDDIMScheduler.from_config(original.config, **allocation) for allocation in ALLOCATIONS)):
         pipe.scheduler = scheduler
-        made = pipe(
-            "a red boot", num_inference_steps=6, guidance_scale=guidance_scale, generator=torch.Generator().manual_seed(0), output_type="latent", **how
-        ).images
+        made = pipe("a red boot", num_inference_steps=6, guidance_scale=guidance_scale, generator=torch.Generator().manual_seed(0), output_type="latent", **how).images
         assert made.isfinite().all()
         found.append(made)
     assert torch.equal(found[0], found[1])  # uniform is diffusers' own
@@ -116,7 +112,7 @@ def test_custom_timesteps_go_through_the_pipeline():
 
 
 def test_saved_with_its_pipeline_and_loaded_again(tmp_path):
-    pipe, how = sd()
+    pipe, _ = sd()
     pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="combined", lam=2.0, profile=None)
     pipe.save_pretrained(tmp_path)
     again = ASDDIMScheduler.from_pretrained(tmp_path / "scheduler")
