@@ -1,5 +1,7 @@
 """Prints what things cost, each beside what a user would pick instead, in one run: python -m tests.bench"""
 
+import subprocess
+import sys
 import time
 import timeit
 
@@ -9,6 +11,19 @@ from diffusers import DDIMScheduler
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
 from asddim_lib.experiment import draw
 from asddim_lib.prompts import load_prompts
+from asddim_lib.sensitivity import COST
+
+
+def imports() -> None:
+    def seconds(statement: str) -> float:
+        return min(
+            float(subprocess.check_output([sys.executable, "-c", f"import time; b = time.perf_counter(); {statement}; print(time.perf_counter() - b)"])) for _ in range(3)
+        )
+
+    bare = seconds("import torch")
+    print(
+        f"import torch {bare:.2f} s; asddim_lib adds {seconds('import torch, asddim_lib') - bare:.2f} s, its scheduler {seconds('from asddim_lib import ASDDIMScheduler') - bare:.2f} s"
+    )
 
 
 def step() -> None:
@@ -21,10 +36,14 @@ def step() -> None:
 
 def estimators(pipe) -> None:
     prompts = list(load_prompts("bundled-tune", 8)["prompt"])
-    for estimator in ("vjp", "difference"):
+    spent = {}
+    for estimator, norm in (("path", "frobenius"), ("difference", "frobenius"), ("vjp", "frobenius"), ("jvp", "frobenius"), ("power", "spectral")):
         begun = time.perf_counter()
-        calibrate(pipe, prompts, num_steps=20, estimator=estimator)
-        print(f"calibrate, {estimator:10s} {time.perf_counter() - begun:7.1f} s for 8 prompts at 20 timesteps")
+        calibrate(pipe, prompts, num_steps=20, estimator=estimator, norm=norm)
+        spent[estimator] = time.perf_counter() - begun
+        probe = (spent[estimator] - spent["path"]) / spent["path"]  # the path estimator is the sampling itself: one evaluation a step
+        counted = COST[norm].get(estimator, 0)
+        print(f"calibrate, {estimator:10s} {spent[estimator]:7.1f} s for 8 prompts at 20 timesteps; a probe costs {probe:4.1f} evaluations, counted as {counted}")
 
 
 def images(pipe, count: int = 1000) -> None:
@@ -39,6 +58,7 @@ def images(pipe, count: int = 1000) -> None:
 
 
 if __name__ == "__main__":
+    imports()
     step()
     bundled = load_pipeline()
     estimators(bundled)

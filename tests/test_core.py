@@ -197,3 +197,12 @@ def test_a_profile_made_for_something_else_is_refused_unless_overridden(tmp_path
         assert load(**{name: value}, override=(name,)) == made
     with pytest.raises(ValueError, match="override is steps"):
         load(override=("steps",))
+
+
+@settings(max_examples=40, deadline=None)
+@given(scale=st.floats(1e-6, 1e6), steps=st.integers(1, 200), reading=st.sampled_from(["intent", "density", "literal"]), seed=st.integers(0, 2**16))
+def test_units_of_g_and_of_the_noise_weight_do_not_matter(scale, steps, reading, seed):  # Eqs 6, 9
+    g = np.random.default_rng(seed).lognormal(size=1000)
+    weights = noise_weights(SCHEDULE.variance, 0.5)
+    one, other = (allocate(step_sizes(w, gradient_step(f, 1.0), reading), steps) for w, f in ((weights, g), (scale * weights, scale * g)))
+    assert np.abs(np.array(one) - other).max() <= 1  # rounding at a tie may fall either way
