@@ -142,13 +142,13 @@ class ASDDIMScheduler(DDIMScheduler):
         self._finite.append((model_output.isfinite().all(), timestep))
         if model_output.device.type != "cpu" and len(self._finite) + self._begin < len(self.timesteps):
             return
-        for finite, t in self._finite:
+        seen, self._finite = self._finite, []
+        for finite, t in seen:
             if not finite:
                 at = int(t.flatten()[0] if isinstance(t, Tensor) else t)
                 step, sigma = int((self.timesteps > at).sum()), (1 - float(self.alphas_cumprod[at])) ** 0.5
                 value = f"not finite at step {step} (timestep {at}, σ {sigma:.4f})"
                 check(False, "model_output", value, "look at the sample there, or run the network in float32")
-        self._finite = []
 
     def _clean(self, x0: Tensor) -> Tensor:
         if self.config.thresholding:
