@@ -128,14 +128,14 @@ def generate(
             if number == 0:  # the first call of a process pays for lazy initialisation; it is not timed
                 draw(pipe, **what, num_inference_steps=1, batch_size=setting.batch_size)
             images, seconds = draw(pipe, **what, num_inference_steps=cell.steps, batch_size=setting.batch_size)
-            drawn = {"images": images, "seconds": torch.tensor(seconds, dtype=torch.float64)}
+            drawn = {"images": images, "seconds": torch.tensor(seconds, dtype=torch.float64), "threads": torch.tensor(torch.get_num_threads())}
             write_whole(cell.file(out, start), partial(save_file, drawn))
     finally:
         pipe.scheduler = original
 
 
 def judge(table: pd.DataFrame, setting: Setting, out: Path) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
-    """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, NFE), and each cell's judge features."""
+    """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, threads, NFE), and each cell's judge features."""
     records, features = [], {}
     for cell in cells(setting):
         files = [load_file(cell.file(out, start)) for start in range(0, len(table), setting.batch_size)]
@@ -145,7 +145,7 @@ def judge(table: pd.DataFrame, setting: Setting, out: Path) -> tuple[pd.DataFram
         frame = pd.DataFrame({
             **asdict(cell), "index": np.arange(len(table)), "category": table["category"].to_numpy(),
             "clip": metrics.clip_cosine(images, list(table["prompt"])).numpy(),
-            "seconds": np.concatenate([np.full(len(f["images"]), float(f["seconds"])) for f in files]),
+            **{key: np.concatenate([np.full(len(f["images"]), f[key].item()) for f in files]) for key in ("seconds", "threads")},
             "nfe": cell.steps * (2 if cell.guidance_scale > 1 else 1), **{f"right_{k}": v.numpy() for k, v in right.items()},
         })  # fmt: skip
         records.append(frame)
@@ -166,6 +166,7 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
         batches = part["seconds"].drop_duplicates()
         row["seconds"] = float(batches.median())
         row["seconds_ci"] = metrics.mean_interval(batches)[1]
+        row["threads"] = " or ".join(str(n) for n in sorted(set(part["threads"])))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -202,7 +203,7 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
 
     return {
         "setting": asdict(setting), "prompts": len(table), "prompts_sha256": _hash(list(table["prompt"])), "weights_sha256": _weights(pipe),
-        "dtype": str(pipe.unet.dtype), "torch": torch.__version__, "diffusers": diffusers.__version__, "threads": torch.get_num_threads(),
+        "dtype": str(pipe.unet.dtype), "torch": torch.__version__, "diffusers": diffusers.__version__,
         "python": platform.python_version(), "machine": platform.machine(), "device": str(pipe.device),
     }  # fmt: skip
 

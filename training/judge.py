@@ -51,7 +51,8 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         held = load_file(start / "diffusion_pytorch_model.safetensors")
         model.load_state_dict({**model.state_dict(), **{key: value.float() for key, value in held.items()}})
     model.to(memory_format=torch.channels_last)
-    photographs = load_photographs("train")
+    # Mirrored photographs too: the garments' labels hold, and fewer photographs are learnt by heart.
+    photographs = {garment: np.concatenate([p, p[..., ::-1]]) for garment, p in load_photographs("train").items()}
 
     def loss(step: int) -> dict[str, Tensor]:
         scenes, pictures = zip(*(sample(seed, step * batch + i, photographs, ALL) for i in range(batch)), strict=True)
@@ -62,10 +63,10 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         images = (blur(images, sigma) + noise[:, None, None, None] * torch.randn_like(images)).clamp(0, 1)
         features = model(images.contiguous(memory_format=torch.channels_last))
         logits, wanted = model.logits(features), labels(list(scenes))
-        entropy = sum(F.cross_entropy(logits[h], wanted[h], ignore_index=UNSEEN) for h in HEADS)
+        entropy = sum(F.cross_entropy(logits[h], wanted[h], ignore_index=UNSEEN, label_smoothing=0.05) for h in HEADS)
         damage = F.mse_loss(model.damage(F.silu(features)), torch.stack([sigma, 10 * noise], 1))
         right = (logits["garment_a"].argmax(1) == wanted["garment_a"]).float().mean()
         return {"loss": entropy + 2 * damage, "damage": damage.detach(), "garment_a": right}
 
-    fit("judge", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.05, cooldown=0.5, continued=start is not None)
+    fit("judge", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.05, cooldown=0.6, continued=start is not None)
     model.half().save_pretrained(out / "judge")

@@ -20,7 +20,7 @@ from training.assembly import real
 from training.judge import blur
 
 SEED = 201
-DAMAGES = {"blur, σ px": (0.25, 0.5, 0.75, 1.0, 1.5), "noise, σ of 1": (0.02, 0.04, 0.06, 0.08, 0.1)}
+DAMAGES = {"blur, σ px": (0.4, 0.6, 0.8, 1.0, 1.5), "noise, σ of 1": (0.02, 0.04, 0.06, 0.08, 0.1)}
 
 
 @torch.no_grad()
