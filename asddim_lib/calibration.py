@@ -1,4 +1,4 @@
-"""Measures a pipeline's own sensitivity along its sampling path: pipeline and prompts in, profile out."""
+"""Measures a pipeline along its own sampling path: pipeline and prompts in; a profile of its sensitivity, or the path itself, out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from asddim_lib.models import Pipeline
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.prompts import check_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
+from asddim_lib.search import Trajectory
 from asddim_lib.sensitivity import COST, Network, SensitivityProfile, fingerprint, gradient_norm
+from asddim_lib.step import predict
+
+#: Takes a network call: ε as a function of sample and timestep, its value, the samples and their timesteps.
+Measure = Callable[[Network, Tensor, Tensor, Tensor], None]
 
 
 def calibrate(
@@ -37,43 +42,22 @@ def calibrate(
     comes back as it was. Works for any diffusers pipeline whose network is `unet` and whose guidance puts the unconditional half of a
     batch first. Raises ValueError for wrong prompts, or when the network returns a number that is not finite.
     """
-    check(len(prompts) > 0, "prompts", prompts, "give at least one")
-    check(guidance_scale >= 1, "guidance_scale", guidance_scale, "give a number of at least 1 (1 is no guidance)")
-    check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
-    check_prompts(pipe, prompts)
-    schedule = NoiseSchedule.from_config(pipe.scheduler)
-    check(2 <= num_steps <= len(schedule), "num_steps", num_steps, f"give 2 to {len(schedule)}")
-    generator = torch.Generator().manual_seed(seed)
+    schedule, generator = NoiseSchedule.from_config(pipe.scheduler), torch.Generator().manual_seed(seed)
     found: dict[int, list[Tensor]] = {}
     before: tuple[int, Tensor, Tensor] | None = None
 
-    def measure(eps: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, x: Tensor, t: Tensor) -> None:
+    def measure(eps: Network, prediction: Tensor, x: Tensor, t: Tensor) -> None:
         nonlocal before
         if estimator != "path":
             value = gradient_norm(eps, x, t, norm=norm, estimator=estimator, probes=probes, generator=generator)[0]
             found.setdefault(int(t), []).append(value.cpu())
             return
-        if before is not None:
+        if before is not None and before[0] > t:  # else a new batch begins
             changed, moved = ((new - old).double().flatten(1).norm(dim=1) for new, old in ((prediction, before[1]), (x, before[2])))
             found.setdefault(before[0], []).append((changed / moved).cpu())
         before = int(t), prediction, x
 
-    original = pipe.scheduler
-    pipe.scheduler = ASDDIMScheduler.from_config(original.config, allocation="uniform", timestep_spacing="trailing")
-    handle = pipe.unet.register_forward_hook(Watch(pipe, guidance_scale, measure), with_kwargs=True)
-    frozen = [p for p in pipe.unet.parameters() if p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(False)
-    try:
-        for start in range(0, len(prompts), batch_size):
-            chosen, before = list(prompts[start : start + batch_size]), None
-            starts = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
-            pipe(chosen, num_inference_steps=num_steps, guidance_scale=guidance_scale, generator=starts, output_type="latent")
-    finally:
-        handle.remove()
-        pipe.scheduler = original
-        for p in frozen:
-            p.requires_grad_(True)
+    _sample(pipe, prompts, guidance_scale, num_steps, batch_size, seed, measure)
     grid = sorted(found, reverse=True)
     values = np.stack([torch.cat(found[t]).numpy() for t in grid])
     count = len(prompts)
@@ -84,14 +68,58 @@ def calibrate(
     )  # fmt: skip
 
 
+def record(pipe: Pipeline, prompts: list[str], *, guidance_scale: float = 7.5, num_steps: int = 60, batch_size: int = 8, seed: int = 0) -> Trajectory:
+    """The pipeline's own DDIM path over `num_steps` evenly spaced timesteps, one evaluation each: what the oracle's and GITS' grids are searched on.
+
+    Prompts, seeds, batches and errors are as in `calibrate`. Latents come flattened: d is channels × height × width.
+    """
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def measure(eps: Network, prediction: Tensor, x: Tensor, t: Tensor) -> None:
+        found.setdefault(int(t), []).append((x.flatten(1).cpu(), prediction.flatten(1).cpu()))
+
+    end = _sample(pipe, prompts, guidance_scale, num_steps, batch_size, seed, measure)
+    grid = sorted(found, reverse=True)
+    samples, noises = (torch.stack([torch.cat([pair[i] for pair in found[t]]) for t in grid]) for i in (0, 1))
+    return Trajectory(grid, samples, noises, end.flatten(1).cpu(), float(ASDDIMScheduler.from_config(pipe.scheduler.config).final_alpha_cumprod))
+
+
+def _sample(pipe: Pipeline, prompts: list[str], guidance_scale: float, num_steps: int, batch_size: int, seed: int, measure: Measure) -> Tensor:
+    """Runs DDIM over evenly spaced timesteps, hands every guided prediction to `measure`, and returns the latents that it ends in."""
+    check(len(prompts) > 0, "prompts", prompts, "give at least one")
+    check(guidance_scale >= 1, "guidance_scale", guidance_scale, "give a number of at least 1 (1 is no guidance)")
+    check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
+    check_prompts(pipe, prompts)
+    size = len(NoiseSchedule.from_config(pipe.scheduler))
+    check(2 <= num_steps <= size, "num_steps", num_steps, f"give 2 to {size}")
+    original, ends = pipe.scheduler, []
+    pipe.scheduler = ASDDIMScheduler.from_config(original.config, allocation="trailing")
+    handle = pipe.unet.register_forward_hook(Watch(pipe, guidance_scale, measure), with_kwargs=True)
+    frozen = [p for p in pipe.unet.parameters() if p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        for start in range(0, len(prompts), batch_size):
+            chosen = list(prompts[start : start + batch_size])
+            starts = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
+            made = pipe(chosen, num_inference_steps=num_steps, guidance_scale=guidance_scale, generator=starts, output_type="latent")
+            ends.append(made.images)
+    finally:
+        handle.remove()
+        pipe.scheduler = original
+        for p in frozen:
+            p.requires_grad_(True)
+    return torch.cat(ends)
+
+
 class Watch:
-    """A forward hook that hands on the guided prediction at each network call, as a function of the sample alone.
+    """A forward hook that hands on the guided ε at each network call, as a function of sample and timestep, whatever the network predicts.
 
     `measure(eps, prediction, x, t)` gets that function, its value, the samples (n × …) and their timesteps (one, or n). `busy` is true
     while it runs: what the network is asked meanwhile is a probe.
     """
 
-    def __init__(self, pipe: Pipeline, guidance_scale: float | None, measure: Callable[[Network, Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(self, pipe: Pipeline, guidance_scale: float | None, measure: Measure) -> None:
         self.pipe, self.guidance_scale, self.measure, self.busy = pipe, guidance_scale, measure, False
 
     def __call__(self, network: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -106,18 +134,23 @@ class Watch:
         def twice(x: Tensor) -> Tensor:
             return torch.cat([x, x]) if guided and x.ndim else x
 
-        def guide(result: Any) -> Tensor:
+        def guide(result: Any, x: Tensor, t: Tensor) -> Tensor:
             prediction = result[0] if isinstance(result, tuple) else result.sample
-            if not guided:
+            if guided:
+                without, given = prediction.chunk(2)
+                prediction = without + scale * (given - without)
+            config = self.pipe.scheduler.config
+            if config["prediction_type"] == "epsilon":
                 return prediction
-            without, given = prediction.chunk(2)
-            return without + scale * (given - without)
+            alpha = self.pipe.scheduler.alphas_cumprod.to(x)[t.to(x.device)].reshape(-1, *[1] * (x.ndim - 1))
+            return predict(x, prediction, alpha, config["prediction_type"])[1]
 
         def eps(x: Tensor, t: Tensor) -> Tensor:
-            return guide(network(twice(x), twice(t), *args[2:], **kwargs))
+            return guide(network(twice(x), twice(t), *args[2:], **kwargs), x, t)
 
+        x, t = first(args[0]), first(torch.as_tensor(args[1]))
         self.busy = True
         try:
-            self.measure(eps, guide(output), first(args[0]), first(torch.as_tensor(args[1])))
+            self.measure(eps, guide(output, x, t), x, t)
         finally:
             self.busy = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from asddim_lib.allocation import allocate, distinct, gradient_step, noise_weights, step_sizes
 from asddim_lib.errors import check
 from asddim_lib.noise import NoiseSchedule, is_flow
+from asddim_lib.search import SEARCHED, Trajectory
 from asddim_lib.sensitivity import SensitivityProfile
 
 SPACINGS = ("leading", "trailing", "linspace")
@@ -24,6 +27,7 @@ def uniform(spacing: str, num_train_timesteps: int, num_inference_steps: int, st
         grid = np.linspace(0, size - 1, steps).round()[::-1]
     elif spacing == "leading":
         grid = np.arange(0.0, steps)[::-1] * (size // steps) + steps_offset
+        check(grid[0] < size, "steps_offset", steps_offset, f"{steps} leading steps would begin at {grid[0]:g}, beyond {size - 1}: use trailing, or no offset")
     else:
         grid = np.round(size - np.arange(steps) * (size / steps)) - 1
     return [int(t) for t in grid]
@@ -38,7 +42,7 @@ def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
 
 
 def exponential(high: float, low: float, steps: int) -> np.ndarray:
-    """Evenly spaced in log σ, which is half the log-SNR (DPM-Solver)."""
+    """Evenly spaced in log σ; since log σ is minus half the log-SNR, DPM-Solver's `logsnr` is the same grid."""
     return np.geomspace(high, low, steps)
 
 
@@ -66,23 +70,85 @@ def _align_your_steps(name: str) -> Callable[[float, float, int], np.ndarray]:
 
 
 RIVALS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "karras": karras, "exponential": exponential, "beta": beta, "arctan": arctan,
+    "karras": karras, "exponential": exponential, "logsnr": exponential, "beta": beta, "arctan": arctan,
     "ays-sd15": _align_your_steps("StableDiffusionSigmas"), "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
 }  # fmt: skip
-ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "quadratic", *RIVALS)
+#: What a scheduler lays by itself; `timesteps` also takes what was searched on a recorded path.
+ALLOCATIONS = ("uniform", "noise", "gradient", "combined", *SPACINGS, "quadratic", "dmn", *RIVALS)
 
 
 def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
     """The timesteps of a rival's noise levels on this schedule, by diffusers' log-linear interpolation, rounded and kept distinct."""
-    bars = np.maximum(schedule.alphas_cumprod, 2.0**-24)  # as diffusers' Euler does where ᾱ ends in 0
-    levels = np.sqrt((1 - bars) / bars)
+    levels = _levels(schedule)
     wanted = RIVALS[name](float(levels[-1]), float(levels[0]), num_inference_steps)
     return distinct(np.interp(np.log(wanted), np.log(levels), np.arange(len(levels))))
+
+
+def _levels(schedule: NoiseSchedule) -> np.ndarray:
+    """Noise over signal at every timestep, finite where ᾱ ends in 0, as diffusers' Euler makes it."""
+    bars = np.maximum(schedule.alphas_cumprod, 2.0**-24)
+    return np.sqrt((1 - bars) / bars)
 
 
 def quadratic(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
     """Denser at low noise, τ_k = T (1 − k/K)² (Song et al. 2021), laid from T down as `trailing` is."""
     return distinct(num_train_timesteps * (1 - np.arange(num_inference_steps) / num_inference_steps) ** 2 - 1)
+
+
+def dmn(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
+    """DMN (Xue et al. 2024): the grid of the least bound on what a multistep solver of order 3 makes of the network's errors, model-free.
+
+    The search begins at uniform timesteps, as its authors advise for latent models. Raises ValueError beyond 64 steps, where it takes minutes.
+    """
+    check(num_inference_steps <= 64, "num_inference_steps", num_inference_steps, "give at most 64 for dmn, whose search grows with their cube")
+    levels = _levels(schedule)
+    start = np.interp(np.linspace(len(levels) - 1, 0, num_inference_steps + 1), np.arange(len(levels)), -np.log(levels))
+    found = _least_dmn_bound(tuple(start.tolist()))[:-1]  # the last step leads to timestep 0, which is as good as clean
+    return distinct(np.interp(-np.array(found), np.log(levels), np.arange(len(levels))))
+
+
+@cache
+def _least_dmn_bound(start: tuple[float, ...]) -> tuple[float, ...]:
+    from scipy.optimize import LinearConstraint, minimize
+
+    steps = len(start) - 1
+    if steps == 1:
+        return start
+    rising = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, -1)  # each row is a difference of neighbours; the ends are known
+    least = np.concatenate([[start[0]], np.zeros(steps - 2), [-start[-1]]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the quasi-Newton update of a flat stretch
+        found = minimize(
+            lambda inner: _dmn_bound(np.array([start[0], *inner, start[-1]])), start[1:-1], method="trust-constr", constraints=[LinearConstraint(rising, least, np.inf)]
+        )
+    return (start[0], *found.x.tolist(), start[-1])
+
+
+def _dmn_bound(nodes: np.ndarray) -> float:
+    """The bound that `dmn` makes least, at the half-log-SNRs λ of its steps' ends (K + 1).
+
+    Step s is the integral of e^λ times the polynomial through the last min(s + 1, 3, K − s) values of x̂_0, whose errors are taken to be
+    σ_t²/√ᾱ_t. The first three steps count alone, the others by each value's summed weight: so their code has it.
+    """
+    steps, error = len(nodes) - 1, 1 / (np.sqrt(1 + np.exp(2 * nodes)) * np.exp(nodes))
+    order = np.minimum(np.minimum(np.arange(steps) + 1, 3), steps - np.arange(steps))
+    points, weights = np.polynomial.legendre.leggauss(8)
+    total, summed = 0.0, np.zeros(steps)
+    for number in (1, 2, 3):
+        chosen = np.flatnonzero(order == number)
+        behind = chosen[:, None] + np.arange(1 - number, 1)  # the values of x̂_0 that the step uses: steps × number
+        half = (nodes[chosen + 1] - nodes[chosen])[:, None] / 2
+        at = nodes[chosen][:, None] + half * (1 + points)
+        share = np.zeros(behind.shape)
+        for j in range(number):
+            basis = np.exp(at) * half
+            for m in set(range(number)) - {j}:
+                basis = basis * (at - nodes[behind[:, m], None]) / (nodes[behind[:, j]] - nodes[behind[:, m]])[:, None]
+            share[:, j] = basis @ weights * error[behind[:, j]]
+        alone = chosen < 3
+        total += np.sqrt((share[alone] ** 2).sum(1)).sum()
+        np.add.at(summed, behind[~alone], share[~alone])
+    return total + np.abs(summed).sum()
 
 
 def timesteps(
@@ -94,34 +160,40 @@ def timesteps(
     lam: float | None = None,
     reading: str | None = None,
     profile: SensitivityProfile | dict | None = None,
+    path: Trajectory | None = None,
 ) -> list[int]:
     """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
 
     What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
     noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13), of which the last two need a `profile` from `calibrate`; or a rival's:
-    quadratic, karras, exponential, beta, arctan, ays-sd15, ays-sdxl.
-    Raises ValueError for a value out of range, or for a profile made on another noise schedule.
+    leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, arctan, dmn, ays-sd15, ays-sdxl; or oracle or gits, which
+    need a `path` from `calibration.record`. Raises ValueError for a value out of range, or for a profile made on another noise schedule.
     """
     config = getattr(scheduler, "config", scheduler)
     schedule = NoiseSchedule.from_config(config)
     check(not is_flow(config), "scheduler", "a flow-matching one", "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)")
-    given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile}
+    given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile, "path": path}
     return _grid(config, schedule, num_inference_steps, given)
 
 
 def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given: dict[str, Any]) -> list[int]:
-    foreign = set(given) - set(DEFAULTS)
-    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}")
+    foreign = set(given) - {*DEFAULTS, "path"}
+    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}, path")
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
     chosen |= {key: value for key, value in given.items() if value is not None}
     kind, size = chosen["allocation"], len(schedule)
-    check(kind in ALLOCATIONS, "allocation", kind, f"use one of {', '.join(ALLOCATIONS)}")
+    check(kind in (*ALLOCATIONS, *SEARCHED), "allocation", kind, f"use one of {', '.join((*ALLOCATIONS, *SEARCHED))}")
     whole = isinstance(num_inference_steps, (int, np.integer)) and not isinstance(num_inference_steps, bool)
     check(whole and 1 <= num_inference_steps <= size, "num_inference_steps", num_inference_steps, f"give a whole number, 1 to {size}")
-    if kind == "uniform":
-        return uniform(config.get("timestep_spacing", "leading"), size, num_inference_steps, config.get("steps_offset", 0))
+    if kind in SEARCHED:
+        check(chosen.get("path") is not None, "path", None, f"allocation {kind!r} needs one: path=record(pipe, prompts)")
+        return SEARCHED[kind](chosen["path"], schedule, num_inference_steps)
+    if kind == "uniform" or kind in SPACINGS:
+        return uniform(config.get("timestep_spacing", "leading") if kind == "uniform" else kind, size, num_inference_steps, config.get("steps_offset", 0))
     if kind == "quadratic":
         return quadratic(size, num_inference_steps)
+    if kind == "dmn":
+        return dmn(schedule, num_inference_steps)
     if kind in RIVALS:
         return rival(kind, schedule, num_inference_steps)
     noise_weight = noise_weights(schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"])

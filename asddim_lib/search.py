@@ -18,13 +18,19 @@ from asddim_lib.step import ddim_step
 class Trajectory:
     """A reference path: N falling timesteps, the samples there (N × n × d) and the noise that the network saw in them (N × n × d).
 
-    `end` (n × d) is where the path ends, in clean data.
+    `end` (n × d) is where the path ends, in clean data, or at `alpha_end` where a scheduler's ᾱ stops short of 1.
     """
 
     timesteps: list[int]
     samples: Tensor
     noises: Tensor
     end: Tensor
+    alpha_end: float = 1.0
+
+    def clean(self, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        """The path's points and its end in x / √ᾱ, as clean data sees them ((N + 1) × n × d), and their σ = √((1 − ᾱ)/ᾱ) (N + 1), in float64."""
+        bars = torch.tensor([*(schedule.alphas_cumprod[t] for t in self.timesteps), self.alpha_end], dtype=torch.float64)
+        return torch.cat([self.samples, self.end[None]]).double() / bars.sqrt().reshape(-1, 1, 1), ((1 - bars) / bars).sqrt()
 
 
 def follow(eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSchedule, timesteps: list[int]) -> Trajectory:
@@ -38,25 +44,39 @@ def follow(eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSched
     return Trajectory(list(timesteps), torch.stack(samples), torch.stack(noises), x)
 
 
-def deviations(path: Trajectory, schedule: NoiseSchedule, relative: bool) -> np.ndarray:
+def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
     """How far one DDIM step from any point of the path to any later one lands from the path: (N + 1) × (N + 1), upper triangle.
 
-    Distances are root mean squares over samples and dimensions, in x / √ᾱ, as clean data sees them (GITS); `relative` divides them by the
-    path's own size there, which for Gaussian data is what the flow makes of an error by the end. No network evaluation is needed.
+    Distances are root mean squares over samples and dimensions, relative to the path's own size there: for Gaussian data that is what the
+    flow makes of an error by the end. No network evaluation is needed.
     """
-    bars = torch.tensor([*(schedule.alphas_cumprod[t] for t in path.timesteps), 1.0], dtype=torch.float64)
-    sigma = ((1 - bars) / bars).sqrt()
-    seen = torch.cat([path.samples.double(), path.end.double()[None]]) / bars.sqrt().reshape(-1, 1, 1)
-    found = np.zeros((len(bars), len(bars)))
+    seen, sigma = path.clean(schedule)
+    found = np.zeros((len(seen), len(seen)))
     for i, noise in enumerate(path.noises.double()):
         landed = seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
-        error = (landed - seen[i + 1 :]).square().mean((1, 2))
-        found[i, i + 1 :] = (error / seen[i + 1 :].square().mean((1, 2)) if relative else error).sqrt()
+        found[i, i + 1 :] = ((landed - seen[i + 1 :]).square().mean((1, 2)) / seen[i + 1 :].square().mean((1, 2))).sqrt()
     return found
 
 
-def shortest_path(cost: np.ndarray, steps: int) -> list[int]:
-    """The nodes but the last of the cheapest path of exactly `steps` edges from node 0 to the last; cost[i, j] is the edge from i to j > i."""
+def detours(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
+    """GITS' cost of a step: how much further from the straight line between the path's ends it lands than the path itself lies, by its mean
+    over samples; (N + 1) × (N + 1), upper triangle. It may be negative."""
+    seen, sigma = path.clean(schedule)
+    line = (seen[-1] - seen[0]) / (seen[-1] - seen[0]).norm(dim=1, keepdim=True)
+
+    def aside(x: Tensor) -> Tensor:
+        off = x - seen[0]
+        return (off - (off * line).sum(2, keepdim=True) * line).norm(dim=2).mean(1)
+
+    found, own = np.zeros((len(seen), len(seen))), aside(seen)
+    for i, noise in enumerate(path.noises.double()):
+        found[i, i + 1 :] = aside(seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise) - own[i + 1 :]
+    return found
+
+
+def shortest_path(cost: np.ndarray, steps: int, growth: float = 1.0) -> list[int]:
+    """The nodes but the last of the cheapest path of exactly `steps` edges from node 0 to the last; cost[i, j] is the edge from i to j > i,
+    and each edge counts `growth` times as much as the one before."""
     nodes = len(cost)
     check(1 <= steps < nodes, "num_inference_steps", steps, f"give 1 to {nodes - 1}, the points of the reference path")
     best = np.full(nodes, np.inf)
@@ -64,7 +84,7 @@ def shortest_path(cost: np.ndarray, steps: int) -> list[int]:
     upper = np.where(np.triu(np.ones_like(cost), 1) > 0, cost, np.inf)
     came = np.zeros((steps, nodes), int)
     for k in range(steps):
-        through = best[:, None] + upper
+        through = best[:, None] + growth**k * upper
         came[k] = through.argmin(0)
         best = through.min(0)
     node, found = nodes - 1, []
@@ -76,11 +96,15 @@ def shortest_path(cost: np.ndarray, steps: int) -> list[int]:
 
 def oracle(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
     """The K timesteps of least summed relative deviation from a reference path: dynamic programming finds them exactly."""
-    nodes = shortest_path(deviations(path, schedule, relative=True), num_inference_steps)
+    nodes = shortest_path(deviations(path, schedule), num_inference_steps)
     return [path.timesteps[i] for i in nodes]
 
 
-def gits(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """GITS' grid (Chen et al. 2024): least summed deviation from a teacher's path, as clean data sees it. Theirs has 60 steps."""
-    nodes = shortest_path(deviations(path, schedule, relative=False), num_inference_steps)
+def gits(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int, growth: float = 1.15) -> list[int]:
+    """GITS' grid (Chen et al. 2024) with its own cost and weight of later steps. Its teacher has 60 steps and 256 samples."""
+    nodes = shortest_path(detours(path, schedule), num_inference_steps, growth)
     return [path.timesteps[i] for i in nodes]
+
+
+#: Grids that need a recorded path.
+SEARCHED: dict[str, Callable[[Trajectory, NoiseSchedule, int], list[int]]] = {"oracle": oracle, "gits": gits}

@@ -4,17 +4,18 @@ import itertools
 
 import numpy as np
 import pytest
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.grids import ALLOCATIONS, RIVALS, arctan
+from asddim_lib.grids import ALLOCATIONS, RIVALS, _dmn_bound, arctan
 from asddim_lib.noise import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined")]
+FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined", "dmn")]
 
 
 @pytest.mark.parametrize("name", ["karras", "exponential", "beta"])
@@ -46,6 +47,66 @@ def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
     assert len(grid) == steps
     assert all(a > b for a, b in itertools.pairwise(grid))
     assert 0 <= grid[-1] <= grid[0] < len(NoiseSchedule.from_config(config))
+
+
+def dmn_bound_by_integration(nodes):
+    """DMN's bound from its definition: SciPy integrates e^λ times each Lagrange polynomial."""
+    steps = len(nodes) - 1
+    error = [1 / (np.exp(v) * np.sqrt(1 + np.exp(2 * v))) for v in nodes]  # σ² / α at half-log-SNR v
+    total, summed = 0.0, np.zeros(steps)
+    for s in range(steps):
+        first = s + 1 - min(s + 1, 3, steps - s)
+        terms = {}
+        for j in range(first, s + 1):
+            others = [m for m in range(first, s + 1) if m != j]
+
+            def basis(v, j=j, others=others):
+                return np.exp(v) * np.prod([(v - nodes[m]) / (nodes[j] - nodes[m]) for m in others])
+
+            terms[j] = quad(basis, nodes[s], nodes[s + 1])[0] * error[j]
+        if s < 3:
+            total += np.hypot.reduce(list(terms.values()))
+        else:
+            for j, term in terms.items():
+                summed[j] += term
+    return total + np.abs(summed).sum()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 12])
+def test_dmn_makes_its_bound_least(steps):
+    schedule = NoiseSchedule.from_config(SD)
+    levels = -np.log(schedule.sigmas)
+
+    def bound(grid):
+        return dmn_bound_by_integration(np.array([*levels[grid], levels[0]]))
+
+    found = timesteps(SD, steps, allocation="dmn")
+    assert found[0] == 999
+    assert _dmn_bound(np.array([*levels[found], levels[0]])) == pytest.approx(bound(found), rel=1e-9)
+    assert bound(found) <= bound(timesteps(SD, steps, allocation="trailing")) * (1 + 1e-9)
+    if steps <= 4:  # more have ties, where a rounded step away may be as good
+        for k in range(1, steps):
+            for step in (-20, 20):
+                moved = [*found[:k], found[k] + step, *found[k + 1 :]]
+                assert bound(moved) > bound(found)
+
+
+def test_dmn_refuses_more_steps_than_it_can_search():
+    with pytest.raises(ValueError, match="num_inference_steps is 65"):
+        timesteps(SD, 65, allocation="dmn")
+
+
+def test_spacings_by_name_are_diffusers_own():
+    for spacing in ("leading", "trailing", "linspace"):
+        theirs = DDIMScheduler(**SD, timestep_spacing=spacing, steps_offset=1)
+        for steps in (1, 7, 20, 500):
+            theirs.set_timesteps(steps)
+            assert timesteps({**SD, "steps_offset": 1}, steps, allocation=spacing) == theirs.timesteps.tolist()
+
+
+def test_a_leading_grid_beyond_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="steps_offset is 1"):
+        timesteps({**SD, "steps_offset": 1}, 1000, allocation="leading")
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib import timesteps
+from asddim_lib import load_pipeline, timesteps
 from asddim_lib.analytic import GaussianMixture
+from asddim_lib.calibration import record
 from asddim_lib.noise import NoiseSchedule
-from asddim_lib.search import Trajectory, deviations, follow, gits, oracle, shortest_path
+from asddim_lib.search import Trajectory, detours, deviations, follow, gits, oracle, shortest_path
 from asddim_lib.step import ddim_step
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
@@ -18,11 +19,12 @@ BARS = SCHEDULE.alphas_cumprod
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6])
-def test_shortest_path_equals_brute_force(steps):
-    cost = np.random.default_rng(steps).random((7, 7))
+@pytest.mark.parametrize("growth", [0.8, 1.0, 1.15])
+def test_shortest_path_equals_brute_force(steps, growth):
+    cost = np.random.default_rng(steps).normal(size=(7, 7))
     paths = [(0, *middle, 6) for middle in itertools.combinations(range(1, 6), steps - 1)]
-    best = min(paths, key=lambda path: sum(cost[a, b] for a, b in itertools.pairwise(path)))
-    assert shortest_path(cost, steps) == list(best[:-1])
+    best = min(paths, key=lambda path: sum(growth**k * cost[a, b] for k, (a, b) in enumerate(itertools.pairwise(path))))
+    assert shortest_path(cost, steps, growth) == list(best[:-1])
 
 
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
@@ -49,8 +51,43 @@ def test_deviation_is_that_of_a_step():
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     path = follow(lambda y, t: data.eps(y, float(BARS[t])), x, SCHEDULE, list(range(990, -1, -10)))
     landed, _ = ddim_step(path.samples[20], path.noises[20], torch.tensor(BARS[790]), torch.tensor(BARS[490]))
-    error = ((landed - path.samples[50]) / BARS[490] ** 0.5).square().mean().sqrt()
-    assert deviations(path, SCHEDULE, relative=False)[20, 50] == pytest.approx(float(error), rel=1e-9)
+    error = (landed - path.samples[50]).norm() / path.samples[50].norm()
+    assert deviations(path, SCHEDULE)[20, 50] == pytest.approx(float(error), rel=1e-9)
+
+
+def test_detour_is_the_distance_from_the_straight_line():
+    start, end = torch.tensor([[0.0, 0.0, 4.0]]), torch.tensor([[4.0, 0.0, 4.0]])
+    samples = torch.stack([start, torch.tensor([[2.0, 3.0, 4.0]]), end]) * torch.tensor([BARS[t] ** 0.5 for t in (999, 500, 100)]).reshape(3, 1, 1)
+    towards = (torch.tensor([[2.0, 4.0, 4.0]]) - start) / (SCHEDULE.sigmas[500] - SCHEDULE.sigmas[999])  # lands 4 beside the line, the path lies 3 beside it
+    path = Trajectory([999, 500], samples[:2], torch.stack([towards, torch.zeros(1, 3)]), samples[2], float(BARS[100]))
+    assert detours(path, SCHEDULE)[0, 1] == pytest.approx(1.0, rel=1e-5)
+    assert detours(path, SCHEDULE)[1, 2] == pytest.approx(3.0, rel=1e-5)  # stays where it is, while the path returns to the line
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_pipeline_s_recorded_path_is_the_one_that_ddim_takes(prediction_type):
+    pipe, prompts = load_pipeline(), ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress on a black ground"]
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
+    path = record(pipe, prompts, guidance_scale=2.0, num_steps=12, batch_size=2)
+    starts = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]).flatten(1)
+    torch.testing.assert_close(path.samples[0], starts)
+    bars = [*(float(BARS[t]) for t in path.timesteps), path.alpha_end]
+    for k, landed in enumerate([*path.samples[1:], path.end]):  # each point is one DDIM step from the one before, along the ε on record
+        made, _ = ddim_step(path.samples[k], path.noises[k], torch.tensor(bars[k]), torch.tensor(bars[k + 1]))
+        torch.testing.assert_close(made, landed, rtol=1e-3, atol=1e-3)
+    for name in ("oracle", "gits"):
+        found = timesteps(pipe.scheduler, 5, allocation=name, path=path)
+        assert len(found) == 5
+        assert found[0] == 999
+        assert set(found) <= set(path.timesteps)
+    assert timesteps(pipe.scheduler, 12, allocation="oracle", path=path) == path.timesteps
+    with pytest.raises(ValueError, match="num_inference_steps is 13"):
+        timesteps(pipe.scheduler, 13, allocation="gits", path=path)
+
+
+def test_a_search_without_a_path_is_refused():
+    with pytest.raises(ValueError, match="path is None"):
+        timesteps(SD, 5, allocation="oracle")
 
 
 def test_searched_grids_beat_uniform_where_it_counts():
