@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -29,7 +30,7 @@ def uniform(spacing: str, num_train_timesteps: int, num_inference_steps: int, st
         grid = np.arange(0.0, steps)[::-1] * (size // steps) + steps_offset
         check(grid[0] < size, "steps_offset", steps_offset, f"{steps} leading steps would begin at {grid[0]:g}, beyond {size - 1}: use trailing, or no offset")
     else:
-        grid = np.round(size - np.arange(steps) * (size / steps)) - 1
+        grid = np.arange(size, 0, -size / steps)[:steps].round() - 1  # diffusers' has one more, −1, for K of 61, 103, … : a rounding slip
     return [int(t) for t in grid]
 
 
@@ -79,15 +80,9 @@ ALLOCATIONS = ("uniform", "noise", "gradient", "combined", *SPACINGS, "quadratic
 
 def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
     """The timesteps of a rival's noise levels on this schedule, by diffusers' log-linear interpolation, rounded and kept distinct."""
-    levels = _levels(schedule)
+    levels = schedule.finite_sigmas
     wanted = RIVALS[name](float(levels[-1]), float(levels[0]), num_inference_steps)
     return distinct(np.interp(np.log(wanted), np.log(levels), np.arange(len(levels))))
-
-
-def _levels(schedule: NoiseSchedule) -> np.ndarray:
-    """Noise over signal at every timestep, finite where ᾱ ends in 0, as diffusers' Euler makes it."""
-    bars = np.maximum(schedule.alphas_cumprod, 2.0**-24)
-    return np.sqrt((1 - bars) / bars)
 
 
 def quadratic(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
@@ -101,7 +96,7 @@ def dmn(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
     The search begins at uniform timesteps, as its authors advise for latent models. Raises ValueError beyond 64 steps, where it takes minutes.
     """
     check(num_inference_steps <= 64, "num_inference_steps", num_inference_steps, "give at most 64 for dmn, whose search grows with their cube")
-    levels = _levels(schedule)
+    levels = schedule.finite_sigmas
     start = np.interp(np.linspace(len(levels) - 1, 0, num_inference_steps + 1), np.arange(len(levels)), -np.log(levels))
     found = _least_dmn_bound(tuple(start.tolist()))[:-1]  # the last step leads to timestep 0, which is as good as clean
     return distinct(np.interp(-np.array(found), np.log(levels), np.arange(len(levels))))
@@ -207,6 +202,15 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
     return allocate(step_sizes(noise_weight, factor, chosen["reading"]), num_inference_steps)
 
 
+def check_timesteps(timesteps: list[int], num_train_timesteps: int) -> list[int]:
+    """A grid that somebody else gave, as whole numbers; raises ValueError unless it falls strictly within 0 … T − 1."""
+    grid = [int(t) for t in timesteps]
+    falling = all(a > b for a, b in itertools.pairwise(grid)) and all(a == b for a, b in zip(grid, timesteps, strict=True))
+    check(bool(grid) and falling, "timesteps", timesteps, "give strictly decreasing whole timesteps")
+    check(0 <= grid[-1] and grid[0] < num_train_timesteps, "timesteps", timesteps, f"keep them within 0 … {num_train_timesteps - 1}")
+    return grid
+
+
 def sigmas(scheduler: Any, num_inference_steps: int, **how: Any) -> list[float]:
     """The same grid as `timesteps`, as the scheduler's `set_timesteps(sigmas=…)` takes it.
 
@@ -216,6 +220,6 @@ def sigmas(scheduler: Any, num_inference_steps: int, **how: Any) -> list[float]:
     schedule, config = NoiseSchedule.from_config(scheduler), getattr(scheduler, "config", scheduler)
     grid = _grid(config, schedule, num_inference_steps, how)
     if not is_flow(config):
-        return [float(schedule.sigmas[t]) for t in grid] + [0.0]
+        return [float(schedule.finite_sigmas[t]) for t in grid] + [0.0]
     size = len(schedule)
     return [(t + 1) / size for t in grid]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids import ALLOCATIONS
+from asddim_lib.grids import ALLOCATIONS, check_timesteps
 from asddim_lib.grids import timesteps as make_timesteps
 from asddim_lib.step import ddim_step
 
@@ -74,14 +73,7 @@ class ASDDIMScheduler(DDIMScheduler):
         """
         given = "both" if timesteps is not None else "neither"
         check((num_inference_steps is None) != (timesteps is None), "num_inference_steps and timesteps", f"{given} given", "give one")
-        if num_inference_steps is not None:
-            grid = make_timesteps(self.config, num_inference_steps)
-        else:
-            size = self.config.num_train_timesteps
-            grid = [int(t) for t in timesteps or []]
-            falling = all(a > b for a, b in itertools.pairwise(grid))
-            check(bool(grid) and falling, "timesteps", timesteps, "give strictly decreasing timesteps")
-            check(0 <= grid[-1] and grid[0] < size, "timesteps", timesteps, f"keep them within 0 … {size - 1}")
+        grid = make_timesteps(self.config, num_inference_steps) if num_inference_steps is not None else check_timesteps(timesteps or [], self.config.num_train_timesteps)
         self.num_inference_steps = len(grid)
         self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
         # ᾱ of every timestep and of the next smaller one on the grid, so that step() looks up values and never waits for a device.

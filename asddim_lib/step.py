@@ -49,10 +49,11 @@ def ddim_step(
         x0 = clean(x0)
     if not keep_epsilon:
         epsilon = (sample - alpha**0.5 * x0) / (1 - alpha) ** 0.5
+    if eta == 0:
+        return alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * epsilon, x0
+    check(0 < eta <= 1, "eta", eta, "give a number from 0 (deterministic) to 1 (DDPM's noise)")
+    check(noise is not None, "noise", noise, "eta > 0 needs standard normal noise of the sample's shape")
     variance = (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
     deviation = eta * variance**0.5
-    result = alpha_next**0.5 * x0 + (1 - alpha_next - deviation**2) ** 0.5 * epsilon
-    if eta > 0:
-        check(noise is not None, "noise", noise, "eta > 0 needs standard normal noise of the sample's shape")
-        result = result + deviation * torch.as_tensor(noise)
-    return result, x0
+    known = (1 - alpha_next - deviation**2).clamp(min=0)  # 0 where η = 1 and ᾱ = 0, but for rounding
+    return alpha_next**0.5 * x0 + known**0.5 * epsilon + deviation * torch.as_tensor(noise), x0

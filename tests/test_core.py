@@ -82,39 +82,81 @@ def test_weights_known_values():  # Eqs 5–7, 9
     assert sigmas(SD, 7)[-1] == 0
 
 
+NOISE = [
+    {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}, {"beta_schedule": "scaled_linear"}, {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}, {"trained_betas": np.geomspace(1e-4, 0.03, 1000).tolist()},
+]  # fmt: skip
+REST = [
+    {"prediction_type": prediction, "steps_offset": offset, "set_alpha_to_one": bool(offset), "clip_sample": clip}
+    for prediction in ("epsilon", "v_prediction", "sample") for offset in (0, 1) for clip in (False, True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", NOISE, ids=lambda noise: "-".join(map(str, noise))[:40])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-@pytest.mark.parametrize("steps", [1, 10, 20, 50, 100, 500])
-def test_uniform_equals_ddim_to_the_bit(spacing, prediction, eta, steps):  # Eq 3
-    config = SD | {"timestep_spacing": spacing, "prediction_type": prediction, "clip_sample": True}
+def test_uniform_equals_ddim_to_the_bit(spacing, noise):  # Eq 3
+    """Every K from 1 to 1000, with prediction type, offset, clipping and η in turn: at both ends of the grid and at places between."""
+    pairs = []
+    for rest in REST:
+        config = {**SD, **noise, **rest, "timestep_spacing": spacing}
+        pairs.append((ASDDIMScheduler(**config, allocation="uniform"), DDIMScheduler(**config)))
+    generator, compared = torch.Generator().manual_seed(0), 0
+    for steps in range(1, 1001):
+        ours, theirs = pairs[steps % len(pairs)]
+        if spacing == "leading" and steps == 1000 and theirs.config.steps_offset:
+            continue  # begins at timestep 1000, which is none
+        ours.set_timesteps(steps)
+        theirs.set_timesteps(steps)
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()[:steps]  # K = 61, 103, … : diffusers' trailing grid has one more, −1
+        x, output, noise_ = torch.randn(3, 2, 4, generator=generator)
+        for k in {0, steps // 3, steps - 2, steps - 1} - {-1}:
+            t, eta = theirs.timesteps[k], (0.0, 0.7, 1.0)[(steps + k) % 3]
+            follows = int(theirs.timesteps[k + 1]) if k + 1 < steps else -1
+            if max(int(t) - 1000 // steps, -1) != follows:
+                continue  # where 1000 / K is no whole number, diffusers steps beside its own grid: see below
+            if theirs.config.rescale_betas_zero_snr and theirs.config.prediction_type == "epsilon" and int(t) == 999:
+                continue  # ᾱ is 0: pure noise says nothing of the picture, and both divide by it
+            one, other = (scheduler.step(output, t, x, eta=eta, variance_noise=noise_).prev_sample for scheduler in (ours, theirs))
+            assert one.isfinite().all()
+            assert torch.equal(one, other) or other.isnan().any(), (steps, k)  # η = 1 from ᾱ = 0: diffusers takes the root of −1e-8
+            compared += 1
+    assert compared > (900 if spacing == "leading" else 40)
+
+
+@pytest.mark.parametrize("steps", [3, 7, 30, 150])
+def test_diffusers_steps_beside_its_own_trailing_grid_and_ours_does_not(steps):
+    """It goes back by T // K whatever the grid. Ours lands on the next timestep, as an independent first-order solver does."""
+    config = {**SD, "timestep_spacing": "trailing"}
     ours, theirs = ASDDIMScheduler(**config, allocation="uniform"), DDIMScheduler(**config)
+    exact = DPMSolverMultistepScheduler(**{k: SD[k] for k in ("beta_start", "beta_end", "beta_schedule")}, solver_order=1, final_sigmas_type="sigma_min")
     ours.set_timesteps(steps)
     theirs.set_timesteps(steps)
-    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
-    generator = torch.Generator().manual_seed(0)
-    x = y = torch.randn(2, 4, 4, 4, generator=generator)
-    for t in theirs.timesteps[:12]:
-        output, noise = torch.randn(x.shape, generator=generator), torch.randn(x.shape, generator=generator)
-        x = ours.step(output, t, x, eta=eta, variance_noise=noise).prev_sample
-        y = theirs.step(output, t, y, eta=eta, variance_noise=noise).prev_sample
-        assert torch.equal(x, y)
+    exact.set_timesteps(timesteps=ours.timesteps.tolist())
+    ends = []
+    for scheduler in (ours, theirs, exact):
+        x = torch.randn(2, 4, generator=torch.Generator().manual_seed(steps), dtype=torch.float64)
+        for t in ours.timesteps:
+            x = scheduler.step(torch.sin(x), t, x).prev_sample
+        ends.append(x)
+    assert (ends[0] - ends[2]).norm() < 1e-5 * ends[2].norm()
+    assert (ends[1] - ends[2]).norm() > 1e-4 * ends[2].norm()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(20))
 def test_random_grids_equal_first_order_dpm_solver(seed):
     draw = np.random.default_rng(seed)
-    grid = sorted((int(t) for t in draw.choice(1000, 12, replace=False)), reverse=True)
+    steps = int(draw.integers(1, 200))
+    grid = sorted((int(t) for t in draw.choice(1000, steps, replace=False)), reverse=True)
     ours = ASDDIMScheduler(**SD)
     config = {k: SD[k] for k in ("beta_start", "beta_end", "beta_schedule")}
     theirs = DPMSolverMultistepScheduler(**config, solver_order=1, final_sigmas_type="sigma_min")
     ours.set_timesteps(timesteps=grid)
     theirs.set_timesteps(timesteps=grid)
-    x = y = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+    x = y = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for t in grid:
         x = ours.step(torch.sin(x), t, x).prev_sample
         y = theirs.step(torch.sin(y), t, y).prev_sample
-    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+    assert (x - y).norm() < 1e-5 * y.norm()
 
 
 @pytest.mark.parametrize("estimator", ["vjp", "difference"])
@@ -158,6 +200,14 @@ def test_more_gradient_never_thins_the_grid_there():
 def test_wrong_input_is_named(how, message):
     with pytest.raises(ValueError, match=message):
         timesteps(SD, how.pop("num_inference_steps", 10), **how)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_wrong_eta_is_refused(eta):
+    scheduler = ASDDIMScheduler(**SD)
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match="eta is"):
+        scheduler.step(torch.ones(1, 4), scheduler.timesteps[0], torch.ones(1, 4), eta=eta, variance_noise=torch.ones(1, 4))
 
 
 @pytest.mark.parametrize("wrong", [[5, 5], [1, 2], [1000], [3, -1], []])
