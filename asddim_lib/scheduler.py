@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class ASDDIMScheduler(DDIMScheduler):
         self._alpha_next = torch.where(place > 0, self.alphas_cumprod[rising[place - 1]], self.final_alpha_cumprod).to(device)
         self._alpha = self.alphas_cumprod.to(device)
         self._begin = 0
-        self._finite: list[tuple[Tensor, int | Tensor]] = []
+        self._seen: list[tuple[tuple[Tensor, Tensor], int | Tensor]] = []
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Tells at which step of the grid a pipeline begins, as image-to-image pipelines do."""
@@ -131,12 +132,12 @@ class ASDDIMScheduler(DDIMScheduler):
         return found if found.ndim == 0 else found.to(sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))
 
     def _watch(self, model_output: Tensor, timestep: int | Tensor) -> None:
-        self._finite.append((model_output.isfinite().all(), timestep))
-        if model_output.device.type != "cpu" and len(self._finite) + self._begin < len(self.timesteps):
+        self._seen.append((model_output.aminmax(), timestep))  # both are NaN if any is, and unlike isfinite() this makes no second tensor
+        if model_output.device.type != "cpu" and len(self._seen) + self._begin < len(self.timesteps):
             return
-        seen, self._finite = self._finite, []
-        for finite, t in seen:
-            if not finite:
+        seen, self._seen = self._seen, []
+        for (least, greatest), t in seen:
+            if not (math.isfinite(least) and math.isfinite(greatest)):
                 at = int(t.flatten()[0] if isinstance(t, Tensor) else t)
                 step, sigma = int((self.timesteps > at).sum()), (1 - float(self.alphas_cumprod[at])) ** 0.5
                 value = f"not finite at step {step} (timestep {at}, σ {sigma:.4f})"
