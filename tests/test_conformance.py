@@ -120,6 +120,19 @@ def test_clipping_and_thresholding_equal_diffusers(how, clipped):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("how", [{}, {"eta": 0.5}, {"use_clipped_model_output": True}])
+def test_step_never_waits_for_a_device(how):
+    """Meta tensors have no values: whoever asks for one, as a wait for a device would, is refused."""
+    scheduler = make(allocation="noise")
+    scheduler.set_timesteps(10, device="meta")
+    x = torch.empty(2, 3, 8, 8, device="meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(x.sum() > 0)
+    for t in scheduler.timesteps[:9]:
+        x = scheduler.step(torch.empty_like(x), t, x, variance_noise=torch.empty_like(x), **how).prev_sample
+    assert x.shape == (2, 3, 8, 8)
+
+
 def test_linspace_where_diffusers_is_wrong():
     """diffusers' DDIM steps back by T // K whatever the grid: on linspace it lands between grid points. Ours lands on them."""
     scheduler, reference = make(timestep_spacing="linspace", clip_sample=False), DPMSolverMultistepScheduler

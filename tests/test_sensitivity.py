@@ -1,9 +1,13 @@
 """Estimators of Eq 8 against the exact Jacobian of a mixture."""
 
+import copy
+
 import pytest
 import torch
 
+from asddim_lib import load_pipeline
 from asddim_lib.analytic import GaussianMixture
+from asddim_lib.calibration import record
 from asddim_lib.sensitivity import COST, gradient_norm
 
 DATA = GaussianMixture(2 * torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), [0.3, 0.5, 0.8], [0.2, 0.5, 0.3])
@@ -60,6 +64,29 @@ def test_wrong_choices_are_named(how, message):
 def test_a_network_that_fails_is_named_with_its_timestep(how):
     with pytest.raises(ValueError, match="timestep 7"):
         gradient_norm(lambda y, t: y * float("nan"), torch.ones(1, 2), torch.tensor(7), **how)
+
+
+@pytest.fixture(scope="module")
+def path():
+    """A network with fused attention, its text, and samples at high and low noise of its own path."""
+    pipe, prompts = load_pipeline(), ["a red boot on a white ground", "two blue bags on a tan ground"]
+    made = record(pipe, prompts, num_steps=12, guidance_scale=1.0)
+    text = pipe.encode_prompt(prompts, "cpu", 1, False)[0]
+    return pipe.unet, text, [(made.samples[k].reshape(-1, 4, 16, 16), torch.tensor(made.timesteps[k])) for k in (1, 11)]
+
+
+@pytest.mark.parametrize("how", [{"estimator": e} for e in COST["frobenius"]] + [{"norm": "spectral"}], ids=lambda how: next(iter(how.values())))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_fused_attention_agree_with_float32(path, how, dtype):
+    network, text, places = path
+    assert type(network.mid_block.attentions[0].transformer_blocks[0].attn1.processor).__name__ == "AttnProcessor2_0"
+    for x, t in places:
+        found = []
+        for kind in (torch.float32, dtype):
+            cast = copy.deepcopy(network).to(kind)
+            eps = lambda y, times, cast=cast, kind=kind: cast(y, times, text.to(kind)).sample  # noqa: E731
+            found.append(gradient_norm(eps, x.to(kind), t, probes=3, generator=torch.Generator().manual_seed(0), **how)[0])
+        torch.testing.assert_close(found[1], found[0], rtol=0.03, atol=0)
 
 
 def test_attention_kernels_are_restored():
