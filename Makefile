@@ -8,11 +8,11 @@ BIN := .venv/bin
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
 	$(BIN)/python book/build.py
 
-test: .venv/.ready ## lint, types, tests
+test: .venv/.ready ## lint, types, tests and the share of branches that they reach
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov
 
 experiment: .venv/.ready ## the paper's ablation on the bundled model: 1,000 prompts; goes on where it was stopped
 	for scale in 7.5 3; do for steps in 20 50 100; do \

@@ -35,7 +35,7 @@ class _Given(nn.Module):
 @cache
 def load_judge() -> Judge:
     """The bundled judge, float32, for evaluation."""
-    return Judge.from_pretrained(data_folder() / "judge", torch_dtype=torch.float32).eval()
+    return Judge.from_pretrained(data_folder() / "judge", dtype=torch.float32).eval()
 
 
 @cache

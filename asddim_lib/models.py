@@ -47,7 +47,7 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
     check(local or not bundled, "model", f"'bundled' (looked in {source})", "install asddim-lib again, or check the data folder out")
     extra = {"safety_checker": None, "requires_safety_checker": False} if str(model) == "sd15" else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **extra, **options)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **extra, **options)
     except Exception as error:  # safetensors, JSON, hub and OS errors share no base, and all mean the same to the user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "its files are damaged; fetch the folder again" if local else f"fetch it once with `hf download {source}`"

@@ -40,10 +40,10 @@ def real(count: int, seed: int, half: int | None = None) -> tuple[list[Scene], t
 def assemble(runs: Path, data: Path) -> None:
     parts = runs / "parts"
     StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(parts / "vae", torch_dtype=torch.float16),
+        vae=AutoencoderKL.from_pretrained(parts / "vae", dtype=torch.float16),
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(parts / "unet", torch_dtype=torch.float16),
+        unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
         scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(data / "model")  # fmt: skip
     for config in data.glob("model/*/config.json"):  # diffusers notes where a part was read from: a path of this machine

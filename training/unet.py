@@ -56,11 +56,11 @@ def caption(seed: int, index: int, rng: np.random.Generator) -> str:
 
 def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, pictures: int, bf16: bool, start: Path | None) -> None:
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).eval().to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32).eval().to(memory_format=torch.channels_last)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).eval()
     latents = encode(runs, vae, pictures, seed)
-    model = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32) if start else make_model(text.config.hidden_size)
+    model = UNet2DConditionModel.from_pretrained(start, dtype=torch.float32) if start else make_model(text.config.hidden_size)
     model.to(memory_format=torch.channels_last)
     scheduler = DDIMScheduler(**SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)

@@ -26,7 +26,7 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
     With `start`, an autoencoder's folder, only its decoder is trained on: its latents stay what a UNet has learned.
     """
     torch.manual_seed(seed)
-    model = (AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32) if start else make_model()).to(memory_format=torch.channels_last)
+    model = (AutoencoderKL.from_pretrained(start, dtype=torch.float32) if start else make_model()).to(memory_format=torch.channels_last)
     if start:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
