@@ -11,7 +11,7 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id.")]
-ALLOCATION = "uniform, noise, gradient, combined, leading, trailing, linspace, quadratic, karras, exponential, beta, arctan, dmn, ays-sd15 or ays-sdxl."
+ALLOCATION = "uniform, noise, gradient, combined, leading, trailing, linspace, quadratic, karras, exponential, beta, beta-sigmas, arctan, dmn, ays-sd15 or ays-sdxl."
 Override = Annotated[str, typer.Option(help="What a profile may have been made for otherwise: model, schedule, guidance_scale; comma-separated.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
 

@@ -47,8 +47,8 @@ def exponential(high: float, low: float, steps: int) -> np.ndarray:
     return np.geomspace(high, low, steps)
 
 
-def beta(high: float, low: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
-    """Quantiles of the Beta distribution, between the ends (Lee et al. 2024, as diffusers reads it)."""
+def beta_sigmas(high: float, low: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
+    """Quantiles of the Beta distribution between the ends of σ, as diffusers' `use_beta_sigmas` reads Lee et al. 2024."""
     from scipy.stats import beta as distribution
 
     return low + distribution.ppf(np.linspace(1, 0, steps), a, b) * (high - low)
@@ -71,11 +71,11 @@ def _align_your_steps(name: str) -> Callable[[float, float, int], np.ndarray]:
 
 
 RIVALS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "karras": karras, "exponential": exponential, "logsnr": exponential, "beta": beta, "arctan": arctan,
+    "karras": karras, "exponential": exponential, "logsnr": exponential, "beta-sigmas": beta_sigmas, "arctan": arctan,
     "ays-sd15": _align_your_steps("StableDiffusionSigmas"), "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
 }  # fmt: skip
 #: What a scheduler lays by itself; `timesteps` also takes what was searched on a recorded path.
-ALLOCATIONS = ("uniform", "noise", "gradient", "combined", *SPACINGS, "quadratic", "dmn", *RIVALS)
+ALLOCATIONS = ("uniform", "noise", "gradient", "combined", *SPACINGS, "quadratic", "beta", "dmn", *RIVALS)
 
 
 def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
@@ -88,6 +88,13 @@ def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[
 def quadratic(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
     """Denser at low noise, τ_k = T (1 − k/K)² (Song et al. 2021), laid from T down as `trailing` is."""
     return distinct(num_train_timesteps * (1 - np.arange(num_inference_steps) / num_inference_steps) ** 2 - 1)
+
+
+def beta(num_train_timesteps: int, num_inference_steps: int, a: float = 0.6, b: float = 0.6) -> list[int]:
+    """Quantiles of the Beta distribution over timesteps, dense at both ends (Lee et al. 2024; ComfyUI's `beta`)."""
+    from scipy.stats import beta as distribution
+
+    return distinct(num_train_timesteps * distribution.ppf(1 - np.arange(num_inference_steps) / num_inference_steps, a, b) - 1)
 
 
 def dmn(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
@@ -161,8 +168,8 @@ def timesteps(
 
     What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
     noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13), of which the last two need a `profile` from `calibrate`; or a rival's:
-    leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, arctan, dmn, ays-sd15, ays-sdxl; or oracle or gits, which
-    need a `path` from `calibration.record`. Raises ValueError for a value out of range, or for a profile made on another noise schedule.
+    leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn, ays-sd15, ays-sdxl; or oracle or
+    gits, which need a `path` from `calibration.record`. Raises ValueError for a value out of range, or for a profile made on another noise schedule.
     """
     config = getattr(scheduler, "config", scheduler)
     schedule = NoiseSchedule.from_config(config)
@@ -187,6 +194,8 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
         return uniform(config.get("timestep_spacing", "leading") if kind == "uniform" else kind, size, num_inference_steps, config.get("steps_offset", 0))
     if kind == "quadratic":
         return quadratic(size, num_inference_steps)
+    if kind == "beta":
+        return beta(size, num_inference_steps)
     if kind == "dmn":
         return dmn(schedule, num_inference_steps)
     if kind in RIVALS:

@@ -18,10 +18,10 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined", "dmn")]
 
 
-@pytest.mark.parametrize("name", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize(("name", "flag"), [("karras", "karras"), ("exponential", "exponential"), ("logsnr", "exponential"), ("beta-sigmas", "beta")])
 @pytest.mark.parametrize("steps", [2, 10, 37])
-def test_levels_equal_diffusers(name, steps):
-    theirs = EulerDiscreteScheduler(**SD, timestep_spacing="trailing", **{f"use_{name}_sigmas": True})
+def test_levels_equal_diffusers(name, flag, steps):
+    theirs = EulerDiscreteScheduler(**SD, timestep_spacing="trailing", **{f"use_{flag}_sigmas": True})
     theirs.set_timesteps(steps)
     # diffusers takes its ends from the K uniform timesteps; from the same ends, the levels are the same.
     high, low = float(theirs.sigmas[0]), float(theirs.sigmas[-2])
@@ -32,6 +32,12 @@ def test_align_your_steps_at_its_own_length():
     for name, key in (("ays-sd15", "StableDiffusion"), ("ays-sdxl", "StableDiffusionXL")):
         found = timesteps(SD, 10, allocation=name)
         assert np.abs(np.array(found) - AysSchedules[f"{key}Timesteps"]).max() <= 2  # its lists of levels and of timesteps are rounded apart
+
+
+def test_beta_cuts_its_distribution_evenly():
+    found = np.array(timesteps(SD, 10, allocation="beta"))
+    shares = [quad(lambda u: (u * (1 - u)) ** -0.4, 0, (t + 1) / 1000)[0] for t in found]
+    np.testing.assert_allclose(np.array(shares) / shares[0], 1 - np.arange(10) / 10, atol=0.003)
 
 
 def test_arctan_is_even_in_its_angle():
