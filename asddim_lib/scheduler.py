@@ -61,6 +61,7 @@ class ASDDIMScheduler(DDIMScheduler):
             clip_sample_range=clip_sample_range, sample_max_value=sample_max_value, timestep_spacing=timestep_spacing,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )  # fmt: skip
+        self._seen: list[tuple[tuple[Tensor, Tensor], int | Tensor]] = []  # the ends of outputs that nobody has looked at yet, and when
 
     def set_timesteps(
         self,
@@ -70,8 +71,10 @@ class ASDDIMScheduler(DDIMScheduler):
     ) -> None:
         """Lays the grid: K steps by this scheduler's allocation, or the given `timesteps`, strictly decreasing, 0 … T − 1.
 
-        Raises ValueError when both or neither are given, or when one is out of range.
+        Raises ValueError when both or neither are given, or when one is out of range; and on an accelerator, for a run that ended before the
+        grid did (`denoising_end`) and whose network had failed.
         """
+        self._report()
         given = "both" if timesteps is not None else "neither"
         check((num_inference_steps is None) != (timesteps is None), "num_inference_steps and timesteps", f"{given} given", "give one")
         grid = make_timesteps(self.config, num_inference_steps) if num_inference_steps is not None else check_timesteps(timesteps or [], self.config.num_train_timesteps)
@@ -83,7 +86,6 @@ class ASDDIMScheduler(DDIMScheduler):
         self._alpha_next = torch.where(place > 0, self.alphas_cumprod[rising[place - 1]], self.final_alpha_cumprod).to(device)
         self._alpha = self.alphas_cumprod.to(device)
         self._begin = 0
-        self._seen: list[tuple[tuple[Tensor, Tensor], int | Tensor]] = []
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Tells at which step of the grid a pipeline begins, as image-to-image pipelines do."""
@@ -104,7 +106,7 @@ class ASDDIMScheduler(DDIMScheduler):
 
         Arguments and results are those of diffusers' `DDIMScheduler.step`; `timestep` may also hold one timestep a sample. Nothing here
         waits for a device. Raises ValueError when the network returns a number that is not finite: at once on a CPU, after the grid's last
-        step elsewhere.
+        step elsewhere, or when the next grid is laid if that step never came.
         """
         check(self.num_inference_steps is not None, "num_inference_steps", None, "call set_timesteps first")
         alpha, alpha_next = self._alphas(timestep, sample)
@@ -133,8 +135,15 @@ class ASDDIMScheduler(DDIMScheduler):
 
     def _watch(self, model_output: Tensor, timestep: int | Tensor) -> None:
         self._seen.append((model_output.aminmax(), timestep))  # both are NaN if any is, and unlike isfinite() this makes no second tensor
-        if model_output.device.type != "cpu" and len(self._seen) + self._begin < len(self.timesteps):
-            return
+        if self._has_values(model_output.device) or len(self._seen) + self._begin >= len(self.timesteps):
+            self._report()
+
+    @staticmethod
+    def _has_values(device: torch.device) -> bool:
+        """Whether values are there at once; of an accelerator's, one only asks when the work is done."""
+        return device.type == "cpu"
+
+    def _report(self) -> None:
         seen, self._seen = self._seen, []
         for (least, greatest), t in seen:
             if not (math.isfinite(least) and math.isfinite(greatest)):

@@ -238,6 +238,23 @@ def test_a_network_that_fails_is_named_with_step_timestep_and_sigma():
     scheduler.step(torch.ones(1, 4), t, torch.ones(1, 4))  # named once: a sound output is taken again
 
 
+@pytest.mark.parametrize("stop", [10, 6])
+def test_on_an_accelerator_a_failure_is_named_when_the_run_is_done(monkeypatch, stop):
+    monkeypatch.setattr(ASDDIMScheduler, "_has_values", staticmethod(lambda device: False))
+    scheduler = ASDDIMScheduler(**SD)
+    scheduler.set_timesteps(10)
+
+    def run():
+        for number, t in enumerate(scheduler.timesteps[:stop]):
+            scheduler.step(torch.full((1, 4), float("nan") if number == 4 else 1.0), t, torch.ones(1, 4))
+        assert stop == 6  # denoising_end: the last steps are another pipeline's
+        scheduler.set_timesteps(10)
+
+    with pytest.raises(ValueError, match=rf"step 4 \(timestep {int(scheduler.timesteps[4])}, σ"):
+        run()
+    scheduler.set_timesteps(10)  # named once
+
+
 def test_one_timestep_a_sample_equals_one_at_a_time():
     scheduler = ASDDIMScheduler(**SD)
     scheduler.set_timesteps(12)
