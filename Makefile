@@ -14,7 +14,8 @@ test: .venv/.ready ## lint, types, tests and the share of branches that they rea
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov
 
-experiment: .venv/.ready ## the paper's ablation on the bundled model: 1,000 prompts; goes on where it was stopped
+experiment: .venv/.ready ## the model's best guidance, on tuning prompts; then the paper's ablation, 1,000 prompts; goes on where it was stopped
+	$(BIN)/asddim evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5
 	for scale in 7.5 3; do for steps in 20 50 100; do \
 	  $(BIN)/asddim evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
 	done; done
