@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
+from asddim_lib.grids import timesteps
 from asddim_lib.models import Pipeline
 from asddim_lib.noise import NoiseSchedule
+from asddim_lib.path import ORDERS, Trajectory, carry_back, shares
 from asddim_lib.prompts import check_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
-from asddim_lib.search import Trajectory
-from asddim_lib.sensitivity import COST, Network, SensitivityProfile, fingerprint, gradient_norm
+from asddim_lib.sensitivity import COST, PRODUCTS, Network, SensitivityProfile, fingerprint, gradient_norm
 from asddim_lib.step import predict
 
 #: Takes a network call: ε as a function of sample and timestep, its value, the samples and their timesteps.
@@ -31,70 +33,82 @@ def calibrate(
     norm: str = "frobenius",
     estimator: str | None = None,
     probes: int = 1,
+    adjoint_probes: int = 0,
     batch_size: int = 8,
     seed: int = 0,
 ) -> SensitivityProfile:
-    """Runs the pipeline over `num_steps` evenly spaced timesteps and measures g(t) (Eq 8) of the guided prediction at each.
+    """Runs the pipeline over `num_steps` evenly spaced timesteps; measures g(t) (Eq 8) of the guided prediction and the error of DDIM's steps.
 
     `norm`, `estimator` and `probes` are `gradient_norm`'s; besides, the estimator `path` costs nothing: it takes ‖Δε‖ / ‖Δx‖ between one
-    timestep and the next, the network's change along the path alone. No more than `batch_size` prompts are run at once. Prompt i starts
-    from the noise of seed `seed` + i. The value at a timestep is the mean over prompts; its standard error is that mean's. The pipeline
-    comes back as it was. Works for any diffusers pipeline whose network is `unet` and whose guidance puts the unconditional half of a
-    batch first. Raises ValueError for wrong prompts, or when the network returns a number that is not finite.
+    timestep and the next, the network's change along the path alone. With `adjoint_probes` it is measured, too, how much of each error
+    reaches the picture. No more than `batch_size` prompts are run at once. Prompt i starts from the noise of seed `seed` + i. The g at a
+    timestep is the mean over prompts; its standard error is that mean's. The pipeline comes back as it was. Works for any diffusers
+    pipeline whose network is `unet` and whose guidance puts the unconditional half of a batch first. Raises ValueError for wrong prompts, or
+    when the network returns a number that is not finite.
     """
     schedule, generator = NoiseSchedule.from_config(pipe.scheduler), torch.Generator().manual_seed(seed)
+    regular = set(timesteps(pipe.scheduler, num_steps, allocation="trailing"))
     found: dict[int, list[Tensor]] = {}
-    before: tuple[int, Tensor, Tensor] | None = None
 
     def measure(eps: Network, prediction: Tensor, x: Tensor, t: Tensor) -> None:
-        nonlocal before
-        if estimator != "path":
+        if int(t) in regular:
             value = gradient_norm(eps, x, t, norm=norm, estimator=estimator, probes=probes, generator=generator)[0]
             found.setdefault(int(t), []).append(value.cpu())
-            return
-        if before is not None and before[0] > t:  # else a new batch begins
-            changed, moved = ((new - old).double().flatten(1).norm(dim=1) for new, old in ((prediction, before[1]), (x, before[2])))
-            found.setdefault(before[0], []).append((changed / moved).cpu())
-        before = int(t), prediction, x
 
-    _sample(pipe, prompts, guidance_scale, num_steps, batch_size, seed, measure)
-    grid = sorted(found, reverse=True)
+    along = estimator == "path"
+    how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "adjoint_probes": adjoint_probes, "batch_size": batch_size, "seed": seed}
+    path = record(pipe, prompts, **how, also=None if along else measure)
+    if along:
+        changed, moved = (v.double().diff(dim=0).norm(dim=2) for v in (path.noises, path.samples))
+        found = {t: [value] for t, value in zip(path.timesteps, changed / moved, strict=False)}
+    grid, count = sorted(found, reverse=True), len(prompts)
     values = np.stack([torch.cat(found[t]).numpy() for t in grid])
-    count = len(prompts)
     error = values.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(len(grid))
+    local = {"made": {str(order): shares(path, schedule, order).tolist() for order in ORDERS if order < len(path.timesteps)}}
+    if adjoint_probes:
+        local["carried"] = {order: shares(path, schedule, int(order), carried=True).tolist() for order in local["made"]}
     return SensitivityProfile(
         timesteps=grid, g=values.mean(1).tolist(), stderr=error.tolist(), norm=norm, estimator=estimator or next(iter(COST[norm])), probes=probes,
         samples=count, seed=seed, guidance_scale=float(guidance_scale), model=str(getattr(pipe, "name_or_path", "")), schedule=fingerprint(schedule),
+        local_error={"timesteps": path.timesteps, **local},
     )  # fmt: skip
 
 
-def record(pipe: Pipeline, prompts: list[str], *, guidance_scale: float = 7.5, num_steps: int = 60, batch_size: int = 8, seed: int = 0) -> Trajectory:
-    """The pipeline's own DDIM path over `num_steps` evenly spaced timesteps, one evaluation each: what the oracle's and GITS' grids are searched on.
+def record(
+    pipe: Pipeline,
+    prompts: list[str],
+    *,
+    guidance_scale: float = 7.5,
+    num_steps: int = 60,
+    adjoint_probes: int = 0,
+    batch_size: int = 8,
+    seed: int = 0,
+    also: Measure | None = None,
+) -> Trajectory:
+    """The pipeline's own DDIM path over `num_steps` evenly spaced timesteps and timestep 0, one evaluation each, and `adjoint_probes` sweeps
+    back over it, three evaluations a point.
 
-    Prompts, seeds, batches and errors are as in `calibrate`. Latents come flattened: d is channels × height × width.
+    Prompts, seeds, batches and errors are as in `calibrate`; `also` is handed every network call. Latents come flattened: d is channels ×
+    height × width.
     """
-    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-
-    def measure(eps: Network, prediction: Tensor, x: Tensor, t: Tensor) -> None:
-        found.setdefault(int(t), []).append((x.flatten(1).cpu(), prediction.flatten(1).cpu()))
-
-    end = _sample(pipe, prompts, guidance_scale, num_steps, batch_size, seed, measure)
-    grid = sorted(found, reverse=True)
-    samples, noises = (torch.stack([torch.cat([pair[i] for pair in found[t]]) for t in grid]) for i in (0, 1))
-    return Trajectory(grid, samples, noises, end.flatten(1).cpu(), float(ASDDIMScheduler.from_config(pipe.scheduler.config).final_alpha_cumprod))
-
-
-def _sample(pipe: Pipeline, prompts: list[str], guidance_scale: float, num_steps: int, batch_size: int, seed: int, measure: Measure) -> Tensor:
-    """Runs DDIM over evenly spaced timesteps, hands every guided prediction to `measure`, and returns the latents that it ends in."""
     check(len(prompts) > 0, "prompts", prompts, "give at least one")
     check(guidance_scale >= 1, "guidance_scale", guidance_scale, "give a number of at least 1 (1 is no guidance)")
     check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
+    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
     check_prompts(pipe, prompts)
-    size = len(NoiseSchedule.from_config(pipe.scheduler))
-    check(2 <= num_steps <= size, "num_steps", num_steps, f"give 2 to {size}")
-    original, ends = pipe.scheduler, []
-    pipe.scheduler = ASDDIMScheduler.from_config(original.config, allocation="trailing")
-    handle = pipe.unet.register_forward_hook(Watch(pipe, guidance_scale, measure), with_kwargs=True)
+    schedule = NoiseSchedule.from_config(pipe.scheduler)
+    check(2 <= num_steps <= len(schedule), "num_steps", num_steps, f"give 2 to {len(schedule)}")
+    calls: list[tuple[Network, Tensor, Tensor, Tensor]] = []
+
+    def measure(eps: Network, prediction: Tensor, x: Tensor, t: Tensor) -> None:
+        calls.append((eps, prediction, x, t))
+        if also is not None:
+            also(eps, prediction, x, t)
+
+    original, parts = pipe.scheduler, []
+    scheduler = _ToTheLast.from_config(original.config, allocation="trailing")
+    pipe.scheduler, watch = scheduler, Watch(pipe, guidance_scale, measure)
+    handle = pipe.unet.register_forward_hook(watch, with_kwargs=True)
     frozen = [p for p in pipe.unet.parameters() if p.requires_grad]
     for p in frozen:
         p.requires_grad_(False)
@@ -102,14 +116,41 @@ def _sample(pipe: Pipeline, prompts: list[str], guidance_scale: float, num_steps
         for start in range(0, len(prompts), batch_size):
             chosen = list(prompts[start : start + batch_size])
             starts = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
-            made = pipe(chosen, num_inference_steps=num_steps, guidance_scale=guidance_scale, generator=starts, output_type="latent")
-            ends.append(made.images)
+            end = pipe(chosen, num_inference_steps=num_steps, guidance_scale=guidance_scale, generator=starts, output_type="latent").images
+            samples, noises = (torch.stack([x.flatten(1).cpu() for x in kept]) for kept in ([c[2] for c in calls], [c[1] for c in calls]))
+            path = Trajectory([int(call[3]) for call in calls], samples, noises, end.flatten(1).cpu(), float(scheduler.final_alpha_cumprod))
+            watch.busy = True
+            adjoints = [_sweep(calls, path.sigmas(schedule), starts) for _ in range(adjoint_probes)]
+            watch.busy = False
+            parts.append(replace(path, adjoints=torch.stack(adjoints)) if adjoints else path)
+            calls.clear()
     finally:
         handle.remove()
         pipe.scheduler = original
         for p in frozen:
             p.requires_grad_(True)
-    return torch.cat(ends)
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], -2)
+
+    adjoint = joined("adjoints") if adjoint_probes else None
+    return replace(parts[0], samples=joined("samples"), noises=joined("noises"), end=joined("end"), adjoints=adjoint)
+
+
+def _sweep(calls: list[tuple[Network, Tensor, Tensor, Tensor]], sigmas: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """One sweep back over a batch's calls, along a random direction for each image: N × n × d."""
+    like = calls[0][2]
+    probe = torch.cat([torch.randn(1, *like.shape[1:], generator=one) for one in generators]).to(like)
+    return carry_back(sigmas, lambda k, v: PRODUCTS["vjp"](calls[k][0], calls[k][2], calls[k][3], v), probe).flatten(2).cpu()
+
+
+class _ToTheLast(ASDDIMScheduler):
+    """Goes on to timestep 0 after its grid, so that the path's last stretch is seen too."""
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: list[int] | None = None) -> None:
+        super().set_timesteps(num_inference_steps, device, timesteps)
+        if self.timesteps[-1] > 0:
+            super().set_timesteps(timesteps=[*self.timesteps.tolist(), 0], device=device)
 
 
 class Watch:

@@ -11,7 +11,10 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id.")]
-ALLOCATION = "uniform, noise, gradient, combined, leading, trailing, linspace, quadratic, karras, exponential, beta, beta-sigmas, arctan, dmn, ays-sd15 or ays-sdxl."
+ALLOCATION = (
+    "uniform, noise, gradient, combined, equidistributed, dual-weighted, leading, trailing, linspace, quadratic, karras, exponential, logsnr, beta, "
+    "beta-sigmas, arctan, dmn, ays-sd15 or ays-sdxl."
+)
 Override = Annotated[str, typer.Option(help="What a profile may have been made for otherwise: model, schedule, guidance_scale; comma-separated.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
 
@@ -25,15 +28,17 @@ def calibrate(
     guidance_scale: Scale = 7.5,
     num_steps: Annotated[int, typer.Option(help="Timesteps at which g(t) is measured.")] = 20,
     estimator: Annotated[str, typer.Option(help="vjp, jvp, difference, path (free), or power (the spectral norm).")] = "vjp",
+    adjoint_probes: Annotated[int, typer.Option(help="Sweeps back along the path, for dual-weighted grids; each costs three evaluations a timestep.")] = 0,
     seed: int = 0,
 ) -> None:
-    """Measures g(t) along the model's own path. Example: asddim calibrate profile.json --guidance-scale 7.5"""
+    """Measures g(t) and the error of a step along the model's own path. Example: asddim calibrate profile.json --guidance-scale 7.5"""
     from asddim_lib.calibration import calibrate as measure
     from asddim_lib.models import load_pipeline
     from asddim_lib.prompts import load_prompts
 
     texts, norm = list(load_prompts(prompts, count)["prompt"]), "spectral" if estimator == "power" else "frobenius"
-    profile = measure(load_pipeline(model), texts, guidance_scale=guidance_scale, num_steps=num_steps, norm=norm, estimator=estimator, seed=seed)
+    how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "norm": norm, "estimator": estimator, "adjoint_probes": adjoint_probes, "seed": seed}
+    profile = measure(load_pipeline(model), texts, **how)
     profile.save(out)
     typer.echo(f"{out}: g(t) at {len(profile.timesteps)} timesteps from {count} prompts")
 
@@ -79,6 +84,7 @@ def export(
     allocation: Annotated[str, typer.Option(help=ALLOCATION)] = "noise",
     p: Annotated[float, typer.Option(help="Eq 5's exponent.")] = 0.5,
     lam: Annotated[float, typer.Option(help="Eq 9's λ.")] = 1.0,
+    order: Annotated[int, typer.Option(help="The order of the solver that an equidistributed or dual-weighted grid is for: 1, 2 or 3.")] = 1,
     profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate.")] = None,
     form: Annotated[str, typer.Option("--format", help="diffusers (JSON), comfyui (for ManualSigmas) or a1111 (for Extra Schedulers' custom list).")] = "diffusers",
 ) -> None:
@@ -92,7 +98,7 @@ def export(
     check(form in ("diffusers", "comfyui", "a1111"), "format", form, "use diffusers, comfyui or a1111")
     config = load_scheduler_config(model)
     held = SensitivityProfile.load(profile, schedule=NoiseSchedule.from_config(config)) if profile else None
-    how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "profile": held}
+    how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "order": order, "profile": held}
     levels = [round(level, 6) for level in sigmas(config, steps, **how)]
     if form == "diffusers":
         typer.echo(json.dumps({"sigmas": levels} if is_flow(config) else {"timesteps": timesteps(config, steps, **how), "sigmas": levels}))

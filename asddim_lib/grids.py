@@ -13,7 +13,8 @@ import numpy as np
 from asddim_lib.allocation import allocate, distinct, gradient_step, noise_weights, step_sizes
 from asddim_lib.errors import check
 from asddim_lib.noise import NoiseSchedule, is_flow
-from asddim_lib.search import SEARCHED, Trajectory
+from asddim_lib.path import Trajectory
+from asddim_lib.search import SEARCHED
 from asddim_lib.sensitivity import SensitivityProfile
 
 SPACINGS = ("leading", "trailing", "linspace")
@@ -75,7 +76,7 @@ RIVALS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "ays-sd15": _align_your_steps("StableDiffusionSigmas"), "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
 }  # fmt: skip
 #: What a scheduler lays by itself; `timesteps` also takes what was searched on a recorded path.
-ALLOCATIONS = ("uniform", "noise", "gradient", "combined", *SPACINGS, "quadratic", "beta", "dmn", *RIVALS)
+ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "equidistributed", "dual-weighted", *SPACINGS, "quadratic", "beta", "dmn", *RIVALS)
 
 
 def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
@@ -163,24 +164,27 @@ def timesteps(
     reading: str | None = None,
     profile: SensitivityProfile | dict | None = None,
     path: Trajectory | None = None,
+    order: int | None = None,
 ) -> list[int]:
     """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
 
     What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
-    noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13), of which the last two need a `profile` from `calibrate`; or a rival's:
-    leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn, ays-sd15, ays-sdxl; or oracle or
-    gits, which need a `path` from `calibration.record`. Raises ValueError for a value out of range, or for a profile made on another noise schedule.
+    noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13); equidistributed, by the local error that was measured along the path, or
+    dual-weighted, by what of it reaches the picture, for a solver of `order` 1 (the default), 2 or 3: all but noise need a `profile` from
+    `calibrate`. Or a rival's: leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn,
+    ays-sd15, ays-sdxl; or oracle or gits, which need a `path` from `calibration.record`.
+    Raises ValueError for a value out of range, or for a profile made on another noise schedule.
     """
     config = getattr(scheduler, "config", scheduler)
     schedule = NoiseSchedule.from_config(config)
     check(not is_flow(config), "scheduler", "a flow-matching one", "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)")
-    given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile, "path": path}
+    given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile, "path": path, "order": order}
     return _grid(config, schedule, num_inference_steps, given)
 
 
 def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given: dict[str, Any]) -> list[int]:
-    foreign = set(given) - {*DEFAULTS, "path"}
-    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}, path")
+    foreign = set(given) - {*DEFAULTS, "path", "order"}
+    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}, path, order")
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
     chosen |= {key: value for key, value in given.items() if value is not None}
     kind, size = chosen["allocation"], len(schedule)
@@ -200,14 +204,14 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
         return dmn(schedule, num_inference_steps)
     if kind in RIVALS:
         return rival(kind, schedule, num_inference_steps)
-    noise_weight = noise_weights(schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"])
-    if kind == "noise":
-        factor = np.ones(size)
-    else:
-        made = chosen["profile"]
+    made = chosen["profile"]
+    if kind in ("gradient", "combined", "equidistributed", "dual-weighted"):
         check(made is not None, "profile", made, f"allocation {kind!r} needs one: profile=calibrate(pipe, prompts)")
         made = SensitivityProfile.from_dict(made) if isinstance(made, dict) else made
-        factor = gradient_step(made.at(schedule), chosen["lam"])
+    if kind in ("equidistributed", "dual-weighted"):
+        return allocate(1 / made.density(schedule, chosen.get("order") or 1, carried=kind == "dual-weighted"), num_inference_steps)
+    noise_weight = noise_weights(schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"])
+    factor = np.ones(size) if kind == "noise" else gradient_step(made.at(schedule), chosen["lam"])
     return allocate(step_sizes(noise_weight, factor, chosen["reading"]), num_inference_steps)
 
 

@@ -22,7 +22,7 @@ from asddim_lib.step import ddim_step
 class ASDDIMScheduler(DDIMScheduler):
     """DDIM whose steps go where the paper's allocation puts them (Eqs 3–13).
 
-    It takes DDIM's settings, and: `allocation` (uniform, noise, gradient, combined), `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of
+    It takes DDIM's settings, and: `allocation` (uniform, noise, gradient, combined, or any of `grids.ALLOCATIONS`), `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of
     Eqs 10–12, and `profile`, a calibrated profile's `to_dict()`. Uniform follows `timestep_spacing` and equals diffusers' DDIM to the bit.
 
     >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="noise")

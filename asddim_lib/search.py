@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.noise import NoiseSchedule
-from asddim_lib.step import ddim_step
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A reference path: N falling timesteps, the samples there (N × n × d) and the noise that the network saw in them (N × n × d).
-
-    `end` (n × d) is where the path ends, in clean data, or at `alpha_end` where a scheduler's ᾱ stops short of 1.
-    """
-
-    timesteps: list[int]
-    samples: Tensor
-    noises: Tensor
-    end: Tensor
-    alpha_end: float = 1.0
-
-    def clean(self, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        """The path's points and its end in x / √ᾱ, as clean data sees them ((N + 1) × n × d), and their σ = √((1 − ᾱ)/ᾱ) (N + 1), in float64."""
-        bars = torch.tensor([*(schedule.alphas_cumprod[t] for t in self.timesteps), self.alpha_end], dtype=torch.float64)
-        return torch.cat([self.samples, self.end[None]]).double() / bars.sqrt().reshape(-1, 1, 1), ((1 - bars) / bars).sqrt()
-
-
-def follow(eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSchedule, timesteps: list[int]) -> Trajectory:
-    """The path that DDIM takes from x (n × d) over `timesteps`, fine ones for a reference; one call of eps(x, t) at each."""
-    bars = [*(float(schedule.alphas_cumprod[t]) for t in timesteps), 1.0]
-    samples, noises = [], []
-    for k, t in enumerate(timesteps):
-        samples.append(x)
-        noises.append(eps(x, t))
-        x, _ = ddim_step(x, noises[-1], torch.tensor(bars[k]), torch.tensor(bars[k + 1], dtype=torch.float64))
-    return Trajectory(list(timesteps), torch.stack(samples), torch.stack(noises), x)
+from asddim_lib.path import Trajectory
 
 
 def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
@@ -50,7 +18,7 @@ def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
     Distances are root mean squares over samples and dimensions, relative to the path's own size there: for Gaussian data that is what the
     flow makes of an error by the end. No network evaluation is needed.
     """
-    seen, sigma = path.clean(schedule)
+    seen, sigma = path.clean(schedule), path.sigmas(schedule)
     found = np.zeros((len(seen), len(seen)))
     for i, noise in enumerate(path.noises.double()):
         landed = seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
@@ -61,7 +29,7 @@ def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
 def detours(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
     """GITS' cost of a step: how much further from the straight line between the path's ends it lands than the path itself lies, by its mean
     over samples; (N + 1) × (N + 1), upper triangle. It may be negative."""
-    seen, sigma = path.clean(schedule)
+    seen, sigma = path.clean(schedule), path.sigmas(schedule)
     line = (seen[-1] - seen[0]) / (seen[-1] - seen[0]).norm(dim=1, keepdim=True)
 
     def aside(x: Tensor) -> Tensor:

@@ -142,7 +142,11 @@ PRODUCTS = {"vjp": _vjp, "jvp": _jvp, "difference": _difference}
 
 @dataclass(frozen=True)
 class SensitivityProfile:
-    """g(t) as measured on a model's own sampling path: values and standard errors at some timesteps, and how they were made."""
+    """g(t) as measured on a model's own sampling path: values and standard errors at some timesteps, and how they were made.
+
+    `local_error`, where it was measured, has the path's N timesteps and, by a solver's order, how many steps each of the N − 1 stretches
+    between them deserves: `made` for the error as it is made, `carried` for what of it reaches the picture.
+    """
 
     timesteps: list[int]
     g: list[float]
@@ -155,6 +159,7 @@ class SensitivityProfile:
     guidance_scale: float
     model: str
     schedule: str
+    local_error: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -173,6 +178,21 @@ class SensitivityProfile:
         known = np.asarray(self.timesteps[::-1])
         return np.exp(np.interp(np.arange(len(schedule)), known, np.log(self.g[::-1])))
 
+    def density(self, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
+        """How many steps a solver of this order should take at every training timestep, up to a factor, by its local error.
+
+        Raises ValueError when that was not measured, or on another noise schedule.
+        """
+        check(self.schedule == fingerprint(schedule), "profile", "made on another noise schedule", "calibrate on this scheduler")
+        kind = "carried" if carried else "made"
+        measured = self.local_error or {}
+        known = measured.get(kind, {})
+        check(str(order) in known, "profile", f"without the error {kind} at order {order}", f"calibrate again{', with adjoint_probes' if carried else ''}")
+        lengths = -np.diff(measured["timesteps"])
+        covered = lengths.copy()
+        covered[-1] += measured["timesteps"][-1] + 1  # as the last stretch, so on to clean data
+        return np.repeat(np.array(known[str(order)]) / lengths, covered)[::-1]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as a scheduler's config holds them."""
         return asdict(self)
@@ -181,7 +201,7 @@ class SensitivityProfile:
     def from_dict(cls, values: dict[str, Any]) -> SensitivityProfile:
         """The profile of a dict made by `to_dict`; raises ValueError that names missing or foreign keys."""
         check(isinstance(values, dict), "profile", type(values).__name__, "give a profile made by calibrate")
-        wrong = set(values) ^ set(cls.__dataclass_fields__)
+        wrong = (set(values) | {"local_error"}) ^ set(cls.__dataclass_fields__)
         check(not wrong, "profile keys", f"missing or unknown: {', '.join(sorted(wrong))}", "give a profile made by calibrate")
         return cls(**values)
 

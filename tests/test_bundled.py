@@ -96,7 +96,7 @@ def test_estimators_agree_on_a_real_network(pipe):
         assert other == pytest.approx(found[0], rel=0.03)
     spectral = calibrate(pipe, prompts, norm="spectral", **how).g
     assert all(s < f for s, f in zip(spectral, found[0], strict=True))  # the largest singular value against all of them together
-    assert len(calibrate(pipe, prompts, estimator="path", **how).timesteps) == 2  # between three points lie two differences
+    assert len(calibrate(pipe, prompts, estimator="path", **how).timesteps) == 3  # between three points and timestep 0 lie three differences
 
 
 def test_calibration_in_parts_equals_calibration_at_once(pipe):

@@ -15,7 +15,7 @@ from asddim_lib.grids import ALLOCATIONS, RIVALS, _dmn_bound, arctan
 from asddim_lib.noise import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined", "dmn")]
+FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined", "equidistributed", "dual-weighted", "dmn")]
 
 
 @pytest.mark.parametrize(("name", "flag"), [("karras", "karras"), ("exponential", "exponential"), ("logsnr", "exponential"), ("beta-sigmas", "beta")])

@@ -10,7 +10,8 @@ from asddim_lib import load_pipeline, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
 from asddim_lib.noise import NoiseSchedule
-from asddim_lib.search import Trajectory, detours, deviations, follow, gits, oracle, shortest_path
+from asddim_lib.path import Trajectory, follow
+from asddim_lib.search import detours, deviations, gits, oracle, shortest_path
 from asddim_lib.step import ddim_step
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
@@ -80,9 +81,9 @@ def test_a_pipeline_s_recorded_path_is_the_one_that_ddim_takes(prediction_type):
         assert len(found) == 5
         assert found[0] == 999
         assert set(found) <= set(path.timesteps)
-    assert timesteps(pipe.scheduler, 12, allocation="oracle", path=path) == path.timesteps
-    with pytest.raises(ValueError, match="num_inference_steps is 13"):
-        timesteps(pipe.scheduler, 13, allocation="gits", path=path)
+    assert timesteps(pipe.scheduler, 13, allocation="oracle", path=path) == path.timesteps
+    with pytest.raises(ValueError, match="num_inference_steps is 14"):
+        timesteps(pipe.scheduler, 14, allocation="gits", path=path)
 
 
 def test_a_search_without_a_path_is_refused():

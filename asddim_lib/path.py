@@ -1,0 +1,104 @@
+"""A sampling path and what a step on it gets wrong: where along the path the error is made, and how much of it reaches the picture.
+
+In y = x / √ᾱ, as clean data sees it, and with σ = √((1 − ᾱ)/ᾱ), the path obeys dy/dσ = ε. A solver of order p takes ε for a polynomial of
+degree p − 1 in the half-log-SNR λ = −log σ; its step of length h is off by about h^(p+1) σ |d^p ε / dλ^p|, up to a factor that is the same
+everywhere. The sum of such errors over K steps is least when each step makes the same one (equidistribution; de Boor 1973): then steps fall
+with a density in proportion to the (p + 1)th root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asddim_lib.errors import check
+from asddim_lib.noise import NoiseSchedule
+from asddim_lib.step import ddim_step
+
+ORDERS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A reference path: N falling timesteps, the samples there (N × n × d) and the noise that the network saw in them (N × n × d).
+
+    `end` (n × d) is where the path ends, in clean data, or at `alpha_end` where a scheduler's ᾱ stops short of 1. `adjoints` (probes × N ×
+    n × d), where they were measured, are what `carry_back` found.
+    """
+
+    timesteps: list[int]
+    samples: Tensor
+    noises: Tensor
+    end: Tensor
+    alpha_end: float = 1.0
+    adjoints: Tensor | None = None
+
+    def sigmas(self, schedule: NoiseSchedule) -> Tensor:
+        """σ = √((1 − ᾱ)/ᾱ) at the path's points and at its end (N + 1), float64."""
+        bars = torch.tensor([*(schedule.alphas_cumprod[t] for t in self.timesteps), self.alpha_end], dtype=torch.float64)
+        return ((1 - bars) / bars).sqrt()
+
+    def clean(self, schedule: NoiseSchedule) -> Tensor:
+        """The path's points and its end in x / √ᾱ, as clean data sees them ((N + 1) × n × d), float64."""
+        return torch.cat([self.samples, self.end[None]]).double() * (1 + self.sigmas(schedule) ** 2).sqrt().reshape(-1, 1, 1)
+
+
+def follow(eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSchedule, timesteps: list[int]) -> Trajectory:
+    """The path that DDIM takes from x (n × d) over `timesteps`, fine ones for a reference; one call of eps(x, t) at each."""
+    bars = torch.tensor([*(schedule.alphas_cumprod[t] for t in timesteps), 1.0], dtype=torch.float64)
+    samples, noises = [], []
+    for k, t in enumerate(timesteps):
+        samples.append(x)
+        noises.append(eps(x, t))
+        x, _ = ddim_step(x, noises[-1], bars[k], bars[k + 1])
+    return Trajectory(list(timesteps), torch.stack(samples), torch.stack(noises), x)
+
+
+def carry_back(sigmas: Tensor, transpose: Callable[[int, Tensor], Tensor], probe: Tensor) -> Tensor:
+    """What the path's end, seen along `probe` (n × d), feels of a nudge to y at each of its N points: N × n × d.
+
+    `sigmas` (N + 1) are the path's; `transpose(k, v)` is (∂ε/∂x)ᵀ v at point k. One sweep against the path's direction: the adjoint of DDIM's
+    own steps, y_{k+1} = y_k + (σ_{k+1} − σ_k) ε(y_k / √(1 + σ_k²)).
+    """
+    felt, found = probe, []
+    for k in reversed(range(len(sigmas) - 1)):
+        change = float((sigmas[k + 1] - sigmas[k]) / (1 + sigmas[k] ** 2).sqrt())
+        felt = felt + change * transpose(k, felt)
+        found.append(felt)
+    return torch.stack(found[::-1])
+
+
+def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> Tensor:
+    """What a solver of this order would get wrong on each stretch between the path's points, if it were one step: (N − 1) × n × d, in y.
+
+    Up to a factor that all stretches share: h^(p+1) σ d^p ε / dλ^p, the derivative by divided differences of the noises on record.
+    """
+    check(order in ORDERS, "order", order, f"use one of {', '.join(map(str, ORDERS))}")
+    check(len(path.timesteps) > order, "path", f"{len(path.timesteps)} points", f"order {order} needs at least {order + 1}")
+    sigma = path.sigmas(schedule)[:-1]
+    half_log_snr, slope = -sigma.log(), path.noises.double()
+    for degree in range(1, order + 1):  # each stands between the points from which it was made
+        apart = (half_log_snr[degree:] - half_log_snr[:-degree]) / degree
+        slope = slope.diff(dim=0) / apart.reshape(-1, 1, 1)
+    before = (torch.arange(len(sigma) - 1) - order // 2).clamp(0, len(slope) - 1)
+    after = (before + 1 - order % 2).clamp(max=len(slope) - 1)  # an even one stands at a point: a stretch lies between two
+    length, middle = half_log_snr.diff(), -sigma.diff() / half_log_snr.diff()  # σ's mean over a stretch
+    return (length ** (order + 1) * middle).reshape(-1, 1, 1) * (slope[before] + slope[after]) / 2
+
+
+def shares(path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
+    """How many steps each stretch between the path's points deserves, up to a factor: N − 1 positive numbers.
+
+    The (p + 1)th root of the local error's root mean square over samples; `carried` to the path's end by the adjoints, or as it is made.
+    """
+    errors = local_errors(path, schedule, order)
+    if carried:
+        check(path.adjoints is not None, "adjoints", None, "record the path with adjoint_probes of at least 1")
+        size = (torch.as_tensor(path.adjoints)[:, 1:].double() * errors).sum(3).square().mean((0, 2)).sqrt()
+    else:
+        size = errors.square().sum(2).mean(1).sqrt()
+    return (size ** (1 / (order + 1))).numpy()
