@@ -30,6 +30,22 @@ def test_schedule_equals_diffusers(name, rescale):
     np.testing.assert_allclose(ours.alphas_cumprod, reference.alphas_cumprod.double().numpy(), rtol=2e-3, atol=2e-6)
 
 
+def test_schedule_known_values():  # Eq 4
+    made = NoiseSchedule(np.array([0.1, 0.5, 1.0]))
+    np.testing.assert_allclose(made.alphas_cumprod, [0.9, 0.45, 0.0], atol=1e-15)
+    np.testing.assert_allclose(made.variance, [0.1, 0.55, 1.0])
+    np.testing.assert_allclose(made.sigmas[:2], [1 / 3, (0.55 / 0.45) ** 0.5])
+    np.testing.assert_allclose(made.finite_sigmas, [1 / 3, (0.55 / 0.45) ** 0.5, (2**24 - 1) ** 0.5])
+    np.testing.assert_allclose(made.snr, [9.0, 0.45 / 0.55, 0.0])
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("betas", [[], [[0.1]], [0.0, 0.1], [0.1, 1.1], [0.1, float("nan")]])
+def test_wrong_betas_are_refused(betas):
+    with pytest.raises(ValueError, match="betas"):
+        NoiseSchedule(np.array(betas))
+
+
 def test_forward_steps_compose_to_the_closed_form():  # Eq 1
     mean, variance = torch.tensor(1.0, dtype=torch.float64), 0.0
     for t in range(500):
@@ -211,7 +227,7 @@ def test_profile_round_trip_and_refusals(tmp_path):
 )
 def test_wrong_input_is_named(how, message):
     with pytest.raises(ValueError, match=message):
-        timesteps(SD, how.pop("num_inference_steps", 10), **how)
+        timesteps(SD, **{"num_inference_steps": 10, **how})
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
