@@ -79,8 +79,9 @@ class NoiseSchedule:
 
     @property
     def sigmas(self) -> np.ndarray:
-        """σ_t / √ᾱ_t, noise over signal, as Euler and k-diffusion solvers count it. Not the σ_t of Eq 4."""
-        return np.sqrt(self.variance / self.alphas_cumprod)
+        """σ_t / √ᾱ_t, noise over signal, as Euler and k-diffusion solvers count it; infinite where ᾱ is 0. Not the σ_t of Eq 4."""
+        with np.errstate(divide="ignore"):
+            return np.sqrt(self.variance / self.alphas_cumprod)
 
     @property
     def finite_sigmas(self) -> np.ndarray:

@@ -38,9 +38,9 @@ class Trajectory:
     adjoints: Tensor | None = None
 
     def sigmas(self, schedule: NoiseSchedule) -> Tensor:
-        """σ = √((1 − ᾱ)/ᾱ) at the path's points and at its end (N + 1), float64."""
-        bars = torch.tensor([*(schedule.alphas_cumprod[t] for t in self.timesteps), self.alpha_end], dtype=torch.float64)
-        return ((1 - bars) / bars).sqrt()
+        """σ = √((1 − ᾱ)/ᾱ) at the path's points and at its end (N + 1), float64; finite where ᾱ begins at 0."""
+        end = ((1 - self.alpha_end) / self.alpha_end) ** 0.5
+        return torch.tensor([*schedule.finite_sigmas[self.timesteps], end], dtype=torch.float64)
 
     def clean(self, schedule: NoiseSchedule) -> Tensor:
         """The path's points and its end in x / √ᾱ, as clean data sees them ((N + 1) × n × d), float64."""

@@ -130,6 +130,18 @@ def test_calibration_measures_the_error_for_every_allocation_that_needs_it(tmp_p
         timesteps(pipe.scheduler, 6, allocation="equidistributed", profile=made, order=4)
 
 
+def test_a_path_from_pure_noise_is_finite():
+    """Zero terminal SNR: ᾱ begins at 0, and the network predicts v."""
+    pipe = load_pipeline()
+    config = {**pipe.scheduler.config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    pipe.scheduler = type(pipe.scheduler).from_config(config)
+    made = calibrate(pipe, PROMPTS[:1], guidance_scale=1.0, num_steps=6, adjoint_probes=1)
+    for allocation in ("combined", "equidistributed", "dual-weighted"):
+        grid = timesteps(pipe.scheduler, 4, allocation=allocation, profile=made)
+        assert len(grid) == 4
+        assert grid[0] == 999
+
+
 @pytest.mark.parametrize("call", [lambda p: local_errors(p, SCHEDULE, 4), lambda p: local_errors(p, SCHEDULE, 3), lambda p: shares(p, SCHEDULE, carried=True)])
 def test_what_a_path_cannot_say_is_named(call):
     with pytest.raises(ValueError, match=r"order is 4|path is 2 points|adjoints is None"):
