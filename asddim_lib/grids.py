@@ -210,6 +210,7 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
         made = SensitivityProfile.from_dict(made) if isinstance(made, dict) else made
     if kind in ("equidistributed", "dual-weighted"):
         return allocate(1 / made.density(schedule, chosen.get("order") or 1, carried=kind == "dual-weighted"), num_inference_steps)
+    check(kind == "gradient" or chosen["p"] > 0, "p", chosen["p"], "give a positive number, or use allocation uniform or gradient")
     noise_weight = noise_weights(schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"])
     factor = np.ones(size) if kind == "noise" else gradient_step(made.at(schedule), chosen["lam"])
     return allocate(step_sizes(noise_weight, factor, chosen["reading"]), num_inference_steps)

@@ -1,0 +1,99 @@
+"""noise, step and allocation: closed forms small enough to check by hand, and every refusal, word for word."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from asddim_lib import timesteps
+from asddim_lib.allocation import allocate, combined_weight, distinct, gradient_step, noise_weights, step_sizes
+from asddim_lib.noise import NoiseSchedule, flow_shift, is_flow
+from asddim_lib.step import ddim_step, predict
+
+ONE, HALF = torch.ones(1), torch.tensor(0.5)
+SCHEDULE = NoiseSchedule(np.array([0.1, 0.2, 0.5]))
+
+
+def test_the_three_readings_of_eqs_10_to_12():
+    weight, factor = np.array([1.0, 4.0]), np.array([0.5, 0.25])
+    np.testing.assert_allclose(combined_weight(weight, factor), [0.5, 1.0])
+    np.testing.assert_allclose(step_sizes(weight, factor, "literal"), [0.5, 1.0])
+    np.testing.assert_allclose(step_sizes(weight, factor, "density"), [2.0, 1.0])
+    np.testing.assert_allclose(step_sizes(weight, factor, "intent"), [0.5, 0.0625])
+    np.testing.assert_allclose(step_sizes(weight, factor), [0.5, 0.0625])
+
+
+def test_eq_9_takes_g_by_its_mean_or_raw():
+    np.testing.assert_allclose(gradient_step(np.array([0.0, 1.0, 5.0]), 3.0), [1.0, 1 / 2.5, 1 / 8.5])
+    np.testing.assert_allclose(gradient_step(np.array([0.0, 1.0, 5.0]), 3.0, normalized=False), [1.0, 1 / 4, 1 / 16])
+
+
+def test_steps_are_in_proportion_and_distinct():
+    assert allocate([1, 1, 1, 1, 2, 2, 2, 2], 6) == [7, 5, 3, 2, 1, 0]  # whole numbers will do
+    assert allocate([1.0, 1.0, 3.0, 3.0], 2) == [3, 0]
+    assert distinct(np.array([5.0, 5.0, 5.0])) == [5, 4, 3]
+    assert distinct(np.array([2.4, 1.6, 1.4])) == [2, 1, 0]
+    assert distinct(np.array([9.0, 0.2, 0.1])) == [9, 1, 0]
+
+
+def test_the_first_reverse_steps():  # Eq 2 where there is little or nothing before
+    x, epsilon = torch.tensor([2.0]), torch.tensor([1.0])
+    mean, variance = SCHEDULE.reverse_step(x, epsilon, 0)
+    assert float(mean) == pytest.approx((2 - 0.1 / 0.1**0.5) / 0.9**0.5)
+    assert variance == 0.0
+    assert SCHEDULE.reverse_step(x, epsilon, 1)[1] == pytest.approx(0.2 * 0.1 / 0.28)
+    assert SCHEDULE.reverse_step(x, epsilon, 1, "large")[1] == pytest.approx(0.2)
+
+
+def test_the_cosine_schedule_is_capped_and_a_rescaled_one_keeps_its_start():
+    assert NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"}).betas.max() == 0.999
+    plain, rescaled = (NoiseSchedule.from_config({"rescale_betas_zero_snr": flag}).alphas_cumprod for flag in (False, True))
+    assert rescaled[0] == pytest.approx(plain[0], rel=1e-12)
+    assert rescaled[-1] == 0.0
+
+
+def test_flow_matching_is_known_by_its_shift():
+    assert is_flow({"shift": 3.0})
+    assert not is_flow({"shift": 3.0, "beta_start": 0.1})
+    assert not is_flow({})
+    np.testing.assert_allclose(flow_shift(np.array([0.5, 1.0]), {"shift": 3.0}), [0.75, 1.0])
+
+
+def test_defaults_are_the_common_case():
+    assert [float(v) for v in predict(ONE, ONE, HALF)] == [float(v) for v in predict(ONE, ONE, HALF, "epsilon")]
+    halved = {"clean": lambda x0: 0.5 * x0}
+    kept, agreed = (float(ddim_step(2 * ONE, ONE, HALF, 0.8 * ONE, keep_epsilon=keep, **halved)[0]) for keep in (True, False))
+    assert float(ddim_step(2 * ONE, ONE, HALF, 0.8 * ONE, **halved)[0]) == kept != agreed
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: NoiseSchedule(np.ones((2, 2))), "betas is (2, 2); give one number a training timestep"),
+    (lambda: NoiseSchedule(np.array([0.0])), "betas is some outside (0, 1]; give variances of single noising steps"),
+    (lambda: NoiseSchedule.from_config({"beta_schedule": "cubic"}), "beta_schedule is 'cubic'; use linear, scaled_linear, squaredcos_cap_v2 or trained_betas"),
+    (lambda: NoiseSchedule.from_config(3), "scheduler is int; give a diffusers scheduler or its config"),
+    (lambda: SCHEDULE.reverse_step(ONE, ONE, 1, "medium"), "variance is medium; use small or large"),
+    (
+        lambda: flow_shift(np.ones(1), {"shift": 1.0, "use_dynamic_shifting": True}),
+        "use_dynamic_shifting is True; give a scheduler with a fixed shift: from_config(…, use_dynamic_shifting=False, shift=…)",
+    ),
+    (lambda: predict(ONE, ONE, HALF, "score"), "prediction_type is score; use one of epsilon, v_prediction, sample"),
+    (lambda: ddim_step(ONE, ONE, HALF, HALF, eta=1.5, noise=ONE), "eta is 1.5; give a number from 0 (deterministic) to 1 (DDPM's noise)"),
+    (lambda: ddim_step(ONE, ONE, HALF, HALF, eta=0.5), "noise is None; eta > 0 needs standard normal noise of the sample's shape"),
+    (lambda: noise_weights(np.ones(1), -1.0), "p is -1.0; give a finite number of at least 0 (0 ignores the noise level)"),
+    (lambda: noise_weights(np.ones(1), np.inf), "p is inf; give a finite number of at least 0 (0 ignores the noise level)"),
+    (lambda: noise_weights(np.ones(1), 1.0, -1.0), "eps is -1.0; give a small number of at least 0"),
+    (lambda: noise_weights(np.ones(1), 1.0, np.inf), "eps is inf; give a small number of at least 0"),
+    (lambda: gradient_step(np.ones(2), -1.0), "lam is -1.0; give a finite number of at least 0 (0 ignores the gradient)"),
+    (lambda: gradient_step(np.ones(2), np.inf), "lam is inf; give a finite number of at least 0 (0 ignores the gradient)"),
+    *[(lambda g=g: gradient_step(np.array(g), 1.0), "g is not all finite, non-negative, some positive; calibrate again")
+      for g in ([np.nan, 1.0], [-1.0, 2.0], [0.0, 0.0], [np.inf, 1.0])],
+    (lambda: step_sizes(np.ones(1), np.ones(1), "free"), "reading is free; use one of intent, density, literal"),
+    *[(lambda k=k: allocate(np.ones(3), k), f"num_inference_steps is {k!r}; give a whole number, 1 to 3") for k in (0, 4, 2.5, -1)],
+    *[(lambda h=h: allocate(np.array(h), 1), "h is not all finite and positive; give a step size for every timestep")
+      for h in ([np.nan, 1.0], [-1.0, 1.0], [np.inf, 1.0])],
+    (lambda: timesteps({}, 5, allocation="noise", p=0.0), "p is 0.0; give a positive number, or use allocation uniform or gradient"),
+])  # fmt: skip
+def test_every_refusal_names_the_argument_its_value_and_what_to_do(call, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call()
