@@ -114,7 +114,9 @@ def evaluate(
     model: Model = "bundled",
     prompts: Annotated[str, typer.Option(help="bundled or bundled-tune.")] = "bundled",
     count: Annotated[int, typer.Option(help="How many prompts.")] = 1000,
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "ddim,ddim-trailing,noise,gradient,combined",
+    methods: Annotated[str, typer.Option(help="Comma-separated: ddim, ddim-trailing, any allocation, gits, oracle.")] = "ddim,ddim-trailing,noise,gradient,combined",
+    solvers: Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")] = "ddim",
+    reference_steps: Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")] = 0,
     steps: Annotated[str, typer.Option(help="Comma-separated.")] = "20,50,100",
     guidance_scale: Annotated[str, typer.Option(help="Comma-separated.")] = "7.5",
     p: Annotated[float, typer.Option(help="Eq 5's exponent.")] = 0.5,
@@ -130,7 +132,7 @@ def evaluate(
 
     setting = experiment.Setting(
         methods=tuple(methods.split(",")), steps=_numbers("steps", steps, int), guidance_scales=_numbers("guidance_scale", guidance_scale, float),
-        p=p, lam=lam, reading=reading,
+        solvers=tuple(solvers.split(",")), reference_steps=reference_steps, p=p, lam=lam, reading=reading,
     )  # fmt: skip
     table, pipe = load_prompts(prompts, count), load_pipeline(model)
     summary = experiment.evaluate(pipe, table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))

@@ -1,8 +1,9 @@
-"""Methods × steps × prompts: pictures drawn once, kept, judged, and summed up in records (Tables 1–6)."""
+"""Methods × solvers × steps × prompts: pictures drawn once, kept, judged, and summed up in records (Tables 1–6)."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 import time
@@ -10,159 +11,217 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asddim_lib import metrics
-from asddim_lib.calibration import calibrate
+from asddim_lib.calibration import calibrate, record
 from asddim_lib.errors import check
 from asddim_lib.files import write_whole
+from asddim_lib.grids import ALLOCATIONS, timesteps
 from asddim_lib.models import Pipeline
+from asddim_lib.path import Trajectory
 from asddim_lib.prompts import check_prompts, load_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
+from asddim_lib.search import SEARCHED
 from asddim_lib.sensitivity import SensitivityProfile
+from asddim_lib.unipc import UniPCGridScheduler
 
-#: What each method asks of the scheduler. `ddim` is Stable Diffusion's own grid; the trailing one tells a better start from a better grid.
-METHODS: dict[str, dict[str, Any]] = {
-    "ddim": {"allocation": "uniform", "timestep_spacing": "leading"},
-    "ddim-trailing": {"allocation": "uniform", "timestep_spacing": "trailing"},
-    "noise": {"allocation": "noise"},
-    "gradient": {"allocation": "gradient"},
-    "combined": {"allocation": "combined"},
-}
+#: The paper's methods, by their grids. `ddim` is Stable Diffusion's own; the trailing one tells a better start from a better grid. Any other
+#: allocation of `grids` is a method of its own name.
+METHODS: dict[str, str] = {"ddim": "leading", "ddim-trailing": "trailing", "noise": "noise", "gradient": "gradient", "combined": "combined"}
+#: Each solver's scheduler, and the order of its error.
+SOLVERS: dict[str, tuple[Any, int]] = {"ddim": (ASDDIMScheduler, 1), "dpm++": (DPMSolverMultistepScheduler, 2), "unipc": (UniPCGridScheduler, 2)}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an experiment runs. Two runs with the same setting and model give the same pictures."""
+    """What an experiment runs. Two runs with the same setting and model give the same pictures.
+
+    With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own.
+    """
 
     methods: tuple[str, ...] = tuple(METHODS)
     steps: tuple[int, ...] = (20, 50, 100)
     guidance_scales: tuple[float, ...] = (7.5,)
+    solvers: tuple[str, ...] = ("ddim",)
+    reference_steps: int = 0
     batch_size: int = 50
     p: float = 0.5
     lam: float = 1.0
     reading: str = "intent"
 
     def __post_init__(self) -> None:
+        known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED)))
         for method in self.methods:
-            check(method in METHODS, "method", method, f"use some of {', '.join(METHODS)}")
+            check(method in known, "method", method, f"use some of {', '.join(known)}")
+        for solver in self.solvers:
+            check(solver in SOLVERS, "solver", solver, f"use some of {', '.join(SOLVERS)}")
         for steps in self.steps:
             check(1 <= steps <= 1000, "steps", steps, "give whole numbers, 1 to 1000")
         for scale in self.guidance_scales:
             check(scale >= 1, "guidance_scale", scale, "give a number of at least 1 (1 is no guidance)")
+        check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, "give 1 to 1000, or 0 for none")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
 
 
+class Drawn(NamedTuple):
+    """Pictures (n × 3 × h × w, uint8), the latents that they were decoded from (n × c × h × w), and the seconds that one took."""
+
+    images: Tensor
+    latents: Tensor
+    seconds: float
+
+
 @torch.no_grad()
-def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, num_inference_steps: int, guidance_scale: float, batch_size: int = 50) -> tuple[Tensor, float]:
-    """Pictures (n × 3 × h × w, uint8) for prompts, each from the noise of its own seed, and the seconds that one took."""
-    parts, begun = [], time.perf_counter()
+def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, guidance_scale: float, batch_size: int = 50, **grid: Any) -> Drawn:
+    """Pictures for prompts, each from the noise of its own seed. `grid` is what the pipeline takes: num_inference_steps, or timesteps.
+
+    A pipeline without `callback_on_step_end` shows no latents: they come out empty.
+    """
+    images, latents, begun = [], [], time.perf_counter()
+    last = torch.empty(0)
+
+    def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal last
+        last = values["latents"]
+        return values
+
+    watch = {"callback_on_step_end": keep} if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters else {}
     for start in range(0, len(prompts), batch_size):
         chosen = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-        made = pipe(prompts[chosen], num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, generator=generators, output_type="np")
-        parts.append(metrics.images_to_uint8(made.images))
-    return torch.cat(parts), (time.perf_counter() - begun) / len(prompts)
-
-
-def scheduler_for(pipe: Pipeline, method: str, setting: Setting, profile: SensitivityProfile) -> ASDDIMScheduler:
-    """The scheduler of a method, made from the pipeline's own."""
-    how = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, **METHODS[method]}
-    return ASDDIMScheduler.from_config(pipe.scheduler.config, profile=profile.to_dict(), **how)
+        made = pipe(prompts[chosen], guidance_scale=guidance_scale, generator=generators, output_type="np", **grid, **watch)
+        images.append(metrics.images_to_uint8(made.images))
+        latents.append(last.float().cpu())
+    return Drawn(torch.cat(images), torch.cat(latents), (time.perf_counter() - begun) / len(prompts))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one step count and guidance scale."""
+    """One method with one solver at one step count and guidance scale."""
 
     method: str
     steps: int
     guidance_scale: float
+    solver: str = "ddim"
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.solver}-g{self.guidance_scale:g}-k{self.steps}"
 
     def file(self, out: Path, start: int) -> Path:
-        return out / "images" / f"{self.method}-g{self.guidance_scale:g}-k{self.steps}-{start:06d}.safetensors"
+        return out / "images" / f"{self.name}-{start:06d}.safetensors"
 
 
 def cells(setting: Setting) -> list[Cell]:
     """Every cell of the experiment, methods innermost."""
-    return [Cell(m, k, g) for g in setting.guidance_scales for k in setting.steps for m in setting.methods]
+    return [Cell(m, k, g, s) for g in setting.guidance_scales for k in setting.steps for s in setting.solvers for m in setting.methods]
+
+
+def references(setting: Setting) -> list[Cell]:
+    """The cells that distances are measured from, one a guidance scale; none unless the setting asks."""
+    return [Cell("ddim-trailing", setting.reference_steps, g) for g in setting.guidance_scales] if setting.reference_steps else []
+
+
+def grid_for(scheduler: Any, cell: Cell, setting: Setting, profile: SensitivityProfile | None = None, path: Trajectory | None = None) -> list[int]:
+    """The timesteps of a cell on the noise schedule of a scheduler or its config."""
+    how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, "profile": profile, "path": path, "order": SOLVERS[cell.solver][1]}
+    return timesteps(scheduler, cell.steps, allocation=METHODS.get(cell.method, cell.method), **how)
 
 
 def generate(
     pipe: Pipeline,
     table: pd.DataFrame,
     setting: Setting,
-    profiles: dict[float, SensitivityProfile],
+    grids: dict[Cell, list[int]],
     out: Path,
     progress: Callable[[list], Iterable] = iter,
 ) -> None:
     """Draws every picture of the experiment into `out`/images; image i starts from the noise of seed i, whatever the method.
 
-    A batch is written, whole, as soon as it is drawn: a run that was stopped goes on where it stopped, and a folder that holds another
-    setting's pictures is refused. Methods take turns batch by batch, so that a drift in the machine's speed touches all alike.
-    Raises ValueError for wrong prompts or a missing profile.
+    A batch is written, whole, as soon as it is drawn: a run that was stopped goes on where it stopped, and a folder that holds other pictures
+    under the same names is refused. Methods take turns batch by batch, so that a drift in the machine's speed touches all alike.
+    Raises ValueError for wrong prompts or a missing grid.
     """
     prompts = list(table["prompt"])
     check_prompts(pipe, prompts)
-    for scale in setting.guidance_scales:
-        check(scale in profiles, "profiles", f"for guidance scales {sorted(profiles)}", f"calibrate at guidance_scale {scale} too")
-    _claim(out, pipe, prompts, setting, profiles)
+    wanted = [*cells(setting), *references(setting)]
+    for cell in wanted:
+        check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
+    _claim(out, pipe, prompts, setting, {cell.name: grids[cell] for cell in wanted})
     original = pipe.scheduler
     starts = range(0, len(prompts), setting.batch_size)
-    groups: dict[tuple[float, int], list[Cell]] = {(c.guidance_scale, c.steps): [] for c in cells(setting)}
-    for cell in cells(setting):
+    groups: dict[tuple[float, int], list[Cell]] = {(c.guidance_scale, c.steps): [] for c in wanted}
+    for cell in wanted:
         groups[cell.guidance_scale, cell.steps].append(cell)
     waiting = [(cell, start) for group in groups.values() for start in starts for cell in group if not _whole(cell.file(out, start))]
     try:
         for number, (cell, start) in enumerate(progress(waiting)):
-            pipe.scheduler = scheduler_for(pipe, cell.method, setting, profiles[cell.guidance_scale])
+            pipe.scheduler = SOLVERS[cell.solver][0].from_config(original.config)
             stop = min(start + setting.batch_size, len(prompts))
-            what = {"prompts": prompts[start:stop], "seeds": list(range(start, stop)), "guidance_scale": cell.guidance_scale}
+            what = {"prompts": prompts[start:stop], "seeds": list(range(start, stop)), "guidance_scale": cell.guidance_scale, "batch_size": setting.batch_size}
             if number == 0:  # the first call of a process pays for lazy initialisation; it is not timed
-                draw(pipe, **what, num_inference_steps=1, batch_size=setting.batch_size)
-            images, seconds = draw(pipe, **what, num_inference_steps=cell.steps, batch_size=setting.batch_size)
-            drawn = {"images": images, "seconds": torch.tensor(seconds, dtype=torch.float64), "threads": torch.tensor(torch.get_num_threads())}
-            write_whole(cell.file(out, start), partial(save_file, drawn))
+                draw(pipe, **what, num_inference_steps=1)
+            drawn = draw(pipe, **what, timesteps=grids[cell])
+            kept = {"images": drawn.images, "latents": drawn.latents, "seconds": torch.tensor(drawn.seconds, dtype=torch.float64)}
+            write_whole(cell.file(out, start), partial(save_file, {**kept, "threads": torch.tensor(torch.get_num_threads())}))
     finally:
         pipe.scheduler = original
 
 
 def judge(table: pd.DataFrame, setting: Setting, out: Path) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
-    """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, threads, NFE), and each cell's judge features."""
+    """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, threads, NFE, distance), and each cell's judge features.
+
+    The distance is that of a picture's latents from the reference's for the same seed, over the reference's spread about its mean.
+    """
     records, features = [], {}
+    exact = {cell.guidance_scale: _load(cell, table, setting, out)["latents"].flatten(1) for cell in references(setting)}
     for cell in cells(setting):
-        files = [load_file(cell.file(out, start)) for start in range(0, len(table), setting.batch_size)]
-        images = torch.cat([f["images"] for f in files])
-        features[cell] = metrics.judge_features(images)
+        held = _load(cell, table, setting, out)
+        features[cell] = metrics.judge_features(held["images"])
         right = metrics.attributes_right(features[cell], {name: list(table[name]) for name in table})
         frame = pd.DataFrame({
             **asdict(cell), "index": np.arange(len(table)), "category": table["category"].to_numpy(),
-            "clip": metrics.clip_cosine(images, list(table["prompt"])).numpy(),
-            **{key: np.concatenate([np.full(len(f["images"]), f[key].item()) for f in files]) for key in ("seconds", "threads")},
+            "clip": metrics.clip_cosine(held["images"], list(table["prompt"])).numpy(),
+            "seconds": held["seconds"].numpy(), "threads": held["threads"].numpy(),
             "nfe": cell.steps * (2 if cell.guidance_scale > 1 else 1), **{f"right_{k}": v.numpy() for k, v in right.items()},
         })  # fmt: skip
+        if cell.guidance_scale in exact:
+            goal = exact[cell.guidance_scale]
+            spread = (goal - goal.mean(0)).square().sum(1).mean().sqrt()
+            frame["distance"] = ((held["latents"].flatten(1) - goal).norm(dim=1) / spread).numpy()
         records.append(frame)
     return pd.concat(records, ignore_index=True), features
+
+
+def _load(cell: Cell, table: pd.DataFrame, setting: Setting, out: Path) -> dict[str, Tensor]:
+    """A cell's pictures and latents, and each picture's seconds and threads."""
+    parts = [load_file(cell.file(out, start)) for start in range(0, len(table), setting.batch_size)]
+    each = {key: torch.cat([part[key].expand(len(part["images"])) for part in parts]) for key in ("seconds", "threads")}
+    return {"images": torch.cat([part["images"] for part in parts]), "latents": torch.cat([part["latents"] for part in parts]), **each}
 
 
 def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFrame:
     """One row a cell: each metric and the half-width of its 95 % interval, and the number of pictures."""
     reference, rows = metrics.reference_features(), []
+    keys = list(asdict(next(iter(features))))
     for cell, found in features.items():
-        mine = (records["method"] == cell.method) & (records["steps"] == cell.steps) & (records["guidance_scale"] == cell.guidance_scale)
-        part = records[mine]
+        part = records[(records[keys] == pd.Series(asdict(cell))).all(axis=1)]
         row: dict[str, Any] = {**asdict(cell), "n": len(part), "nfe": int(part["nfe"].iloc[0])}
         row["fid"], row["fid_ci"] = metrics.fid_interval(found, reference)
         row["kid"], row["kid_ci"] = metrics.kid(found, reference)
         row["clip"], row["clip_ci"] = metrics.mean_interval(part["clip"])
         row["right"], row["right_ci"] = metrics.mean_interval(part["right_all"])
+        if "distance" in part:
+            row["distance"], row["distance_ci"] = metrics.mean_interval(part["distance"])
         batches = part["seconds"].drop_duplicates()
         row["seconds"] = float(batches.median())
         row["seconds_ci"] = metrics.mean_interval(batches)[1]
@@ -172,28 +231,33 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
 
 
 def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, calibrate_on: int = 8) -> pd.DataFrame:
-    """The whole experiment: profiles (on prompts that are not reported on), pictures, records, summary; all kept in `out`.
+    """The whole experiment: profiles (on prompts that are not reported on), grids, pictures, records, summary; all kept in `out`.
 
     Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.
     """
     missing = {"category", "garment_a", "count", "relation"} - set(table)
     check(not missing, "prompts", f"without the columns {', '.join(sorted(missing))}", "use bundled or bundled-tune")
-    profiles = {}
+    tune, profiles = list(load_prompts("bundled-tune", calibrate_on)["prompt"]), {}
+    grids: dict[Cell, list[int]] = {}
     for scale in setting.guidance_scales:
         # Kept with the pictures: a record's profile, which may be another model's, is never taken for this run's.
         file = out / "images" / f"profile-g{scale:g}.json"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            calibrate(pipe, list(load_prompts("bundled-tune", calibrate_on)["prompt"]), guidance_scale=scale).save(file)
+            calibrate(pipe, tune, guidance_scale=scale, adjoint_probes=4 if "dual-weighted" in setting.methods else 0).save(file)
         profiles[scale] = SensitivityProfile.load(file)
-    generate(pipe, table, setting, profiles, out, progress)
+        path = record(pipe, tune, guidance_scale=scale) if set(setting.methods) & set(SEARCHED) else None
+        mine = [cell for cell in (*cells(setting), *references(setting)) if cell.guidance_scale == scale]
+        grids |= {cell: grid_for(pipe.scheduler, cell, setting, profiles[scale], path) for cell in mine}
+    generate(pipe, table, setting, grids, out, progress)
     records, features = judge(table, setting, out)
     summary = summarize(records, features)
     for scale, profile in profiles.items():
         profile.save(out / f"profile-g{scale:g}.json")
     write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
-    write_whole(out / "provenance.json", lambda part: part.write_text(json.dumps(provenance(setting, pipe, table), indent=1) + "\n"))
+    found = provenance(setting, pipe, table) | {"grids": {cell.name: grid for cell, grid in grids.items()}}
+    write_whole(out / "provenance.json", lambda part: part.write_text(json.dumps(found) + "\n"))
     return summary
 
 
@@ -208,20 +272,16 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
     }  # fmt: skip
 
 
-def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, profiles: dict[float, SensitivityProfile]) -> None:
-    """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else."""
-    wanted = {
-        "batch_size": setting.batch_size, "p": setting.p, "lam": setting.lam, "reading": setting.reading, "prompts": _hash(prompts),
-        "profiles": {f"{s:g}": _hash(p.to_dict()) for s, p in profiles.items()}, "weights": _weights(pipe), "dtype": str(pipe.unet.dtype),
-    }  # fmt: skip
+def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grids: dict[str, list[int]]) -> None:
+    """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else. New cells may join."""
+    wanted = {"batch_size": setting.batch_size, "prompts": _hash(prompts), "weights": _weights(pipe), "dtype": str(pipe.unet.dtype)}
     file = out / "images" / "claim.json"
-    if file.exists():
-        held = json.loads(file.read_text())
-        other = [key for key in wanted if held.get(key) != wanted[key]]
-        check(not other, "out", f"{out}, which holds pictures of another {', '.join(other)}", "name another folder or remove this one")
-    else:
-        (out / "images").mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda part: part.write_text(json.dumps(wanted, indent=1) + "\n"))
+    held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}
+    other = [key for key in wanted if held.get(key) != wanted[key]]
+    other += [f"grid of {name}" for name, grid in grids.items() if held.get("grids", {}).get(name, grid) != grid]
+    check(not other, "out", f"{out}, which holds pictures of another {', '.join(other)}", "name another folder or remove this one")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda part: part.write_text(json.dumps({**wanted, "grids": {**held["grids"], **grids}}) + "\n"))
 
 
 def _whole(file: Path) -> bool:

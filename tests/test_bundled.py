@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, experiment, load_pipeline, metrics
 from asddim_lib.models import load_scheduler_config
@@ -72,21 +72,45 @@ def test_clip_score_equals_mean_cosine():  # Eqs 15–16
 
 def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
     table = load_prompts("bundled", 6)
-    setting = experiment.Setting(methods=("ddim", "combined"), steps=(3,), batch_size=4)
-    profiles = {7.5: calibrate(pipe, list(table["prompt"])[:2], num_steps=3)}
-    experiment.generate(pipe, table, setting, profiles, tmp_path)
+    setting = experiment.Setting(methods=("ddim", "combined"), steps=(3,), solvers=("ddim", "dpm++", "unipc"), reference_steps=12, batch_size=4)
+    profile = calibrate(pipe, list(table["prompt"])[:2], num_steps=3)
+    grids = {cell: experiment.grid_for(pipe.scheduler, cell, setting, profile) for cell in (*experiment.cells(setting), *experiment.references(setting))}
+    experiment.generate(pipe, table, setting, grids, tmp_path)
     files = sorted((tmp_path / "images").glob("*.safetensors"))
     kept = {f.name: f.read_bytes() for f in files}
     files[0].write_bytes(files[0].read_bytes()[:100])  # a truncated batch is drawn again
     files[1].unlink()
-    experiment.generate(pipe, table, setting, profiles, tmp_path)
+    experiment.generate(pipe, table, setting, grids, tmp_path)
+    for name, before in kept.items():
+        one, other = load(before), load((tmp_path / "images" / name).read_bytes())
+        assert torch.equal(one["images"], other["images"]), name
     records, features = experiment.judge(table, setting, tmp_path)
-    assert len(records) == 12
-    assert len(kept) == 4
+    assert len(records) == 36
+    assert len(kept) == 14
     assert features[experiment.Cell("ddim", 3, 7.5)].shape == (6, 192)
     assert set(records["nfe"]) == {6}
     with pytest.raises(ValueError, match="another batch_size"):
-        experiment.generate(pipe, table, experiment.Setting(methods=("ddim",), steps=(3,), batch_size=2), profiles, tmp_path)
+        experiment.generate(pipe, table, experiment.Setting(methods=("ddim",), steps=(3,), batch_size=2), grids, tmp_path)
+    moved = {**grids, experiment.Cell("ddim", 3, 7.5): [900, 500, 100]}
+    with pytest.raises(ValueError, match=r"another grid of ddim-ddim-g7\.5-k3"):
+        experiment.generate(pipe, table, setting, moved, tmp_path)
+
+
+def test_distance_is_that_of_the_latents_from_the_fine_solution(pipe, tmp_path):
+    table, setting = load_prompts("bundled", 5), experiment.Setting(methods=("ddim-trailing",), steps=(4, 40), reference_steps=80, batch_size=5)
+    grids = {cell: experiment.grid_for(pipe.scheduler, cell, setting) for cell in (*experiment.cells(setting), *experiment.references(setting))}
+    experiment.generate(pipe, table, setting, grids, tmp_path)
+    records, _ = experiment.judge(table, setting, tmp_path)
+    ends = {}
+    pipe.scheduler, original = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="trailing"), pipe.scheduler
+    for steps in (4, 40, 80):
+        starts = [torch.Generator().manual_seed(i) for i in range(5)]
+        ends[steps] = pipe(list(table["prompt"]), num_inference_steps=steps, generator=starts, output_type="latent").images.flatten(1)
+    pipe.scheduler = original
+    spread = (ends[80] - ends[80].mean(0)).norm(dim=1).square().mean().sqrt()
+    for steps in (4, 40):
+        expected = ((ends[steps] - ends[80]).norm(dim=1) / spread).tolist()
+        assert list(records[records["steps"] == steps]["distance"]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_estimators_agree_on_a_real_network(pipe):

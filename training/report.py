@@ -101,7 +101,7 @@ def fid_of_steps(pipe, guidance_scale: float, count: int = 1000) -> dict[int, fl
 
 def _drawn(pipe, table, steps: int, guidance_scale: float) -> torch.Tensor:
     seeds = list(range(10_000, 10_000 + len(table)))
-    return draw(pipe, list(table["prompt"]), seeds, num_inference_steps=steps, guidance_scale=guidance_scale)[0]
+    return draw(pipe, list(table["prompt"]), seeds, num_inference_steps=steps, guidance_scale=guidance_scale).images
 
 
 def picture(pipe, file: Path, steps: int, guidance_scale: float) -> None:
