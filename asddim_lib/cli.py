@@ -1,4 +1,4 @@
-"""The command line: asddim calibrate | generate | export | evaluate."""
+"""The command line: asddim calibrate | generate | export | evaluate | compare."""
 
 from __future__ import annotations
 
@@ -138,6 +138,42 @@ def evaluate(
     summary = experiment.evaluate(pipe, table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))
     typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     typer.echo(json.dumps({"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}))
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder of pictures, records and tables.")] = Path("results/compare"),
+    model: Model = "bundled",
+    prompts: Annotated[str, typer.Option(help="bundled or bundled-tune.")] = "bundled",
+    count: Annotated[int, typer.Option(help="How many prompts; more than 192, the judge's features, for a FID.")] = 256,
+    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits and oracle.")] = (
+        "leading,trailing,noise,gradient,combined,equidistributed,dual-weighted,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle"
+    ),
+    solvers: Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")] = "ddim",
+    steps: Annotated[str, typer.Option(help="Comma-separated.")] = "5,8,10,20,50",
+    guidance_scale: Annotated[str, typer.Option(help="Comma-separated.")] = "1,3,7.5",
+    reference_steps: Annotated[int, typer.Option(help="DDIM steps of the solution that distances are measured from.")] = 1000,
+) -> None:
+    """Sets every grid beside the trailing one, paired. Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200"""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from asddim_lib import experiment
+    from asddim_lib.files import write_whole
+    from asddim_lib.models import load_pipeline
+    from asddim_lib.prompts import load_prompts
+
+    setting = experiment.Setting(
+        methods=tuple(dict.fromkeys(["trailing", *grids.split(",")])), solvers=tuple(solvers.split(",")), steps=_numbers("steps", steps, int),
+        guidance_scales=_numbers("guidance_scale", guidance_scale, float), reference_steps=reference_steps,
+    )  # fmt: skip
+    table, pipe = load_prompts(prompts, count), load_pipeline(model)
+    summary = experiment.evaluate(pipe, table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))
+    against = experiment.paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance")
+    write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))
+    keys = ["guidance_scale", "steps", "solver", "method"]
+    shown = summary[[*keys, "distance", "distance_ci", "fid", "fid_ci", "clip", "right"]].merge(against, on=keys, how="left")
+    typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
 
 def _numbers(name: str, text: str, kind: type) -> tuple:

@@ -96,6 +96,15 @@ def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
         experiment.generate(pipe, table, setting, moved, tmp_path)
 
 
+def test_paired_differences_are_those_of_the_same_picture():
+    rows = [{"guidance_scale": 3.0, "steps": 5, "solver": "ddim", "method": m, "index": i, "distance": i + d} for m, d in (("a", 0.0), ("b", 0.5)) for i in range(40)]
+    found = experiment.paired(pd.DataFrame(rows), "a", "distance")
+    assert found[["method", "difference", "half"]].to_numpy().tolist() == [["b", 0.5, 0.0]]
+    assert found["p_value"][0] < 1e-6
+    with pytest.raises(ValueError, match="baseline is c"):
+        experiment.paired(pd.DataFrame(rows), "c", "distance")
+
+
 def test_distance_is_that_of_the_latents_from_the_fine_solution(pipe, tmp_path):
     table, setting = load_prompts("bundled", 5), experiment.Setting(methods=("ddim-trailing",), steps=(4, 40), reference_steps=80, batch_size=5)
     grids = {cell: experiment.grid_for(pipe.scheduler, cell, setting) for cell in (*experiment.cells(setting), *experiment.references(setting))}
