@@ -53,6 +53,14 @@ def test_the_cosine_schedule_is_capped_and_a_rescaled_one_keeps_its_start():
     assert rescaled[-1] == 0.0
 
 
+def test_all_is_float64_whatever_comes_in():
+    single = np.array([0.1, 0.25], np.float32)
+    schedules = NoiseSchedule(single), NoiseSchedule([0.1, 0.25]), NoiseSchedule.from_config({"trained_betas": single})
+    assert {made.betas.dtype for made in schedules} == {made.alphas_cumprod.dtype for made in schedules} == {np.dtype(np.float64)}
+    assert gradient_step(single, 1.0).dtype == np.float64
+    assert allocate(np.array([1, 1, 2, 2], np.float32), 2) == allocate([1.0, 1.0, 2.0, 2.0], 2)
+
+
 def test_flow_matching_is_known_by_its_shift():
     assert is_flow({"shift": 3.0})
     assert not is_flow({"shift": 3.0, "beta_start": 0.1})
