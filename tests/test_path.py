@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib import SensitivityProfile, calibrate, load_pipeline, timesteps
+from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, load_pipeline, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
 from asddim_lib.noise import NoiseSchedule
@@ -146,3 +146,12 @@ def test_a_path_from_pure_noise_is_finite():
 def test_what_a_path_cannot_say_is_named(call):
     with pytest.raises(ValueError, match=r"order is 4|path is 2 points|adjoints is None"):
         call(path_of(torch.randn(2, 1, 3), [999, 0]))
+
+
+def test_a_saved_scheduler_keeps_the_error_that_it_allocates_by(tmp_path):
+    made = profile(path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0]))
+    scheduler = ASDDIMScheduler(**SD, allocation="equidistributed", profile=made.to_dict())
+    scheduler.save_config(tmp_path)
+    again = ASDDIMScheduler.from_pretrained(tmp_path)
+    again.set_timesteps(6)
+    assert again.timesteps.tolist() == timesteps(SD, 6, allocation="equidistributed", profile=made)
