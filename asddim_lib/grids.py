@@ -1,19 +1,17 @@
-"""Timestep grids behind one call: diffusers' uniform spacings, the paper's allocations and their rivals, for any scheduler."""
+"""Every grid behind one call: diffusers' uniform spacings, the paper's allocations, ours and their rivals, for any scheduler."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from asddim_lib.allocation import allocate, distinct, gradient_step, noise_weights, step_sizes
+from asddim_lib.allocation import allocate, gradient_step, noise_weights, step_sizes
 from asddim_lib.errors import check
 from asddim_lib.noise import NoiseSchedule, is_flow
 from asddim_lib.path import Trajectory
+from asddim_lib.rivals import RIVALS
 from asddim_lib.search import SEARCHED
 from asddim_lib.sensitivity import SensitivityProfile
 
@@ -35,123 +33,8 @@ def uniform(spacing: str, num_train_timesteps: int, num_inference_steps: int, st
     return [int(t) for t in grid]
 
 
-# Rivals: K noise levels σ = √((1 − ᾱ)/ᾱ) from the largest, `high`, to the smallest, `low`; clean data follows.
-
-
-def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
-    """Evenly spaced in σ^(1/ρ) (Karras et al. 2022, Eq 5)."""
-    return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
-
-
-def exponential(high: float, low: float, steps: int) -> np.ndarray:
-    """Evenly spaced in log σ; since log σ is minus half the log-SNR, DPM-Solver's `logsnr` is the same grid."""
-    return np.geomspace(high, low, steps)
-
-
-def beta_sigmas(high: float, low: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
-    """Quantiles of the Beta distribution between the ends of σ, as diffusers' `use_beta_sigmas` reads Lee et al. 2024."""
-    from scipy.stats import beta as distribution
-
-    return low + distribution.ppf(np.linspace(1, 0, steps), a, b) * (high - low)
-
-
-def arctan(high: float, low: float, steps: int, std: float = 1.0) -> np.ndarray:
-    """Evenly spaced in arctan(σ / c): optimal for Gaussian data of standard deviation c (Sabour et al. 2024, Theorem 3.1)."""
-    return std * np.tan(np.linspace(np.arctan(high / std), np.arctan(low / std), steps))
-
-
-def _align_your_steps(name: str) -> Callable[[float, float, int], np.ndarray]:
-    def levels(high: float, low: float, steps: int) -> np.ndarray:
-        from diffusers.schedulers import AysSchedules
-
-        known = np.log(AysSchedules[name][:-1])  # the last is 0, clean data
-        return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known))
-
-    levels.__doc__ = f"Align Your Steps' published `{name}`, log-linear between its ten levels (Sabour et al. 2024)."
-    return levels
-
-
-RIVALS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "karras": karras, "exponential": exponential, "logsnr": exponential, "beta-sigmas": beta_sigmas, "arctan": arctan,
-    "ays-sd15": _align_your_steps("StableDiffusionSigmas"), "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
-}  # fmt: skip
 #: What a scheduler lays by itself; `timesteps` also takes what was searched on a recorded path.
-ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "equidistributed", "dual-weighted", *SPACINGS, "quadratic", "beta", "dmn", *RIVALS)
-
-
-def rival(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """The timesteps of a rival's noise levels on this schedule, by diffusers' log-linear interpolation, rounded and kept distinct."""
-    levels = schedule.finite_sigmas
-    wanted = RIVALS[name](float(levels[-1]), float(levels[0]), num_inference_steps)
-    return distinct(np.interp(np.log(wanted), np.log(levels), np.arange(len(levels))))
-
-
-def quadratic(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
-    """Denser at low noise, τ_k = T (1 − k/K)² (Song et al. 2021), laid from T down as `trailing` is."""
-    return distinct(num_train_timesteps * (1 - np.arange(num_inference_steps) / num_inference_steps) ** 2 - 1)
-
-
-def beta(num_train_timesteps: int, num_inference_steps: int, a: float = 0.6, b: float = 0.6) -> list[int]:
-    """Quantiles of the Beta distribution over timesteps, dense at both ends (Lee et al. 2024; ComfyUI's `beta`)."""
-    from scipy.stats import beta as distribution
-
-    return distinct(num_train_timesteps * distribution.ppf(1 - np.arange(num_inference_steps) / num_inference_steps, a, b) - 1)
-
-
-def dmn(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """DMN (Xue et al. 2024): the grid of the least bound on what a multistep solver of order 3 makes of the network's errors, model-free.
-
-    The search begins at uniform timesteps, as its authors advise for latent models. Raises ValueError beyond 64 steps, where it takes minutes.
-    """
-    check(num_inference_steps <= 64, "num_inference_steps", num_inference_steps, "give at most 64 for dmn, whose search grows with their cube")
-    levels = schedule.finite_sigmas
-    start = np.interp(np.linspace(len(levels) - 1, 0, num_inference_steps + 1), np.arange(len(levels)), -np.log(levels))
-    found = _least_dmn_bound(tuple(start.tolist()))[:-1]  # the last step leads to timestep 0, which is as good as clean
-    return distinct(np.interp(-np.array(found), np.log(levels), np.arange(len(levels))))
-
-
-@cache
-def _least_dmn_bound(start: tuple[float, ...]) -> tuple[float, ...]:
-    from scipy.optimize import LinearConstraint, minimize
-
-    steps = len(start) - 1
-    if steps == 1:
-        return start
-    rising = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, -1)  # each row is a difference of neighbours; the ends are known
-    least = np.concatenate([[start[0]], np.zeros(steps - 2), [-start[-1]]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the quasi-Newton update of a flat stretch
-        found = minimize(
-            lambda inner: _dmn_bound(np.array([start[0], *inner, start[-1]])), start[1:-1], method="trust-constr", constraints=[LinearConstraint(rising, least, np.inf)]
-        )
-    return (start[0], *found.x.tolist(), start[-1])
-
-
-def _dmn_bound(nodes: np.ndarray) -> float:
-    """The bound that `dmn` makes least, at the half-log-SNRs λ of its steps' ends (K + 1).
-
-    Step s is the integral of e^λ times the polynomial through the last min(s + 1, 3, K − s) values of x̂_0, whose errors are taken to be
-    σ_t²/√ᾱ_t. The first three steps count alone, the others by each value's summed weight: so their code has it.
-    """
-    steps, error = len(nodes) - 1, 1 / (np.sqrt(1 + np.exp(2 * nodes)) * np.exp(nodes))
-    order = np.minimum(np.minimum(np.arange(steps) + 1, 3), steps - np.arange(steps))
-    points, weights = np.polynomial.legendre.leggauss(8)
-    total, summed = 0.0, np.zeros(steps)
-    for number in (1, 2, 3):
-        chosen = np.flatnonzero(order == number)
-        behind = chosen[:, None] + np.arange(1 - number, 1)  # the values of x̂_0 that the step uses: steps × number
-        half = (nodes[chosen + 1] - nodes[chosen])[:, None] / 2
-        at = nodes[chosen][:, None] + half * (1 + points)
-        share = np.zeros(behind.shape)
-        for j in range(number):
-            basis = np.exp(at) * half
-            for m in set(range(number)) - {j}:
-                basis = basis * (at - nodes[behind[:, m], None]) / (nodes[behind[:, j]] - nodes[behind[:, m]])[:, None]
-            share[:, j] = basis @ weights * error[behind[:, j]]
-        alone = chosen < 3
-        total += np.sqrt((share[alone] ** 2).sum(1)).sum()
-        np.add.at(summed, behind[~alone], share[~alone])
-    return total + np.abs(summed).sum()
+ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "equidistributed", "dual-weighted", *SPACINGS, *RIVALS)
 
 
 def timesteps(
@@ -196,14 +79,8 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
         return SEARCHED[kind](chosen["path"], schedule, num_inference_steps)
     if kind == "uniform" or kind in SPACINGS:
         return uniform(config.get("timestep_spacing", "leading") if kind == "uniform" else kind, size, num_inference_steps, config.get("steps_offset", 0))
-    if kind == "quadratic":
-        return quadratic(size, num_inference_steps)
-    if kind == "beta":
-        return beta(size, num_inference_steps)
-    if kind == "dmn":
-        return dmn(schedule, num_inference_steps)
     if kind in RIVALS:
-        return rival(kind, schedule, num_inference_steps)
+        return RIVALS[kind](schedule, num_inference_steps)
     made = chosen["profile"]
     if kind in ("gradient", "combined", "equidistributed", "dual-weighted"):
         check(made is not None, "profile", made, f"allocation {kind!r} needs one: profile=calibrate(pipe, prompts)")

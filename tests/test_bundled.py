@@ -204,6 +204,17 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(arguments,
     assert left <= {"profile-g7.5.json", "claim.json"}  # what was whole before the disk was full
 
 
+def test_compare_sets_grids_beside_the_trailing_one(tmp_path):
+    arguments = ["--out", "o", "--count", "193", "--grids", "noise", "--steps", "2", "--guidance-scale", "1", "--reference-steps", "6"]
+    done = run(["compare", *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    against, summary = (pd.read_csv(tmp_path / "o" / f"{name}.csv").set_index("method") for name in ("paired", "summary"))
+    assert list(against.index) == ["noise"]
+    change = summary["distance"]["noise"] - summary["distance"]["trailing"]
+    assert against["difference"]["noise"] == pytest.approx(change, abs=1e-9)
+    assert "noise" in done.stdout
+
+
 def test_export_prints_the_same_grid_for_each_program(tmp_path):
     found = {form: run(["export", "--steps", "7", "--format", form], tmp_path).stdout.strip() for form in ("diffusers", "comfyui", "a1111")}
     ours = json.loads(found["diffusers"])

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.grids import ALLOCATIONS, RIVALS, _dmn_bound, arctan
+from asddim_lib.grids import ALLOCATIONS
 from asddim_lib.noise import NoiseSchedule
+from asddim_lib.rivals import LEVELS, _dmn_bound, arctan
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined", "equidistributed", "dual-weighted", "dmn")]
@@ -25,7 +26,7 @@ def test_levels_equal_diffusers(name, flag, steps):
     theirs.set_timesteps(steps)
     # diffusers takes its ends from the K uniform timesteps; from the same ends, the levels are the same.
     high, low = float(theirs.sigmas[0]), float(theirs.sigmas[-2])
-    np.testing.assert_allclose(RIVALS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5)
+    np.testing.assert_allclose(LEVELS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5)
 
 
 def test_align_your_steps_at_its_own_length():
