@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from asddim_lib import ASDDIMScheduler
+from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.models import data_folder
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
@@ -98,6 +98,18 @@ def test_pipelines_run_unchanged(build, dtype, guidance_scale):
         found.append(made)
     assert torch.equal(found[0], found[1])  # uniform is diffusers' own
     assert not torch.equal(found[1], found[2])  # and the others are not
+
+
+@pytest.mark.parametrize("build", [sd, sdxl])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_a_profile_is_measured_on_any_of_them(build, guidance_scale):
+    pipe, how = build()
+    pipe.set_progress_bar_config(disable=True)
+    profile = calibrate(pipe, ["a red boot", "a blue bag"], guidance_scale=guidance_scale, num_steps=4, adjoint_probes=1)
+    for allocation in ("combined", "equidistributed", "dual-weighted"):
+        pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation=allocation, profile=profile.to_dict())
+        pipe("a red boot", num_inference_steps=3, guidance_scale=guidance_scale, output_type="latent", **how)
+        assert pipe.scheduler.timesteps[0] == 999
 
 
 def test_custom_timesteps_go_through_the_pipeline():
