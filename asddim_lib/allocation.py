@@ -60,6 +60,26 @@ def step_sizes(noise_weight: np.ndarray, gradient_factor: np.ndarray, reading: s
     return gradient_factor / noise_weight
 
 
+def excess(density: np.ndarray, best: np.ndarray, order: int = 1) -> float:
+    """The error of steps that fall with one density, over the error if they fell with the `best`: 1 or more, for any number of small steps.
+
+    A step of size 1 / density at t is off by c(t) density^−(p + 1), p being the solver's order, so that K steps are off by
+    K^−p (∫ c / density^p) (∫ density)^p, and the best density is c^(1 / (p + 1)).
+    """
+    return float((best ** (order + 1) / density**order).sum() * density.sum() ** order / best.sum() ** (order + 1))
+
+
+def fit_paper(variance: np.ndarray, g: np.ndarray, best: np.ndarray, order: int = 1) -> tuple[float, float, float]:
+    """The p of Eq 5 and the λ of Eq 9 whose density, read by intent, has the least `excess` over the best; and that excess."""
+    from scipy.optimize import minimize
+
+    def cost(x: np.ndarray) -> float:
+        return excess(1 / step_sizes(noise_weights(variance, x[0]), gradient_step(g, x[1])), best, order)
+
+    found = min((minimize(cost, start, method="Nelder-Mead", bounds=[(0, 8), (0, 1e3)]) for start in ([0.5, 1.0], [0.0, 0.1])), key=lambda one: float(one.fun))
+    return float(found.x[0]), float(found.x[1]), float(found.fun)
+
+
 def allocate(h: np.ndarray, num_inference_steps: int) -> list[int]:
     """The grid of K timesteps whose steps are proportional to h(t) and sum to T exactly (Eqs 11–13).
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
+from asddim_lib.files import short_hash, write_whole
 from asddim_lib.grids import timesteps
-from asddim_lib.models import Pipeline
+from asddim_lib.models import Pipeline, weights_hash
 from asddim_lib.noise import NoiseSchedule
-from asddim_lib.path import ORDERS, Trajectory, carry_back, shares
+from asddim_lib.path import ORDERS, Trajectory, carry_back, mean_shares, squares
 from asddim_lib.prompts import check_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
 from asddim_lib.sensitivity import COST, PRODUCTS, Network, SensitivityProfile, fingerprint, gradient_norm
@@ -29,49 +34,92 @@ def calibrate(
     prompts: list[str],
     *,
     guidance_scale: float = 7.5,
-    num_steps: int = 20,
+    num_steps: int = 32,
     norm: str = "frobenius",
     estimator: str | None = None,
     probes: int = 1,
     adjoint_probes: int = 0,
     batch_size: int = 8,
     seed: int = 0,
+    cache: str | os.PathLike | None = None,
+    progress: Callable[[range], Iterable[int]] = iter,
+    **options: Any,
 ) -> SensitivityProfile:
     """Runs the pipeline over `num_steps` evenly spaced timesteps; measures g(t) (Eq 8) of the guided prediction and the error of DDIM's steps.
 
     `norm`, `estimator` and `probes` are `gradient_norm`'s; besides, the estimator `path` costs nothing: it takes ‖Δε‖ / ‖Δx‖ between one
     timestep and the next, the network's change along the path alone. With `adjoint_probes` it is measured, too, how much of each error
-    reaches the picture. No more than `batch_size` prompts are run at once. Prompt i starts from the noise of seed `seed` + i. The g at a
-    timestep is the mean over prompts; its standard error is that mean's. The pipeline comes back as it was. Works for any diffusers
-    pipeline whose network is `unet` and whose guidance puts the unconditional half of a batch first. Raises ValueError for wrong prompts, or
-    when the network returns a number that is not finite.
+    reaches the picture. Prompt i starts from the noise of seed `seed` + i, and no more than `batch_size` are run at once; other `options`
+    (height, width, negative_prompt, …) go to the pipeline. The g at a timestep is the mean over prompts; its standard error is that mean's.
+    With a `cache` folder each batch is kept as soon as it is measured, under a name made of all it depends on: what is measured again goes
+    on where it was stopped, or costs nothing. The pipeline comes back as it was. Works for any diffusers pipeline whose network is `unet`
+    and whose guidance puts the unconditional half of a batch first. Raises ValueError for wrong prompts, or when the network returns a
+    number that is not finite.
     """
-    schedule, generator = NoiseSchedule.from_config(pipe.scheduler), torch.Generator().manual_seed(seed)
-    regular = set(timesteps(pipe.scheduler, num_steps, allocation="trailing"))
-    found: dict[int, list[Tensor]] = {}
+    check(len(prompts) > 0, "prompts", prompts, "give at least one")
+    check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
+    schedule, chosen = NoiseSchedule.from_config(pipe.scheduler), estimator or next(iter(COST.get(norm, COST["frobenius"])))
+    how: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "num_steps": num_steps,
+        "norm": norm,
+        "estimator": chosen,
+        "probes": probes,
+        "adjoint_probes": adjoint_probes,
+    }
+    model = {"weights": weights_hash(pipe), "dtype": str(pipe.unet.dtype), "config": repr(sorted(pipe.scheduler.config.items()))} if cache is not None else {}
+    parts = []
+    for start in progress(range(0, len(prompts), batch_size)):
+        batch = {"prompts": list(prompts[start : start + batch_size]), "seed": seed + start, **how, **options}
+        file = Path(cache) / f"{short_hash({**model, **batch})}.safetensors" if cache is not None else None
+        parts.append(_kept(file, partial(_measured, pipe, schedule, **batch)))
+    found = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0] if name != "timesteps"}
+    grid, g = parts[0]["timesteps"].tolist(), found["g"].double()
+    error = g.std(1) / len(prompts) ** 0.5 if len(prompts) > 1 else torch.zeros(len(g))
+    local = {kind: {str(order): mean_shares(found[f"{kind}/{order}"], order).tolist() for order in ORDERS if f"{kind}/{order}" in found} for kind in ("made", "carried")}
+    each = len(grid) * (1 + 3 * adjoint_probes) + len(g) * (0 if chosen == "path" else probes * COST[norm][chosen])
+    return SensitivityProfile(
+        timesteps=grid[: len(g)], g=g.mean(1).tolist(), stderr=error.tolist(), norm=norm, estimator=chosen, probes=probes,
+        samples=len(prompts), seed=seed, guidance_scale=float(guidance_scale), model=str(getattr(pipe, "name_or_path", "")), schedule=fingerprint(schedule),
+        evaluations=each * len(prompts) * (2 if guidance_scale > 1 else 1), local_error={"timesteps": grid, **{kind: part for kind, part in local.items() if part}},
+    )  # fmt: skip
+
+
+def _kept(file: Path | None, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What is in the file, or, where there is none or a damaged one, what is measured now, and then it is."""
+    if file is None:
+        return measure()
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        found = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, partial(save_file, found))
+    return found
+
+
+def _measured(
+    pipe: Pipeline, schedule: NoiseSchedule, prompts: list[str], seed: int, num_steps: int, norm: str, estimator: str, probes: int, **how: Any
+) -> dict[str, Tensor]:  # fmt: skip
+    """A batch's part of a profile: g (timesteps × n), and each order's squared errors on each stretch, as made (× n) and carried (× probes n)."""
+    regular, found = set(timesteps(pipe.scheduler, num_steps, allocation="trailing")), []
+    generator = torch.Generator().manual_seed(seed)
 
     def measure(eps: Network, prediction: Tensor, x: Tensor, t: Tensor) -> None:
         if int(t) in regular:
-            value = gradient_norm(eps, x, t, norm=norm, estimator=estimator, probes=probes, generator=generator)[0]
-            found.setdefault(int(t), []).append(value.cpu())
+            found.append(gradient_norm(eps, x, t, norm=norm, estimator=estimator, probes=probes, generator=generator)[0].cpu())
 
     along = estimator == "path"
-    how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "adjoint_probes": adjoint_probes, "batch_size": batch_size, "seed": seed}
-    path = record(pipe, prompts, **how, also=None if along else measure)
+    path = record(pipe, prompts, num_steps=num_steps, batch_size=len(prompts), seed=seed, also=None if along else measure, **how)
     if along:
         changed, moved = (v.double().diff(dim=0).norm(dim=2) for v in (path.noises, path.samples))
-        found = {t: [value] for t, value in zip(path.timesteps, changed / moved, strict=False)}
-    grid, count = sorted(found, reverse=True), len(prompts)
-    values = np.stack([torch.cat(found[t]).numpy() for t in grid])
-    error = values.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(len(grid))
-    local = {"made": {str(order): shares(path, schedule, order).tolist() for order in ORDERS if order < len(path.timesteps)}}
-    if adjoint_probes:
-        local["carried"] = {order: shares(path, schedule, int(order), carried=True).tolist() for order in local["made"]}
-    return SensitivityProfile(
-        timesteps=grid, g=values.mean(1).tolist(), stderr=error.tolist(), norm=norm, estimator=estimator or next(iter(COST[norm])), probes=probes,
-        samples=count, seed=seed, guidance_scale=float(guidance_scale), model=str(getattr(pipe, "name_or_path", "")), schedule=fingerprint(schedule),
-        local_error={"timesteps": path.timesteps, **local},
-    )  # fmt: skip
+        found = list(changed / moved)
+    parts = {"timesteps": torch.tensor(path.timesteps), "g": torch.stack(found)}
+    for order in (order for order in ORDERS if order < len(path.timesteps)):
+        parts[f"made/{order}"] = squares(path, schedule, order)
+        if path.adjoints is not None:
+            parts[f"carried/{order}"] = squares(path, schedule, order, carried=True)
+    return parts
 
 
 def record(
@@ -84,11 +132,12 @@ def record(
     batch_size: int = 8,
     seed: int = 0,
     also: Measure | None = None,
+    **options: Any,
 ) -> Trajectory:
     """The pipeline's own DDIM path over `num_steps` evenly spaced timesteps and timestep 0, one evaluation each, and `adjoint_probes` sweeps
     back over it, three evaluations a point.
 
-    Prompts, seeds, batches and errors are as in `calibrate`; `also` is handed every network call. Latents come flattened: d is channels ×
+    Prompts, seeds, batches, options and errors are as in `calibrate`; `also` is handed every network call. Latents come flattened: d is channels ×
     height × width.
     """
     check(len(prompts) > 0, "prompts", prompts, "give at least one")
@@ -116,7 +165,7 @@ def record(
         for start in range(0, len(prompts), batch_size):
             chosen = list(prompts[start : start + batch_size])
             starts = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
-            end = pipe(chosen, num_inference_steps=num_steps, guidance_scale=guidance_scale, generator=starts, output_type="latent").images
+            end = pipe(chosen, num_inference_steps=num_steps, guidance_scale=guidance_scale, generator=starts, output_type="latent", **options).images
             samples, noises = (torch.stack([x.flatten(1).cpu() for x in kept]) for kept in ([c[2] for c in calls], [c[1] for c in calls]))
             path = Trajectory([int(call[3]) for call in calls], samples, noises, end.flatten(1).cpu(), float(scheduler.final_alpha_cumprod))
             watch.busy = True

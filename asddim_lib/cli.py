@@ -12,11 +12,19 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id.")]
 ALLOCATION = (
-    "uniform, noise, gradient, combined, equidistributed, dual-weighted, leading, trailing, linspace, quadratic, karras, exponential, logsnr, beta, "
+    "uniform, noise, gradient, combined, fitted, equidistributed, dual-weighted, leading, trailing, linspace, quadratic, karras, exponential, logsnr, beta, "
     "beta-sigmas, arctan, dmn, ays-sd15 or ays-sdxl."
 )
 Override = Annotated[str, typer.Option(help="What a profile may have been made for otherwise: model, schedule, guidance_scale; comma-separated.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
+Scales = Annotated[str, typer.Option("--guidance-scale", help="Classifier-free guidance, comma-separated; 1 is none.")]
+Prompts = Annotated[str, typer.Option(help="bundled or bundled-tune.")]
+Count = Annotated[int, typer.Option(help="How many prompts.")]
+Steps = Annotated[str, typer.Option(help="Sampling steps, comma-separated.")]
+Solvers = Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")]
+Reference = Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")]
+Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
 
 
 @app.command()
@@ -112,30 +120,24 @@ def export(
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of pictures, records and summary.")] = Path("results/ablation"),
     model: Model = "bundled",
-    prompts: Annotated[str, typer.Option(help="bundled or bundled-tune.")] = "bundled",
-    count: Annotated[int, typer.Option(help="How many prompts.")] = 1000,
-    methods: Annotated[str, typer.Option(help="Comma-separated: ddim, ddim-trailing, any allocation, gits, oracle.")] = "ddim,ddim-trailing,noise,gradient,combined",
-    solvers: Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")] = "ddim",
-    reference_steps: Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")] = 0,
-    steps: Annotated[str, typer.Option(help="Comma-separated.")] = "20,50,100",
-    guidance_scale: Annotated[str, typer.Option(help="Comma-separated.")] = "7.5",
+    prompts: Prompts = "bundled",
+    count: Count = 1000,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated: ddim, ddim-trailing, any allocation, gits, oracle, direct.")
+    ] = "ddim,ddim-trailing,noise,gradient,combined",
+    solvers: Solvers = "ddim",
+    reference_steps: Reference = 0,
+    steps: Steps = "20,50,100",
+    guidance_scales: Scales = "7.5",
     p: Annotated[float, typer.Option(help="Eq 5's exponent.")] = 0.5,
     lam: Annotated[float, typer.Option(help="Eq 9's λ.")] = 1.0,
     reading: Annotated[str, typer.Option(help="intent, density or literal.")] = "intent",
+    batch_size: Batch = 50,
+    device: Device = "cpu",
 ) -> None:
     """Runs the ablation and writes records. Example: asddim evaluate --count 200 --steps 20 --out results/small"""
-    from tqdm import tqdm
-
-    from asddim_lib import experiment
-    from asddim_lib.models import load_pipeline
-    from asddim_lib.prompts import load_prompts
-
-    setting = experiment.Setting(
-        methods=tuple(methods.split(",")), steps=_numbers("steps", steps, int), guidance_scales=_numbers("guidance_scale", guidance_scale, float),
-        solvers=tuple(solvers.split(",")), reference_steps=reference_steps, p=p, lam=lam, reading=reading,
-    )  # fmt: skip
-    table, pipe = load_prompts(prompts, count), load_pipeline(model)
-    summary = experiment.evaluate(pipe, table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))
+    shape = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
+    summary = _experiment(out, model, prompts, count, device, **shape, reference_steps=reference_steps, p=p, lam=lam, reading=reading, batch_size=batch_size)
     typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     typer.echo(json.dumps({"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}))
 
@@ -144,36 +146,50 @@ def evaluate(
 def compare(
     out: Annotated[Path, typer.Option(help="Folder of pictures, records and tables.")] = Path("results/compare"),
     model: Model = "bundled",
-    prompts: Annotated[str, typer.Option(help="bundled or bundled-tune.")] = "bundled",
+    prompts: Prompts = "bundled",
     count: Annotated[int, typer.Option(help="How many prompts; more than 192, the judge's features, for a FID.")] = 256,
-    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits and oracle.")] = (
-        "leading,trailing,noise,gradient,combined,equidistributed,dual-weighted,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle"
+    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits, oracle and direct (a search that costs minutes a cell).")] = (
+        "leading,trailing,noise,gradient,combined,fitted,equidistributed,dual-weighted,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle"
     ),
-    solvers: Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")] = "ddim",
-    steps: Annotated[str, typer.Option(help="Comma-separated.")] = "5,8,10,20,50",
-    guidance_scale: Annotated[str, typer.Option(help="Comma-separated.")] = "1,3,7.5",
-    reference_steps: Annotated[int, typer.Option(help="DDIM steps of the solution that distances are measured from.")] = 1000,
+    solvers: Solvers = "ddim",
+    steps: Steps = "5,8,10,20,50",
+    guidance_scales: Scales = "1,3,7.5",
+    reference_steps: Reference = 1000,
+    batch_size: Batch = 50,
+    device: Device = "cpu",
 ) -> None:
     """Sets every grid beside the trailing one, paired. Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200"""
     import pandas as pd
-    from tqdm import tqdm
 
-    from asddim_lib import experiment
+    from asddim_lib.experiment import paired
     from asddim_lib.files import write_whole
-    from asddim_lib.models import load_pipeline
-    from asddim_lib.prompts import load_prompts
 
-    setting = experiment.Setting(
-        methods=tuple(dict.fromkeys(["trailing", *grids.split(",")])), solvers=tuple(solvers.split(",")), steps=_numbers("steps", steps, int),
-        guidance_scales=_numbers("guidance_scale", guidance_scale, float), reference_steps=reference_steps,
-    )  # fmt: skip
-    table, pipe = load_prompts(prompts, count), load_pipeline(model)
-    summary = experiment.evaluate(pipe, table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))
-    against = experiment.paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance")
+    shape = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
+    tuned: dict[str, Any] = {"calibrate_on": 16, "calibrate_steps": 64, "adjoint_probes": 4, "tuning_seed": 1_000_000}
+    summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
+    against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance")
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))
     keys = ["guidance_scale", "steps", "solver", "method"]
     shown = summary[[*keys, "distance", "distance_ci", "fid", "fid_ci", "clip", "right"]].merge(against, on=keys, how="left")
     typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+
+
+def _experiment(
+    out: Path, model: str, prompts: str, count: int, device: str, *, methods: str, solvers: str, steps: str, guidance_scales: str, **rest: Any
+) -> Any:  # fmt: skip
+    """The experiment that the options ask for; what is written as a list with commas becomes one."""
+    from tqdm import tqdm
+
+    from asddim_lib import experiment
+    from asddim_lib.models import load_pipeline
+    from asddim_lib.prompts import load_prompts
+
+    setting = experiment.Setting(
+        methods=tuple(dict.fromkeys(methods.split(","))), solvers=tuple(solvers.split(",")), steps=_numbers("steps", steps, int),
+        guidance_scales=_numbers("guidance_scale", guidance_scales, float), **rest,
+    )  # fmt: skip
+    table = load_prompts(prompts, count)
+    return experiment.evaluate(load_pipeline(model, device=device), table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))
 
 
 def _numbers(name: str, text: str, kind: type) -> tuple:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +22,11 @@ from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.calibration import calibrate, record
+from asddim_lib.direct import direct_search
 from asddim_lib.errors import check
-from asddim_lib.files import write_whole
+from asddim_lib.files import short_hash, write_whole
 from asddim_lib.grids import ALLOCATIONS, timesteps
-from asddim_lib.models import Pipeline
+from asddim_lib.models import Pipeline, weights_hash
 from asddim_lib.path import Trajectory
 from asddim_lib.prompts import check_prompts, load_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
@@ -45,7 +45,8 @@ SOLVERS: dict[str, tuple[Any, int]] = {"ddim": (ASDDIMScheduler, 1), "dpm++": (D
 class Setting:
     """What an experiment runs. Two runs with the same setting and model give the same pictures.
 
-    With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own.
+    With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own. A profile is made on
+    `calibrate_on` prompts that are not reported on, over `calibrate_steps`, with `adjoint_probes`, from the seed `tuning_seed` on.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -57,9 +58,13 @@ class Setting:
     p: float = 0.5
     lam: float = 1.0
     reading: str = "intent"
+    calibrate_on: int = 8
+    calibrate_steps: int = 20
+    adjoint_probes: int = 0
+    tuning_seed: int = 0
 
     def __post_init__(self) -> None:
-        known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED)))
+        known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, "direct")))
         for method in self.methods:
             check(method in known, "method", method, f"use some of {', '.join(known)}")
         for solver in self.solvers:
@@ -177,7 +182,7 @@ def generate(
         pipe.scheduler = original
 
 
-def judge(table: pd.DataFrame, setting: Setting, out: Path) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
+def judge(table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu") -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
     """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, threads, NFE, distance), and each cell's judge features.
 
     The distance is that of a picture's latents from the reference's for the same seed, over the reference's spread about its mean.
@@ -186,18 +191,16 @@ def judge(table: pd.DataFrame, setting: Setting, out: Path) -> tuple[pd.DataFram
     exact = {cell.guidance_scale: _load(cell, table, setting, out)["latents"].flatten(1) for cell in references(setting)}
     for cell in cells(setting):
         held = _load(cell, table, setting, out)
-        features[cell] = metrics.judge_features(held["images"])
+        features[cell] = metrics.judge_features(held["images"], device=device)
         right = metrics.attributes_right(features[cell], {name: list(table[name]) for name in table})
         frame = pd.DataFrame({
             **asdict(cell), "index": np.arange(len(table)), "category": table["category"].to_numpy(),
-            "clip": metrics.clip_cosine(held["images"], list(table["prompt"])).numpy(),
+            "clip": metrics.clip_cosine(held["images"], list(table["prompt"]), device=device).numpy(),
             "seconds": held["seconds"].numpy(), "threads": held["threads"].numpy(),
             "nfe": cell.steps * (2 if cell.guidance_scale > 1 else 1), **{f"right_{k}": v.numpy() for k, v in right.items()},
         })  # fmt: skip
         if cell.guidance_scale in exact:
-            goal = exact[cell.guidance_scale]
-            spread = (goal - goal.mean(0)).square().sum(1).mean().sqrt()
-            frame["distance"] = ((held["latents"].flatten(1) - goal).norm(dim=1) / spread).numpy()
+            frame["distance"] = metrics.relative_distance(held["latents"].flatten(1), exact[cell.guidance_scale]).numpy()
         records.append(frame)
     return pd.concat(records, ignore_index=True), features
 
@@ -249,27 +252,34 @@ def paired(records: pd.DataFrame, baseline: str, key: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, calibrate_on: int = 8) -> pd.DataFrame:
-    """The whole experiment: profiles (on prompts that are not reported on), grids, pictures, records, summary; all kept in `out`.
+def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, teach_on: int = 256) -> pd.DataFrame:
+    """The whole experiment: grids, pictures, records, summary; all kept in `out`.
 
+    What a grid needs is measured on prompts that are not reported on: profiles as the setting has it, the path of the oracle and of GITS on
+    `teach_on` prompts over 60 steps, as GITS' authors do, and the direct search on 32.
     Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.
     """
     missing = {"category", "garment_a", "count", "relation"} - set(table)
     check(not missing, "prompts", f"without the columns {', '.join(sorted(missing))}", "use bundled or bundled-tune")
-    tune, profiles = list(load_prompts("bundled-tune", calibrate_on)["prompt"]), {}
+    tune, profiles = list(load_prompts("bundled-tune")["prompt"]), {}
     grids: dict[Cell, list[int]] = {}
+    (out / "images").mkdir(parents=True, exist_ok=True)
     for scale in setting.guidance_scales:
         # Kept with the pictures: a record's profile, which may be another model's, is never taken for this run's.
         file = out / "images" / f"profile-g{scale:g}.json"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            calibrate(pipe, tune, guidance_scale=scale, adjoint_probes=4 if "dual-weighted" in setting.methods else 0).save(file)
+            how: dict[str, Any] = {"num_steps": setting.calibrate_steps, "adjoint_probes": setting.adjoint_probes, "seed": setting.tuning_seed}
+            calibrate(pipe, tune[: setting.calibrate_on], guidance_scale=scale, cache=out / "images" / "parts", **how).save(file)
         profiles[scale] = SensitivityProfile.load(file)
-        path = record(pipe, tune, guidance_scale=scale) if set(setting.methods) & set(SEARCHED) else None
-        mine = [cell for cell in (*cells(setting), *references(setting)) if cell.guidance_scale == scale]
-        grids |= {cell: grid_for(pipe.scheduler, cell, setting, profiles[scale], path) for cell in mine}
+        path = None
+        if set(setting.methods) & set(SEARCHED):
+            path = record(pipe, tune[:teach_on], guidance_scale=scale, batch_size=setting.batch_size, seed=setting.tuning_seed)
+        for cell in (*cells(setting), *references(setting)):
+            if cell.guidance_scale == scale:
+                direct = cell.method == "direct"
+                grids[cell] = _direct(pipe, cell, setting, profiles[scale], tune[:32], out) if direct else grid_for(pipe.scheduler, cell, setting, profiles[scale], path)
     generate(pipe, table, setting, grids, out, progress)
-    records, features = judge(table, setting, out)
+    records, features = judge(table, setting, out, str(pipe.device))
     summary = summarize(records, features)
     for scale, profile in profiles.items():
         profile.save(out / f"profile-g{scale:g}.json")
@@ -280,12 +290,27 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
     return summary
 
 
+def _direct(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityProfile, prompts: list[str], out: Path) -> list[int]:
+    """The cell's grid by direct search from the best of five; kept with the pictures, since it costs more than they do."""
+    file = out / "images" / f"grid-{cell.name}.json"
+    if not file.exists():
+        starts = [grid_for(pipe.scheduler, replace(cell, method=one), setting, profile) for one in ("trailing", "leading", "beta", "equidistributed", "dual-weighted")]
+        own = pipe.scheduler
+        try:
+            pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
+            found = direct_search(pipe, prompts, starts, guidance_scale=cell.guidance_scale, seed=setting.tuning_seed)
+        finally:
+            pipe.scheduler = own
+        write_whole(file, lambda part: part.write_text(json.dumps(found._asdict()) + "\n"))
+    return json.loads(file.read_text())["timesteps"]
+
+
 def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:
     """What a record must say of where it came from: setting, weights, prompts, versions, machine."""
     import diffusers
 
     return {
-        "setting": asdict(setting), "prompts": len(table), "prompts_sha256": _hash(list(table["prompt"])), "weights_sha256": _weights(pipe),
+        "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), "weights_sha256": weights_hash(pipe),
         "dtype": str(pipe.unet.dtype), "torch": torch.__version__, "diffusers": diffusers.__version__,
         "python": platform.python_version(), "machine": platform.machine(), "device": str(pipe.device),
     }  # fmt: skip
@@ -293,7 +318,7 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
 
 def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grids: dict[str, list[int]]) -> None:
     """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else. New cells may join."""
-    wanted = {"batch_size": setting.batch_size, "prompts": _hash(prompts), "weights": _weights(pipe), "dtype": str(pipe.unet.dtype)}
+    wanted = {"batch_size": setting.batch_size, "prompts": short_hash(prompts), "weights": weights_hash(pipe), "dtype": str(pipe.unet.dtype)}
     file = out / "images" / "claim.json"
     held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}
     other = [key for key in wanted if held.get(key) != wanted[key]]
@@ -309,18 +334,3 @@ def _whole(file: Path) -> bool:
     except (FileNotFoundError, SafetensorError):  # missing or cut short: drawn again
         return False
     return True
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _weights(pipe: Pipeline) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(pipe.components):
-        module = pipe.components[name]
-        if isinstance(module, torch.nn.Module):
-            for key, value in sorted(module.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,7 +1,9 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and named by what is in them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,3 +22,8 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(f"{file} could not be written ({error}); make room or name another place") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def short_hash(value: Any) -> str:
+    """A short name for any value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:16]

@@ -34,7 +34,9 @@ def uniform(spacing: str, num_train_timesteps: int, num_inference_steps: int, st
 
 
 #: What a scheduler lays by itself; `timesteps` also takes what was searched on a recorded path.
-ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "equidistributed", "dual-weighted", *SPACINGS, *RIVALS)
+ALLOCATIONS = ("uniform", "noise", "gradient", "combined", "fitted", "equidistributed", "dual-weighted", *SPACINGS, *RIVALS)
+#: Those that need a profile.
+CALIBRATED = ("gradient", "combined", "fitted", "equidistributed", "dual-weighted")
 
 
 def timesteps(
@@ -53,8 +55,9 @@ def timesteps(
 
     What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
     noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13); equidistributed, by the local error that was measured along the path, or
-    dual-weighted, by what of it reaches the picture, for a solver of `order` 1 (the default), 2 or 3: all but noise need a `profile` from
-    `calibrate`. Or a rival's: leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn,
+    dual-weighted, by what of it reaches the picture, for a solver of `order` 1 (the default), 2 or 3; or fitted, the paper's own with the p
+    and λ that come nearest to dual-weighted. All of these but uniform and noise need a `profile` from `calibrate`. Or a rival's:
+    leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn,
     ays-sd15, ays-sdxl; or oracle or gits, which need a `path` from `calibration.record`.
     Raises ValueError for a value out of range, or for a profile made on another noise schedule.
     """
@@ -82,11 +85,14 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
     if kind in RIVALS:
         return RIVALS[kind](schedule, num_inference_steps)
     made = chosen["profile"]
-    if kind in ("gradient", "combined", "equidistributed", "dual-weighted"):
+    if kind in CALIBRATED:
         check(made is not None, "profile", made, f"allocation {kind!r} needs one: profile=calibrate(pipe, prompts)")
         made = SensitivityProfile.from_dict(made) if isinstance(made, dict) else made
     if kind in ("equidistributed", "dual-weighted"):
         return allocate(1 / made.density(schedule, chosen.get("order") or 1, carried=kind == "dual-weighted"), num_inference_steps)
+    if kind == "fitted":
+        p, chosen["lam"], _ = made.fit(schedule, chosen.get("order") or 1)
+        return allocate(step_sizes(noise_weights(schedule.variance, p), gradient_step(made.at(schedule), chosen["lam"])), num_inference_steps)
     check(kind == "gradient" or chosen["p"] > 0, "p", chosen["p"], "give a positive number, or use allocation uniform or gradient")
     noise_weight = noise_weights(schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"])
     factor = np.ones(size) if kind == "noise" else gradient_step(made.at(schedule), chosen["lam"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,15 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(model))  # a profile names its model by this, never by a path of one machine
     return pipe.to(device)
+
+
+def weights_hash(pipe: Pipeline) -> str:
+    """A short name of all the pipeline's weights: equal for equal values, whatever their dtype or device."""
+    digest = hashlib.sha256()
+    for name in sorted(pipe.components):
+        module = pipe.components[name]
+        if isinstance(module, torch.nn.Module):
+            for key, value in sorted(module.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

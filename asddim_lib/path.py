@@ -90,15 +90,20 @@ def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> T
     return (length ** (order + 1) * middle).reshape(-1, 1, 1) * (slope[before] + slope[after]) / 2
 
 
-def shares(path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
-    """How many steps each stretch between the path's points deserves, up to a factor: N − 1 positive numbers.
-
-    The (p + 1)th root of the local error's root mean square over samples; `carried` to the path's end by the adjoints, or as it is made.
-    """
+def squares(path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> Tensor:
+    """The local errors' squared sizes, as they are made: (N − 1) × n; or `carried` to the path's end by the adjoints: (N − 1) × (probes n)."""
     errors = local_errors(path, schedule, order)
-    if carried:
-        check(path.adjoints is not None, "adjoints", None, "record the path with adjoint_probes of at least 1")
-        size = (torch.as_tensor(path.adjoints)[:, 1:].double() * errors).sum(3).square().mean((0, 2)).sqrt()
-    else:
-        size = errors.square().sum(2).mean(1).sqrt()
-    return (size ** (1 / (order + 1))).numpy()
+    if not carried:
+        return errors.square().sum(2)
+    check(path.adjoints is not None, "adjoints", None, "record the path with adjoint_probes of at least 1")
+    return (torch.as_tensor(path.adjoints)[:, 1:].double() * errors).sum(3).square().transpose(0, 1).flatten(1)
+
+
+def mean_shares(squares: Tensor, order: int) -> np.ndarray:
+    """How many steps each stretch between the path's points deserves, up to a factor: the (p + 1)th root of the errors' root mean square."""
+    return (squares.mean(1).sqrt() ** (1 / (order + 1))).numpy()
+
+
+def shares(path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
+    """`mean_shares` of a path's own `squares`: N − 1 positive numbers."""
+    return mean_shares(squares(path, schedule, order, carried), order)

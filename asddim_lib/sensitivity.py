@@ -17,11 +17,12 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from asddim_lib.allocation import fit_paper
 from asddim_lib.errors import check
 from asddim_lib.files import write_whole
 from asddim_lib.noise import NoiseSchedule
 
-SCHEMA = 2
+SCHEMA = 3
 #: The estimators of each norm, and the network evaluations that one probe costs; a backward or forward derivative counts as two.
 COST = {"frobenius": {"vjp": 3, "jvp": 3, "difference": 2}, "spectral": {"power": 6}}
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -142,7 +143,8 @@ PRODUCTS = {"vjp": _vjp, "jvp": _jvp, "difference": _difference}
 
 @dataclass(frozen=True)
 class SensitivityProfile:
-    """g(t) as measured on a model's own sampling path: values and standard errors at some timesteps, and how they were made.
+    """g(t) as measured on a model's own sampling path: values and standard errors at some timesteps, how they were made, and how many network
+    evaluations that cost (a derivative counts as two, guidance doubles).
 
     `local_error`, where it was measured, has the path's N timesteps and, by a solver's order, how many steps each of the N − 1 stretches
     between them deserves: `made` for the error as it is made, `carried` for what of it reaches the picture.
@@ -159,6 +161,7 @@ class SensitivityProfile:
     guidance_scale: float
     model: str
     schedule: str
+    evaluations: int
     local_error: dict[str, Any] | None = None
     schema: int = SCHEMA
 
@@ -192,6 +195,10 @@ class SensitivityProfile:
         covered = lengths.copy()
         covered[-1] += measured["timesteps"][-1] + 1  # as the last stretch, so on to clean data
         return np.repeat(np.array(known[str(order)]) / lengths, covered)[::-1]
+
+    def fit(self, schedule: NoiseSchedule, order: int = 1, carried: bool = True) -> tuple[float, float, float]:
+        """The paper's p and λ that come nearest to `density`, and by what factor their error still exceeds its own (`allocation.fit_paper`)."""
+        return fit_paper(schedule.variance, self.at(schedule), self.density(schedule, order, carried), order)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as a scheduler's config holds them."""

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -69,6 +70,21 @@ def test_clip_score_equals_mean_cosine():  # Eqs 15–16
     prompts = list(load_prompts("bundled", 8)["prompt"])
     found = metrics.clip_cosine(images, prompts)
     assert metrics.clip_score(images, prompts) == pytest.approx(float(found.mean()), abs=1e-5)
+
+
+def test_clip_sees_what_its_processor_makes():
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model, processor = metrics.load_clip()
+    theirs = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(metrics._pixels(processor.image_processor, model.config.vision_config.image_size, images), theirs, rtol=0, atol=1e-5)
+
+
+def test_fid_s_interval_is_that_of_torchmetrics_over_resamples():
+    reference = torch.randn(300, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = 1.3 * torch.randn(80, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.2
+    draw = np.random.default_rng(3)
+    values = [metrics.fid(features[draw.integers(0, 80, 80)], reference) for _ in range(5)]
+    assert metrics.fid_interval(features, reference, 5, 3)[1] == pytest.approx(1.959964 * np.std(values, ddof=1), rel=1e-6)
 
 
 def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
@@ -139,13 +155,56 @@ def test_calibration_in_parts_equals_calibration_at_once(pipe):
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
+def test_a_calibration_that_was_stopped_goes_on(pipe, tmp_path):
+    prompts, how = (
+        ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress on a black ground"],
+        {"num_steps": 3, "batch_size": 1, "adjoint_probes": 1},
+    )
+    calls, handle = [], pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+
+    def stops(starts):
+        yield from starts[:2]
+        raise KeyboardInterrupt
+
+    try:
+        whole = calibrate(pipe, prompts, **how)
+        alone = len(calls)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(pipe, prompts, **how, cache=tmp_path, progress=stops)
+        kept = sorted(tmp_path.iterdir())
+        assert len(kept) == 2
+        kept[0].write_bytes(kept[0].read_bytes()[:50])  # cut short: measured again
+        calls.clear()
+        assert calibrate(pipe, prompts, **how, cache=tmp_path) == whole
+        assert len(calls) == 2 * alone // 3
+        calls.clear()
+        assert calibrate(pipe, prompts, **how, cache=tmp_path) == whole
+        assert not calls
+        for other in ({"guidance_scale": 3.0}, {"height": 32, "width": 32}, {"seed": 1}):
+            assert calibrate(pipe, prompts[:1], **how, cache=tmp_path, **other).g != whole.g
+        assert len(calls) == alone
+    finally:
+        handle.remove()
+
+
+def test_a_profile_counts_its_evaluations(pipe):
+    seen, handle = [], pipe.unet.register_forward_hook(lambda network, args, result: seen.append(len(args[0])))
+    try:
+        made = calibrate(pipe, ["a red boot on a white ground", "two blue bags on a tan ground"], num_steps=4, probes=2, adjoint_probes=3)
+    finally:
+        handle.remove()
+    # 5 points on the path, 4 of them with 2 probes, and 3 sweeps over all: each probe a call with its derivative, which counts as two more
+    assert made.evaluations == (5 + 4 * 2 * 3 + 5 * 3 * 3) * 2 * 2
+    assert sum(seen) == (5 + 4 * 2 + 5 * 3) * 2 * 2
+
+
 def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
     record = ROOT / "results" / "guidance-7.5" / "steps-20"
     for file in record.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    setting = experiment.Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,))
-    experiment.evaluate(pipe, load_prompts("bundled-tune", 200), setting, tmp_path, calibrate_on=1)
+    setting = experiment.Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,), calibrate_on=1)
+    experiment.evaluate(pipe, load_prompts("bundled-tune", 200), setting, tmp_path)
     assert list(pd.read_csv(tmp_path / "summary.csv")["steps"]) == [1]
 
 

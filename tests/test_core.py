@@ -19,7 +19,7 @@ SCHEDULE = NoiseSchedule.from_config(SD)
 
 
 def profile(g=(1.0, 4.0), t=(900, 50), schedule=SCHEDULE):
-    return SensitivityProfile(list(t), list(g), [0.1] * len(g), "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(schedule))
+    return SensitivityProfile(list(t), list(g), [0.1] * len(g), "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(schedule), 100)
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.grids import ALLOCATIONS
+from asddim_lib.grids import ALLOCATIONS, CALIBRATED
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.rivals import LEVELS, _dmn_bound, arctan
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-FREE = [name for name in ALLOCATIONS if name not in ("uniform", "gradient", "combined", "equidistributed", "dual-weighted", "dmn")]
+FREE = [name for name in ALLOCATIONS if name not in (*CALIBRATED, "uniform", "dmn")]
 
 
 @pytest.mark.parametrize(("name", "flag"), [("karras", "karras"), ("exponential", "exponential"), ("logsnr", "exponential"), ("beta-sigmas", "beta")])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, load_pipeline, timesteps
+from asddim_lib.allocation import excess, fit_paper, gradient_step, noise_weights, step_sizes
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
 from asddim_lib.noise import NoiseSchedule
@@ -80,7 +81,7 @@ def test_dual_weighting_finds_a_gaussian_s_best_grid(std, steps):
 def profile(path, carried=False, order=1):
     kind = "carried" if carried else "made"
     error = {"timesteps": path.timesteps, kind: {str(order): shares(path, SCHEDULE, order, carried).tolist()}}
-    return SensitivityProfile([900, 50], [1.0, 4.0], [0.1] * 2, "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(SCHEDULE), error)
+    return SensitivityProfile([900, 50], [1.0, 4.0], [0.1] * 2, "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(SCHEDULE), 100, error)
 
 
 def test_density_spreads_each_stretch_s_share_over_its_timesteps():
@@ -136,10 +137,34 @@ def test_a_path_from_pure_noise_is_finite():
     config = {**pipe.scheduler.config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     pipe.scheduler = type(pipe.scheduler).from_config(config)
     made = calibrate(pipe, PROMPTS[:1], guidance_scale=1.0, num_steps=6, adjoint_probes=1)
-    for allocation in ("combined", "equidistributed", "dual-weighted"):
+    for allocation in ("combined", "fitted", "equidistributed", "dual-weighted"):
         grid = timesteps(pipe.scheduler, 4, allocation=allocation, profile=made)
         assert len(grid) == 4
         assert grid[0] == 999
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_excess_is_the_ratio_of_the_errors_themselves(order):
+    """K steps over a law of errors c h^(p + 1), summed: by one density against by the best."""
+    random = np.random.default_rng(order)
+    best, other = (np.exp(np.interp(np.arange(1000), np.linspace(0, 999, 12), random.normal(size=12))) for _ in range(2))
+
+    def error(density, count=4000):
+        cumulative = np.concatenate([[0], np.cumsum(density)])
+        cuts = np.interp(np.linspace(0, cumulative[-1], count + 1), cumulative, np.arange(1001))
+        coefficient = best[np.minimum(((cuts[1:] + cuts[:-1]) / 2).astype(int), 999)] ** (order + 1)
+        return (coefficient * np.diff(cuts) ** (order + 1)).sum()
+
+    assert excess(other, best, order) == pytest.approx(error(other) / error(best), rel=0.01)
+    assert excess(3 * best, best, order) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(("p", "lam"), [(0.5, 1.0), (1.5, 0.0), (0.0, 3.0)])
+def test_a_fit_finds_the_paper_s_own_density(p, lam):
+    g = np.exp(np.interp(np.arange(1000), [0, 400, 999], [2.0, 0.3, 0.0]))
+    best = 1 / step_sizes(noise_weights(SCHEDULE.variance, p), gradient_step(g, lam))
+    found = fit_paper(SCHEDULE.variance, g, best)
+    np.testing.assert_allclose(found, (p, lam, 1), atol=0.01)
 
 
 @pytest.mark.parametrize("call", [lambda p: local_errors(p, SCHEDULE, 4), lambda p: local_errors(p, SCHEDULE, 3), lambda p: shares(p, SCHEDULE, carried=True)])

@@ -106,7 +106,7 @@ def test_a_profile_is_measured_on_any_of_them(build, guidance_scale):
     pipe, how = build()
     pipe.set_progress_bar_config(disable=True)
     profile = calibrate(pipe, ["a red boot", "a blue bag"], guidance_scale=guidance_scale, num_steps=4, adjoint_probes=1)
-    for allocation in ("combined", "equidistributed", "dual-weighted"):
+    for allocation in ("combined", "fitted", "equidistributed", "dual-weighted"):
         pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation=allocation, profile=profile.to_dict())
         pipe("a red boot", num_inference_steps=3, guidance_scale=guidance_scale, output_type="latent", **how)
         assert pipe.scheduler.timesteps[0] == 999

@@ -5,10 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
-from asddim_lib import load_pipeline, timesteps
+from asddim_lib import ASDDIMScheduler, load_pipeline, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
+from asddim_lib.direct import _ends, direct_search
+from asddim_lib.metrics import relative_distance
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.path import Trajectory, follow
 from asddim_lib.search import detours, deviations, gits, oracle, shortest_path
@@ -110,3 +113,26 @@ def test_searched_grids_beat_uniform_where_it_counts():
     }
     assert error["oracle"] < error["uniform"]
     assert error["gits"] < error["uniform"]
+
+
+def test_direct_search_betters_its_start_for_any_solver():
+    pipe, prompts = load_pipeline(), ["a red boot on a white ground", "two blue bags on a tan ground"]
+    own = pipe.scheduler
+    for solver in (ASDDIMScheduler, DPMSolverMultistepScheduler):
+        pipe.scheduler = solver.from_config(own.config)
+        starts, before = [[999, 600, 200], [999, 100, 50]], pipe.scheduler
+        found = direct_search(pipe, prompts, starts, guidance_scale=3.0, reference_steps=20)
+        assert pipe.scheduler is before
+        goal = _ends(_with(pipe, ASDDIMScheduler.from_config(own.config)), prompts, timesteps(own, 20, allocation="trailing"), 3.0, 2, 0)
+        pipe.scheduler = before
+        costs = [float(relative_distance(_ends(pipe, prompts, grid, 3.0, 2, 0), goal).mean()) for grid in (*starts, found.timesteps)]
+        assert found.distance == pytest.approx(costs[2], rel=1e-5)
+        assert costs[2] < min(costs[:2])
+        assert found.evaluations > 20 * 2 * 2
+    with pytest.raises(ValueError, match="timesteps"):
+        direct_search(pipe, prompts, [[5, 600]])
+
+
+def _with(pipe, scheduler):
+    pipe.scheduler = scheduler
+    return pipe

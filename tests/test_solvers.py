@@ -20,7 +20,7 @@ from asddim_lib.unipc import UniPCGridScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = NoiseSchedule.from_config(SD)
 BARS = SCHEDULE.alphas_cumprod
-PROFILE = SensitivityProfile([900, 500, 50], [1.0, 1.5, 4.0], [0.1] * 3, "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(SCHEDULE))
+PROFILE = SensitivityProfile([900, 500, 50], [1.0, 1.5, 4.0], [0.1] * 3, "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(SCHEDULE), 100)
 GRIDS = [{"allocation": "noise"}, {"allocation": "combined", "profile": PROFILE}, {"allocation": "ays-sd15"}]
 DATA = GaussianMixture(torch.zeros(1, 4), 0.6)
 #: How each solver takes a grid, and how far from the exact end it may be after 40 steps, in units of the data's spread.
