@@ -34,21 +34,33 @@ def calibrate(
     prompts: Annotated[str, typer.Option(help="bundled-tune, bundled, or a file.")] = "bundled-tune",
     count: Annotated[int, typer.Option(help="How many prompts.")] = 8,
     guidance_scale: Scale = 7.5,
-    num_steps: Annotated[int, typer.Option(help="Timesteps at which g(t) is measured.")] = 20,
+    num_steps: Annotated[int, typer.Option(help="Timesteps of the path that is measured.")] = 32,
     estimator: Annotated[str, typer.Option(help="vjp, jvp, difference, path (free), or power (the spectral norm).")] = "vjp",
     adjoint_probes: Annotated[int, typer.Option(help="Sweeps back along the path, for dual-weighted grids; each costs three evaluations a timestep.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Two prompts over 24 steps, path alone: what an image of 50 steps costs.")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of batches that were measured: the same ones are not measured again.")] = Path.home() / ".cache" / "asddim",
+    device: Device = "cpu",
     seed: int = 0,
 ) -> None:
     """Measures g(t) and the error of a step along the model's own path. Example: asddim calibrate profile.json --guidance-scale 7.5"""
+    from tqdm import tqdm
+
     from asddim_lib.calibration import calibrate as measure
     from asddim_lib.models import load_pipeline
+    from asddim_lib.noise import NoiseSchedule
     from asddim_lib.prompts import load_prompts
 
+    if quick:
+        count, num_steps, estimator, adjoint_probes = 2, 24, "path", 0
     texts, norm = list(load_prompts(prompts, count)["prompt"]), "spectral" if estimator == "power" else "frobenius"
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "norm": norm, "estimator": estimator, "adjoint_probes": adjoint_probes, "seed": seed}
-    profile = measure(load_pipeline(model), texts, **how)
+    pipe = load_pipeline(model, device=device)
+    profile = measure(pipe, texts, **how, cache=cache, progress=lambda batches: tqdm(batches, unit="batch"))
     profile.save(out)
-    typer.echo(f"{out}: g(t) at {len(profile.timesteps)} timesteps from {count} prompts")
+    best, schedule = "dual-weighted" if adjoint_probes else "equidistributed", NoiseSchedule.from_config(pipe.scheduler)
+    p, lam, excess = profile.fit(schedule, carried=bool(adjoint_probes))
+    typer.echo(f"{out}: {profile.evaluations} network evaluations, {count} prompts, {len(profile.timesteps)} timesteps")
+    typer.echo(f"recommended: allocation {best}; the paper's combined at its nearest, p {p:.2f} and lambda {lam:.2f}, is expected to err {excess:.2f} times as much")
 
 
 @app.command()
@@ -148,8 +160,8 @@ def compare(
     model: Model = "bundled",
     prompts: Prompts = "bundled",
     count: Annotated[int, typer.Option(help="How many prompts; more than 192, the judge's features, for a FID.")] = 256,
-    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits, oracle and direct (a search that costs minutes a cell).")] = (
-        "leading,trailing,noise,gradient,combined,fitted,equidistributed,dual-weighted,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle"
+    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits, oracle, chosen and direct (found by trying).")] = (
+        "leading,trailing,noise,gradient,combined,fitted,equidistributed,dual-weighted,chosen,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle"
     ),
     solvers: Solvers = "ddim",
     steps: Steps = "5,8,10,20,50",
@@ -165,7 +177,7 @@ def compare(
     from asddim_lib.files import write_whole
 
     shape = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
-    tuned: dict[str, Any] = {"calibrate_on": 16, "calibrate_steps": 64, "adjoint_probes": 4, "tuning_seed": 1_000_000}
+    tuned: dict[str, Any] = {"calibrate_on": 16, "calibrate_steps": 64, "adjoint_probes": 2, "tuning_seed": 1_000_000}
     summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
     against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance")
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))

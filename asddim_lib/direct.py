@@ -1,8 +1,8 @@
-"""The best grid by trying it: for any solver, at the price of many images. What is left to gain beside it, no allocation can."""
+"""The best grid by trying: of a few that are given, or of all near them, for any solver. It costs images, and says how much is left to gain."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,34 +22,25 @@ class Found(NamedTuple):
     evaluations: int
 
 
-def direct_search(
-    pipe: Pipeline, prompts: list[str], starts: list[list[int]], *, guidance_scale: float = 7.5, reference_steps: int = 200, batch_size: int = 32, seed: int = 0
-) -> Found:  # fmt: skip
-    """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to those of `reference_steps` DDIM steps from the same noise.
+def choose(pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **how: Any) -> tuple[str, Found]:
+    """The best of some grids, by name, as `direct_search` measures them; with its arguments and errors. For a new K, that is K evaluations a
+    grid and prompt, beside those of the reference."""
+    cost = _Cost(pipe, prompts, **how)
+    distances = {name: cost(grid) for name, grid in grids.items()}
+    name = min(distances, key=distances.__getitem__)
+    return name, Found(list(grids[name]), distances[name], cost.spent)
 
-    The solver is the pipeline's scheduler, which must take `timesteps`. A pattern search: each timestep is tried nearer to its neighbours by a
-    share of the gap, what is better is kept, and where nothing is, the share halves. It finds a local optimum, for these prompts. Prompt i
-    starts from the noise of seed `seed` + i. Raises ValueError for wrong prompts or a wrong start.
+
+def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], **how: Any) -> Found:
+    """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to a fine solution from the same noise.
+
+    The solver is the pipeline's scheduler, which must take `timesteps`; the solution, DDIM's of `reference_steps` (200). Prompt i starts from
+    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once. A pattern search: each timestep is tried nearer
+    to its neighbours by a share of the gap, what is better is kept, and where nothing is, the share halves. It finds a local optimum, for
+    these prompts. Raises ValueError for wrong prompts or a wrong start.
     """
-    check_prompts(pipe, prompts)
-    size, own, spent = len(pipe.scheduler.alphas_cumprod), pipe.scheduler, 0
-    tried = [check_timesteps(start, size) for start in starts]
-
-    def ends(chosen: list[int]) -> Tensor:
-        nonlocal spent
-        spent += len(chosen) * len(prompts) * (2 if guidance_scale > 1 else 1)
-        return _ends(pipe, prompts, chosen, guidance_scale, batch_size, seed)
-
-    try:
-        pipe.scheduler = ASDDIMScheduler.from_config(own.config)
-        goal = ends(timesteps(own, reference_steps, allocation="trailing"))
-    finally:
-        pipe.scheduler = own
-
-    def cost(chosen: list[int]) -> float:
-        return float(relative_distance(ends(chosen), goal).mean())
-
-    (best, grid), share = min((cost(one), one) for one in tried), 0.4
+    size, cost = len(pipe.scheduler.alphas_cumprod), _Cost(pipe, prompts, **how)
+    (best, grid), share = min((cost(start), start) for start in starts), 0.4
     while share > 0.02:
         before = best
         for k in range(len(grid)):
@@ -64,7 +55,30 @@ def direct_search(
                         best, grid = found, trial
                         break
         share /= 2 if best == before else 1
-    return Found(grid, best, spent)
+    return Found(list(grid), best, cost.spent)
+
+
+class _Cost:
+    """A grid's mean relative distance from the fine solution; counts the network evaluations that it `spent`."""
+
+    def __init__(
+        self, pipe: Pipeline, prompts: list[str], *, guidance_scale: float = 7.5, reference_steps: int = 200, batch_size: int = 32, seed: int = 0
+    ) -> None:  # fmt: skip
+        check_prompts(pipe, prompts)
+        self.pipe, self.prompts, self.how, self.spent = pipe, prompts, (guidance_scale, batch_size, seed), 0
+        own = pipe.scheduler
+        try:
+            pipe.scheduler = ASDDIMScheduler.from_config(own.config)
+            self.goal = self._ends(timesteps(own, reference_steps, allocation="trailing"))
+        finally:
+            pipe.scheduler = own
+
+    def __call__(self, grid: list[int]) -> float:
+        return float(relative_distance(self._ends(check_timesteps(grid, len(self.pipe.scheduler.alphas_cumprod))), self.goal).mean())
+
+    def _ends(self, grid: list[int]) -> Tensor:
+        self.spent += len(grid) * len(self.prompts) * (2 if self.how[0] > 1 else 1)
+        return _ends(self.pipe, self.prompts, grid, *self.how)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.calibration import calibrate, record
-from asddim_lib.direct import direct_search
+from asddim_lib.direct import choose, direct_search
 from asddim_lib.errors import check
 from asddim_lib.files import short_hash, write_whole
 from asddim_lib.grids import ALLOCATIONS, timesteps
@@ -37,6 +37,8 @@ from asddim_lib.unipc import UniPCGridScheduler
 #: The paper's methods, by their grids. `ddim` is Stable Diffusion's own; the trailing one tells a better start from a better grid. Any other
 #: allocation of `grids` is a method of its own name.
 METHODS: dict[str, str] = {"ddim": "leading", "ddim-trailing": "trailing", "noise": "noise", "gradient": "gradient", "combined": "combined"}
+#: Methods whose grids are found by trying them on tuning prompts.
+TRIED = ("chosen", "direct")
 #: Each solver's scheduler, and the order of its error.
 SOLVERS: dict[str, tuple[Any, int]] = {"ddim": (ASDDIMScheduler, 1), "dpm++": (DPMSolverMultistepScheduler, 2), "unipc": (UniPCGridScheduler, 2)}
 
@@ -64,7 +66,7 @@ class Setting:
     tuning_seed: int = 0
 
     def __post_init__(self) -> None:
-        known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, "direct")))
+        known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, *TRIED)))
         for method in self.methods:
             check(method in known, "method", method, f"use some of {', '.join(known)}")
         for solver in self.solvers:
@@ -136,9 +138,12 @@ def references(setting: Setting) -> list[Cell]:
     return [Cell("ddim-trailing", setting.reference_steps, g) for g in setting.guidance_scales] if setting.reference_steps else []
 
 
-def grid_for(scheduler: Any, cell: Cell, setting: Setting, profile: SensitivityProfile | None = None, path: Trajectory | None = None) -> list[int]:
+def grid_for(
+    scheduler: Any, cell: Cell, setting: Setting, profile: SensitivityProfile | None = None, path: Trajectory | None = None, temper: float = 1.0
+) -> list[int]:  # fmt: skip
     """The timesteps of a cell on the noise schedule of a scheduler or its config."""
-    how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, "profile": profile, "path": path, "order": SOLVERS[cell.solver][1]}
+    how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, "profile": profile, "path": path, "temper": temper}
+    how["order"] = SOLVERS[cell.solver][1]
     return timesteps(scheduler, cell.steps, allocation=METHODS.get(cell.method, cell.method), **how)
 
 
@@ -256,7 +261,7 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
     """The whole experiment: grids, pictures, records, summary; all kept in `out`.
 
     What a grid needs is measured on prompts that are not reported on: profiles as the setting has it, the path of the oracle and of GITS on
-    `teach_on` prompts over 60 steps, as GITS' authors do, and the direct search on 32.
+    `teach_on` prompts over 60 steps, as GITS' authors do, and what is found by trying on 16.
     Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.
     """
     missing = {"category", "garment_a", "count", "relation"} - set(table)
@@ -276,8 +281,10 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
             path = record(pipe, tune[:teach_on], guidance_scale=scale, batch_size=setting.batch_size, seed=setting.tuning_seed)
         for cell in (*cells(setting), *references(setting)):
             if cell.guidance_scale == scale:
-                direct = cell.method == "direct"
-                grids[cell] = _direct(pipe, cell, setting, profiles[scale], tune[:32], out) if direct else grid_for(pipe.scheduler, cell, setting, profiles[scale], path)
+                by_trying = cell.method in TRIED
+                grids[cell] = (
+                    _tried(pipe, cell, setting, profiles[scale], tune[:16], out) if by_trying else grid_for(pipe.scheduler, cell, setting, profiles[scale], path)
+                )
     generate(pipe, table, setting, grids, out, progress)
     records, features = judge(table, setting, out, str(pipe.device))
     summary = summarize(records, features)
@@ -290,18 +297,25 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
     return summary
 
 
-def _direct(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityProfile, prompts: list[str], out: Path) -> list[int]:
-    """The cell's grid by direct search from the best of five; kept with the pictures, since it costs more than they do."""
+def _tried(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityProfile, prompts: list[str], out: Path) -> list[int]:
+    """The cell's grid by trying grids on tuning prompts; kept with the pictures, since it costs more than they do.
+
+    `chosen` is the best of our own densities, whole and tempered; `direct` searches on from the best of these and of three fixed grids.
+    """
     file = out / "images" / f"grid-{cell.name}.json"
     if not file.exists():
-        starts = [grid_for(pipe.scheduler, replace(cell, method=one), setting, profile) for one in ("trailing", "leading", "beta", "equidistributed", "dual-weighted")]
-        own = pipe.scheduler
+        ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in (1.0, 0.75, 0.5, 0.25))]
+        grids = {f"{name} {temper}": grid_for(pipe.scheduler, replace(cell, method=name), setting, profile, temper=temper) for name, temper in ours}
+        fixed = {name: grid_for(pipe.scheduler, replace(cell, method=name), setting) for name in ("trailing", "leading", "beta")}
+        own, how = pipe.scheduler, {"guidance_scale": cell.guidance_scale, "seed": setting.tuning_seed}
         try:
             pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
-            found = direct_search(pipe, prompts, starts, guidance_scale=cell.guidance_scale, seed=setting.tuning_seed)
+            name, found = (
+                choose(pipe, prompts, grids, **how) if cell.method == "chosen" else ("", direct_search(pipe, prompts, [*grids.values(), *fixed.values()], **how))
+            )
         finally:
             pipe.scheduler = own
-        write_whole(file, lambda part: part.write_text(json.dumps(found._asdict()) + "\n"))
+        write_whole(file, lambda part: part.write_text(json.dumps({"name": name, **found._asdict()}) + "\n"))
     return json.loads(file.read_text())["timesteps"]
 
 

@@ -50,12 +50,14 @@ def timesteps(
     profile: SensitivityProfile | dict | None = None,
     path: Trajectory | None = None,
     order: int | None = None,
+    temper: float | None = None,
 ) -> list[int]:
     """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
 
     What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
     noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13); equidistributed, by the local error that was measured along the path, or
-    dual-weighted, by what of it reaches the picture, for a solver of `order` 1 (the default), 2 or 3; or fitted, the paper's own with the p
+    dual-weighted, by what of it reaches the picture, for a solver of `order` 1 (the default), 2 or 3, and with their density to the power
+    `temper`, from 1 (the default) to 0, which is uniform: multistep solvers under guidance dislike steps that change fast; or fitted, the paper's own with the p
     and λ that come nearest to dual-weighted. All of these but uniform and noise need a `profile` from `calibrate`. Or a rival's:
     leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn,
     ays-sd15, ays-sdxl; or oracle or gits, which need a `path` from `calibration.record`.
@@ -64,13 +66,13 @@ def timesteps(
     config = getattr(scheduler, "config", scheduler)
     schedule = NoiseSchedule.from_config(config)
     check(not is_flow(config), "scheduler", "a flow-matching one", "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)")
-    given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile, "path": path, "order": order}
+    given = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile, "path": path, "order": order, "temper": temper}
     return _grid(config, schedule, num_inference_steps, given)
 
 
 def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given: dict[str, Any]) -> list[int]:
-    foreign = set(given) - {*DEFAULTS, "path", "order"}
-    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}, path, order")
+    foreign = set(given) - {*DEFAULTS, "path", "order", "temper"}
+    check(not foreign, "arguments", ", ".join(sorted(foreign)), f"use some of {', '.join(DEFAULTS)}, path, order, temper")
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
     chosen |= {key: value for key, value in given.items() if value is not None}
     kind, size = chosen["allocation"], len(schedule)
@@ -89,7 +91,9 @@ def _grid(config: Any, schedule: NoiseSchedule, num_inference_steps: int, given:
         check(made is not None, "profile", made, f"allocation {kind!r} needs one: profile=calibrate(pipe, prompts)")
         made = SensitivityProfile.from_dict(made) if isinstance(made, dict) else made
     if kind in ("equidistributed", "dual-weighted"):
-        return allocate(1 / made.density(schedule, chosen.get("order") or 1, carried=kind == "dual-weighted"), num_inference_steps)
+        temper = chosen.get("temper", 1.0)
+        check(0 <= temper <= 1, "temper", temper, "give a number from 0 (uniform) to 1 (the whole density)")
+        return allocate(made.density(schedule, chosen.get("order") or 1, carried=kind == "dual-weighted") ** -temper, num_inference_steps)
     if kind == "fitted":
         p, chosen["lam"], _ = made.fit(schedule, chosen.get("order") or 1)
         return allocate(step_sizes(noise_weights(schedule.variance, p), gradient_step(made.at(schedule), chosen["lam"])), num_inference_steps)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, load_pipeline, timesteps
-from asddim_lib.allocation import excess, fit_paper, gradient_step, noise_weights, step_sizes
+from asddim_lib.allocation import allocate, excess, fit_paper, gradient_step, noise_weights, step_sizes
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
 from asddim_lib.noise import NoiseSchedule
@@ -90,6 +90,16 @@ def test_density_spreads_each_stretch_s_share_over_its_timesteps():
     assert len(density) == 1000
     np.testing.assert_allclose([density[500:].sum(), density[100:500].sum(), density[1:100].sum()], share, rtol=1e-12)
     assert len(set(density[500:])) == len(set(density[100:500])) == len(set(density[:100])) == 1
+
+
+def test_tempering_goes_from_the_density_to_uniform():
+    made = profile(path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0]))
+    found = {temper: timesteps(SD, 8, allocation="equidistributed", profile=made, temper=temper) for temper in (0, 0.5, 1)}
+    assert found[0] == timesteps(SD, 8, allocation="trailing")
+    assert found[1] == timesteps(SD, 8, allocation="equidistributed", profile=made)
+    assert found[0.5] == allocate(made.density(SCHEDULE) ** -0.5, 8)
+    with pytest.raises(ValueError, match="temper is 2"):
+        timesteps(SD, 8, allocation="equidistributed", profile=made, temper=2)
 
 
 def test_a_pipeline_s_adjoint_says_what_a_nudge_does():

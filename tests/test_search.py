@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler
 from asddim_lib import ASDDIMScheduler, load_pipeline, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
-from asddim_lib.direct import _ends, direct_search
+from asddim_lib.direct import _ends, choose, direct_search
 from asddim_lib.metrics import relative_distance
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.path import Trajectory, follow
@@ -129,6 +129,9 @@ def test_direct_search_betters_its_start_for_any_solver():
         assert found.distance == pytest.approx(costs[2], rel=1e-5)
         assert costs[2] < min(costs[:2])
         assert found.evaluations > 20 * 2 * 2
+        name, best = choose(pipe, prompts, {"a": starts[0], "b": starts[1]}, guidance_scale=3.0, reference_steps=20)
+        assert name == "ab"[costs.index(min(costs[:2]))]
+        assert best == (starts["ab".index(name)], pytest.approx(min(costs[:2]), rel=1e-5), (20 + 2 * 3) * 2 * 2)
     with pytest.raises(ValueError, match="timesteps"):
         direct_search(pipe, prompts, [[5, 600]])
 
