@@ -25,6 +25,7 @@ Solvers = Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), u
 Reference = Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")]
 Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
+CACHE = Path.home() / ".cache" / "asddim"
 
 
 @app.command()
@@ -38,7 +39,7 @@ def calibrate(
     estimator: Annotated[str, typer.Option(help="vjp, jvp, difference, path (free), or power (the spectral norm).")] = "vjp",
     adjoint_probes: Annotated[int, typer.Option(help="Sweeps back along the path, for dual-weighted grids; each costs three evaluations a timestep.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Two prompts over 24 steps, path alone: what an image of 50 steps costs.")] = False,
-    cache: Annotated[Path, typer.Option(help="Folder of batches that were measured: the same ones are not measured again.")] = Path.home() / ".cache" / "asddim",
+    cache: Annotated[Path, typer.Option(help="Folder of batches that were measured: the same ones are not measured again.")] = CACHE,
     device: Device = "cpu",
     seed: int = 0,
 ) -> None:
@@ -182,7 +183,7 @@ def compare(
     against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance")
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))
     keys = ["guidance_scale", "steps", "solver", "method"]
-    shown = summary[[*keys, "distance", "distance_ci", "fid", "fid_ci", "clip", "right"]].merge(against, on=keys, how="left")
+    shown = summary[[*keys, *(c for c in ("distance", "distance_ci", "fid", "fid_ci", "clip", "right") if c in summary)]].merge(against, on=keys, how="left")
     typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
 

@@ -218,13 +218,14 @@ def _load(cell: Cell, table: pd.DataFrame, setting: Setting, out: Path) -> dict[
 
 
 def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFrame:
-    """One row a cell: each metric and the half-width of its 95 % interval, and the number of pictures."""
+    """One row a cell: each metric and the half-width of its 95 % interval, and the number of pictures. No FID of too few pictures for one."""
     reference, rows = metrics.reference_features(), []
     keys = list(asdict(next(iter(features))))
     for cell, found in features.items():
         part = records[(records[keys] == pd.Series(asdict(cell))).all(axis=1)]
         row: dict[str, Any] = {**asdict(cell), "n": len(part), "nfe": int(part["nfe"].iloc[0])}
-        row["fid"], row["fid_ci"] = metrics.fid_interval(found, reference)
+        if len(found) > found.shape[1]:
+            row["fid"], row["fid_ci"] = metrics.fid_interval(found, reference)
         row["kid"], row["kid_ci"] = metrics.kid(found, reference)
         row["clip"], row["clip_ci"] = metrics.mean_interval(part["clip"])
         row["right"], row["right_ci"] = metrics.mean_interval(part["right_all"])

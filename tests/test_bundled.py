@@ -299,3 +299,13 @@ def test_missing_or_truncated_weights_are_named(hurt, how, tmp_path):
     with pytest.raises(ValueError, match="damaged") as caught:
         load_pipeline(model)
     assert "\n" not in str(caught.value)
+
+
+def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
+    setting = experiment.Setting(
+        methods=("trailing", "chosen"), steps=(2,), guidance_scales=(1.0,), reference_steps=6, calibrate_on=1, calibrate_steps=6, adjoint_probes=1
+    )
+    found = experiment.evaluate(pipe, load_prompts("bundled", 4), setting, tmp_path)
+    assert "fid" not in found
+    assert found[["distance", "kid", "clip", "right"]].notna().all(axis=None)
+    assert found["distance"][1] <= found["distance"][0] * 1.5  # chosen for other prompts, but by the same measure
