@@ -80,6 +80,14 @@ def fit_paper(variance: np.ndarray, g: np.ndarray, best: np.ndarray, order: int 
     return float(found.x[0]), float(found.x[1]), float(found.fun)
 
 
+def fit_grid(variance: np.ndarray, grid: list[int]) -> tuple[float, float]:
+    """The p of Eq 5 whose own grid of as many steps lies nearest to a given one, to 0.01; and the root mean square distance, in timesteps."""
+    powers = np.arange(0, 4.005, 0.01)
+    apart = [float(np.sqrt(np.mean((np.array(allocate(1 / noise_weights(variance, p), len(grid))) - grid) ** 2))) for p in powers]
+    best = int(np.argmin(apart))
+    return float(powers[best]), apart[best]
+
+
 def allocate(h: np.ndarray, num_inference_steps: int) -> list[int]:
     """The grid of K timesteps whose steps are proportional to h(t) and sum to T exactly (Eqs 11–13).
 

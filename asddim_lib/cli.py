@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 Model = Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id.")]
 ALLOCATION = (
     "uniform, noise, gradient, combined, fitted, equidistributed, dual-weighted, leading, trailing, linspace, quadratic, karras, exponential, logsnr, beta, "
-    "beta-sigmas, arctan, dmn, ays-sd15 or ays-sdxl."
+    "beta-sigmas, arctan, dmn, ays-sd15, ays-sdxl or ays-deepfloyd."
 )
 Override = Annotated[str, typer.Option(help="What a profile may have been made for otherwise: model, schedule, guidance_scale; comma-separated.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]

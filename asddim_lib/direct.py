@@ -35,7 +35,7 @@ def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], *
     """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to a fine solution from the same noise.
 
     The solver is the pipeline's scheduler, which must take `timesteps`; the solution, DDIM's of `reference_steps` (200). Prompt i starts from
-    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once. A pattern search: each timestep is tried nearer
+    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run. A pattern search: each timestep is tried nearer
     to its neighbours by a share of the gap, what is better is kept, and where nothing is, the share halves. It finds a local optimum, for
     these prompts. Raises ValueError for wrong prompts or a wrong start.
     """
@@ -58,27 +58,35 @@ def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], *
     return Found(list(grid), best, cost.spent)
 
 
+def solution(pipe: Pipeline, prompts: list[str], *, guidance_scale: float = 7.5, reference_steps: int = 200, batch_size: int = 32, seed: int = 0) -> Tensor:
+    """The final latents (n × d) of a fine DDIM run, whatever the pipeline's own scheduler: the goal of every search with the same arguments."""
+    own = pipe.scheduler
+    try:
+        pipe.scheduler = ASDDIMScheduler.from_config(own.config)
+        return _ends(pipe, prompts, timesteps(own, reference_steps, allocation="trailing"), guidance_scale, batch_size, seed)
+    finally:
+        pipe.scheduler = own
+
+
 class _Cost:
     """A grid's mean relative distance from the fine solution; counts the network evaluations that it `spent`."""
 
     def __init__(
-        self, pipe: Pipeline, prompts: list[str], *, guidance_scale: float = 7.5, reference_steps: int = 200, batch_size: int = 32, seed: int = 0
+        self, pipe: Pipeline, prompts: list[str], *, guidance_scale: float = 7.5, reference_steps: int = 200, batch_size: int = 32, seed: int = 0,
+        goal: Tensor | None = None,
     ) -> None:  # fmt: skip
         check_prompts(pipe, prompts)
-        self.pipe, self.prompts, self.how, self.spent = pipe, prompts, (guidance_scale, batch_size, seed), 0
-        own = pipe.scheduler
-        try:
-            pipe.scheduler = ASDDIMScheduler.from_config(own.config)
-            self.goal = self._ends(timesteps(own, reference_steps, allocation="trailing"))
-        finally:
-            pipe.scheduler = own
+        self.pipe, self.prompts, self.how = pipe, prompts, (guidance_scale, batch_size, seed)
+        self.each, self.spent = len(prompts) * (2 if guidance_scale > 1 else 1), 0
+        if goal is None:
+            goal = solution(pipe, prompts, guidance_scale=guidance_scale, reference_steps=reference_steps, batch_size=batch_size, seed=seed)
+            self.spent = reference_steps * self.each
+        self.goal = goal
 
     def __call__(self, grid: list[int]) -> float:
-        return float(relative_distance(self._ends(check_timesteps(grid, len(self.pipe.scheduler.alphas_cumprod))), self.goal).mean())
-
-    def _ends(self, grid: list[int]) -> Tensor:
-        self.spent += len(grid) * len(self.prompts) * (2 if self.how[0] > 1 else 1)
-        return _ends(self.pipe, self.prompts, grid, *self.how)
+        self.spent += len(grid) * self.each
+        chosen = check_timesteps(grid, len(self.pipe.scheduler.alphas_cumprod))
+        return float(relative_distance(_ends(self.pipe, self.prompts, chosen, *self.how), self.goal).mean())
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.calibration import calibrate, record
-from asddim_lib.direct import choose, direct_search
+from asddim_lib.direct import choose, direct_search, solution
 from asddim_lib.errors import check
 from asddim_lib.files import short_hash, write_whole
 from asddim_lib.grids import ALLOCATIONS, timesteps
@@ -277,7 +277,7 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
             how: dict[str, Any] = {"num_steps": setting.calibrate_steps, "adjoint_probes": setting.adjoint_probes, "seed": setting.tuning_seed}
             calibrate(pipe, tune[: setting.calibrate_on], guidance_scale=scale, cache=out / "images" / "parts", **how).save(file)
         profiles[scale] = SensitivityProfile.load(file)
-        path = None
+        path, goal = None, None
         if set(setting.methods) & set(SEARCHED):
             path = record(pipe, tune[:teach_on], guidance_scale=scale, batch_size=setting.batch_size, seed=setting.tuning_seed)
         for cell in (*cells(setting), *references(setting)):
@@ -293,22 +293,23 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
         profile.save(out / f"profile-g{scale:g}.json")
     write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
-    found = provenance(setting, pipe, table) | {"grids": {cell.name: grid for cell, grid in grids.items()}}
+    tried = {cell.name: json.loads(_try_file(cell, out).read_text()) for cell in grids if cell.method in TRIED}
+    found = provenance(setting, pipe, table) | {"grids": {cell.name: grid for cell, grid in grids.items()}, "tried": tried}
     write_whole(out / "provenance.json", lambda part: part.write_text(json.dumps(found) + "\n"))
     return summary
 
 
-def _tried(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityProfile, prompts: list[str], out: Path) -> list[int]:
+def _tried(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityProfile, prompts: list[str], goal: Tensor, out: Path) -> list[int]:
     """The cell's grid by trying grids on tuning prompts; kept with the pictures, since it costs more than they do.
 
     `chosen` is the best of our own densities, whole and tempered; `direct` searches on from the best of these and of three fixed grids.
     """
-    file = out / "images" / f"grid-{cell.name}.json"
+    file = _try_file(cell, out)
     if not file.exists():
         ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in (1.0, 0.75, 0.5, 0.25))]
         grids = {f"{name} {temper}": grid_for(pipe.scheduler, replace(cell, method=name), setting, profile, temper=temper) for name, temper in ours}
         fixed = {name: grid_for(pipe.scheduler, replace(cell, method=name), setting) for name in ("trailing", "leading", "beta")}
-        own, how = pipe.scheduler, {"guidance_scale": cell.guidance_scale, "seed": setting.tuning_seed}
+        own, how = pipe.scheduler, {"guidance_scale": cell.guidance_scale, "seed": setting.tuning_seed, "goal": goal}
         try:
             pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
             name, found = (
@@ -318,6 +319,10 @@ def _tried(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityPro
             pipe.scheduler = own
         write_whole(file, lambda part: part.write_text(json.dumps({"name": name, **found._asdict()}) + "\n"))
     return json.loads(file.read_text())["timesteps"]
+
+
+def _try_file(cell: Cell, out: Path) -> Path:
+    return out / "images" / f"grid-{cell.name}.json"
 
 
 def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:

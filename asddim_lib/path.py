@@ -59,7 +59,7 @@ def follow(eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSched
 
 
 def carry_back(sigmas: Tensor, transpose: Callable[[int, Tensor], Tensor], probe: Tensor) -> Tensor:
-    """What the path's end, seen along `probe` (n × d), feels of a nudge to y at each of its N points: N × n × d.
+    """What the path's end, seen along `probe` (n × d, or more of them, … × n × d), feels of a nudge to y at each of its N points: N × … n × d.
 
     `sigmas` (N + 1) are the path's; `transpose(k, v)` is (∂ε/∂x)ᵀ v at point k. One sweep against the path's direction: the adjoint of DDIM's
     own steps, y_{k+1} = y_k + (σ_{k+1} − σ_k) ε(y_k / √(1 + σ_k²)).
@@ -107,3 +107,11 @@ def mean_shares(squares: Tensor, order: int) -> np.ndarray:
 def shares(path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
     """`mean_shares` of a path's own `squares`: N − 1 positive numbers."""
     return mean_shares(squares(path, schedule, order, carried), order)
+
+
+def spread(shares: np.ndarray, timesteps: list[int]) -> np.ndarray:
+    """Each stretch's share laid evenly on its timesteps: a density over 0 … `timesteps[0]`. The last stretch's goes on to clean data."""
+    lengths = -np.diff(timesteps)
+    covered = lengths.copy()
+    covered[-1] += timesteps[-1] + 1
+    return np.repeat(np.asarray(shares) / lengths, covered)[::-1]

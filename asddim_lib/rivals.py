@@ -40,11 +40,18 @@ def arctan(high: float, low: float, steps: int, std: float = 1.0) -> np.ndarray:
     return std * np.tan(np.linspace(np.arctan(high / std), np.arctan(low / std), steps))
 
 
+def align_your_steps(name: str) -> list[float]:
+    """The ten noise levels that Sabour et al. 2024 publish for a model: `DeepFloydSigmas` from their appendix, the others from diffusers."""
+    if name == "DeepFloydSigmas":
+        return [160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030]
+    from diffusers.schedulers import AysSchedules
+
+    return AysSchedules[name][:-1]  # the last is 0, clean data
+
+
 def _align_your_steps(name: str) -> Levels:
     def levels(high: float, low: float, steps: int) -> np.ndarray:
-        from diffusers.schedulers import AysSchedules
-
-        known = np.log(AysSchedules[name][:-1])  # the last is 0, clean data
+        known = np.log(align_your_steps(name))
         return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known))
 
     levels.__doc__ = f"Align Your Steps' published `{name}`, log-linear between its ten levels (Sabour et al. 2024)."
@@ -54,6 +61,7 @@ def _align_your_steps(name: str) -> Levels:
 LEVELS: dict[str, Levels] = {
     "karras": karras, "exponential": exponential, "logsnr": exponential, "beta-sigmas": beta_sigmas, "arctan": arctan,
     "ays-sd15": _align_your_steps("StableDiffusionSigmas"), "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
+    "ays-deepfloyd": _align_your_steps("DeepFloydSigmas"),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from asddim_lib.allocation import fit_paper
 from asddim_lib.errors import check
 from asddim_lib.files import write_whole
 from asddim_lib.noise import NoiseSchedule
+from asddim_lib.path import spread
 
 SCHEMA = 3
 #: The estimators of each norm, and the network evaluations that one probe costs; a backward or forward derivative counts as two.
@@ -191,10 +192,7 @@ class SensitivityProfile:
         measured = self.local_error or {}
         known = measured.get(kind, {})
         check(str(order) in known, "profile", f"without the error {kind} at order {order}", f"calibrate again{', with adjoint_probes' if carried else ''}")
-        lengths = -np.diff(measured["timesteps"])
-        covered = lengths.copy()
-        covered[-1] += measured["timesteps"][-1] + 1  # as the last stretch, so on to clean data
-        return np.repeat(np.array(known[str(order)]) / lengths, covered)[::-1]
+        return spread(known[str(order)], measured["timesteps"])
 
     def fit(self, schedule: NoiseSchedule, order: int = 1, carried: bool = True) -> tuple[float, float, float]:
         """The paper's p and λ that come nearest to `density`, and by what factor their error still exceeds its own (`allocation.fit_paper`)."""
