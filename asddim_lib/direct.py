@@ -35,8 +35,8 @@ def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], *
     """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to a fine solution from the same noise.
 
     The solver is the pipeline's scheduler, which must take `timesteps`; the solution, DDIM's of `reference_steps` (200). Prompt i starts from
-    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run. A pattern search: each timestep is tried nearer
-    to its neighbours by a share of the gap, what is better is kept, and where nothing is, the share halves. It finds a local optimum, for
+    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run. A pattern
+    search: each timestep is tried nearer to its neighbours by a share of the gap, what is better is kept, and where nothing is, the share halves. It finds a local optimum, for
     these prompts. Raises ValueError for wrong prompts or a wrong start.
     """
     size, cost = len(pipe.scheduler.alphas_cumprod), _Cost(pipe, prompts, **how)

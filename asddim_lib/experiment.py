@@ -282,10 +282,11 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
             path = record(pipe, tune[:teach_on], guidance_scale=scale, batch_size=setting.batch_size, seed=setting.tuning_seed)
         for cell in (*cells(setting), *references(setting)):
             if cell.guidance_scale == scale:
-                by_trying = cell.method in TRIED
-                grids[cell] = (
-                    _tried(pipe, cell, setting, profiles[scale], tune[:16], out) if by_trying else grid_for(pipe.scheduler, cell, setting, profiles[scale], path)
-                )
+                if cell.method in TRIED:
+                    goal = goal if goal is not None else solution(pipe, tune[:16], guidance_scale=scale, seed=setting.tuning_seed)
+                    grids[cell] = _tried(pipe, cell, setting, profiles[scale], tune[:16], goal, out)
+                else:
+                    grids[cell] = grid_for(pipe.scheduler, cell, setting, profiles[scale], path)
     generate(pipe, table, setting, grids, out, progress)
     records, features = judge(table, setting, out, str(pipe.device))
     summary = summarize(records, features)
