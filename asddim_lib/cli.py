@@ -1,4 +1,4 @@
-"""The command line: asddim calibrate | generate | export | evaluate | compare."""
+"""The command line: asddim calibrate | generate | export | evaluate | compare | clock."""
 
 from __future__ import annotations
 
@@ -185,6 +185,35 @@ def compare(
     keys = ["guidance_scale", "steps", "solver", "method"]
     shown = summary[[*keys, *(c for c in ("distance", "distance_ci", "fid", "fid_ci", "clip", "right") if c in summary)]].merge(against, on=keys, how="left")
     typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+
+
+@app.command()
+def clock(
+    model: Annotated[str, typer.Option(help="sd15 or sdxl: their networks at full size, with random weights.")] = "sd15",
+    out: Annotated[Path, typer.Option(help="Where the times (CSV, a row an image) go.")] = Path("clock.csv"),
+    steps: Steps = "20,50,100",
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated: ddim (diffusers' own), noise, gradient, combined, online, online-4.")
+    ] = "ddim,noise,gradient,combined,online",
+    repeats: Annotated[int, typer.Option(help="Images of each method and step count.")] = 5,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    device: Device = "cpu",
+) -> None:
+    """Times the methods on the paper's networks (Tables 4-6), no weights needed. Example: asddim clock --model sd15 --steps 20 --device cuda"""
+    import torch
+    from tqdm import tqdm
+
+    from asddim_lib import fullsize
+    from asddim_lib.errors import check
+    from asddim_lib.files import write_whole
+
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    check(dtype in kinds, "dtype", dtype, f"use one of {', '.join(kinds)}")
+    how: dict[str, Any] = {"steps": _numbers("steps", steps, int), "methods": tuple(methods.split(",")), "repeats": repeats}
+    found = fullsize.clock(model, **how, device=device, dtype=kinds[dtype], progress=lambda waiting: tqdm(waiting, unit="image"))
+    write_whole(out, lambda part: found.to_csv(part, index=False))
+    shown = found.groupby(["steps", "method"], sort=False)[["nfe", "seconds"]].agg({"nfe": "first", "seconds": ["median", "min", "max"]})
+    typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
 
 
 def _experiment(

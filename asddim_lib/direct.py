@@ -22,21 +22,27 @@ class Found(NamedTuple):
     evaluations: int
 
 
-def choose(pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **how: Any) -> tuple[str, Found]:
-    """The best of some grids, by name, as `direct_search` measures them; with its arguments and errors. For a new K, that is K evaluations a
-    grid and prompt, beside those of the reference."""
+def distances(pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **how: Any) -> dict[str, float]:
+    """How far each grid's pictures end from the fine solution, as `direct_search` measures it; with its arguments and errors."""
     cost = _Cost(pipe, prompts, **how)
-    distances = {name: cost(grid) for name, grid in grids.items()}
-    name = min(distances, key=distances.__getitem__)
-    return name, Found(list(grids[name]), distances[name], cost.spent)
+    return {name: cost(grid) for name, grid in grids.items()}
+
+
+def choose(pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **how: Any) -> tuple[str, Found]:
+    """The best of some grids, and its name, by `distances`: K evaluations a grid and prompt, beside those of the fine solution."""
+    cost = _Cost(pipe, prompts, **how)
+    found = {name: cost(grid) for name, grid in grids.items()}
+    name = min(found, key=found.__getitem__)
+    return name, Found(list(grids[name]), found[name], cost.spent)
 
 
 def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], **how: Any) -> Found:
     """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to a fine solution from the same noise.
 
     The solver is the pipeline's scheduler, which must take `timesteps`; the solution, DDIM's of `reference_steps` (200). Prompt i starts from
-    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run. A pattern
-    search: each timestep is tried nearer to its neighbours by a share of the gap, what is better is kept, and where nothing is, the share halves. It finds a local optimum, for
+    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run.
+    A pattern search: each timestep is tried nearer to its neighbours by a share of the gap, what is better is kept, and where nothing is, the
+    share halves. It finds a local optimum, for
     these prompts. Raises ValueError for wrong prompts or a wrong start.
     """
     size, cost = len(pipe.scheduler.alphas_cumprod), _Cost(pipe, prompts, **how)

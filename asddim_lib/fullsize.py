@@ -85,6 +85,7 @@ def clock(
     backward derivative at every step, as the paper's algorithm does, and `online-4` at every fourth. Methods take turns, each count is warmed
     up first, and a picture counts as done when it lies in the CPU's memory. Raises ValueError for an unknown method.
     """
+    check(repeats >= 1, "repeats", repeats, "give at least 1")
     for method in methods:
         check(method in METHODS, "method", method, f"use some of {', '.join(METHODS)}")
     pipe, text, rows = random_pipeline(model, device, dtype), embeddings(model, 1, device, dtype), []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from asddim_lib.errors import check
 
@@ -66,12 +67,45 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
     return pipe.to(device)
 
 
+class QuickNetwork(nn.Module):
+    """A pipeline's network that computes in bfloat16 and takes and gives float32; what else is asked of it, it passes on."""
+
+    def __init__(self, network: nn.Module, compiled: bool = False) -> None:
+        super().__init__()
+        self.network = nn.Module.to(network, torch.bfloat16)
+        self._call = torch.compile(self.network) if compiled else self.network
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **rest: Any) -> Any:
+        found = self._call(sample.bfloat16(), timestep, encoder_hidden_states.bfloat16(), **rest)
+        return (found[0].float(),) if isinstance(found, tuple) else type(found)(sample=found.sample.float())
+
+
+def quicken(pipe: Pipeline, *, compiled: bool = False) -> Pipeline:
+    """The pipeline with its UNet in bfloat16, and all else, the samples above all, still in float32: rounding does not add up over steps.
+
+    That pays on GPUs, and on CPUs with AVX-512-BF16 or AMX (`lscpu` says so). `compiled` also compiles it, which needs a C++ compiler on a CPU
+    and takes about a minute; it pays from some hundred pictures on. Changes the pipeline in place, and gives it back.
+    """
+    pipe.unet = QuickNetwork(pipe.unet, compiled)
+    return pipe
+
+
 def weights_hash(pipe: Pipeline) -> str:
     """A short name of all the pipeline's weights: equal for equal values, whatever their dtype or device."""
     digest = hashlib.sha256()
     for name in sorted(pipe.components):
         module = pipe.components[name]
-        if isinstance(module, torch.nn.Module):
+        if isinstance(module, nn.Module):
             for key, value in sorted(module.state_dict().items()):
                 digest.update(key.encode())
                 digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())

@@ -1,16 +1,22 @@
-"""Prints what things cost, each beside what a user would pick instead, in one run: python -m tests.bench"""
+"""Prints what things cost, each beside what a user would pick instead, in one run: python -m tests.bench [imports step estimators grids quick images]"""
 
 import subprocess
 import sys
 import time
 import timeit
+from collections.abc import Callable
 
 import torch
 from diffusers import DDIMScheduler
 
-from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
+from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
+from asddim_lib.calibration import record
+from asddim_lib.direct import choose
 from asddim_lib.experiment import draw
+from asddim_lib.models import quicken
+from asddim_lib.noise import NoiseSchedule
 from asddim_lib.prompts import load_prompts
+from asddim_lib.search import gits, oracle
 from asddim_lib.sensitivity import COST
 
 
@@ -44,6 +50,57 @@ def estimators(pipe) -> None:
         print(f"calibrate, {estimator:10s} {spent[estimator]:7.1f} s for 8 prompts at 20 timesteps; a probe costs {probe:4.1f} evaluations, counted as {counted}")
 
 
+def grids(pipe) -> None:
+    """What it takes to get a grid for a model, and for another step count once that is done."""
+    own, prompts = pipe.scheduler, list(load_prompts("bundled-tune")["prompt"])
+    schedule = NoiseSchedule.from_config(own)
+
+    def told(name: str, evaluations: int, begun: float, again: Callable[[], object]) -> None:
+        spent, then = time.perf_counter() - begun, min(timeit.repeat(again, number=1, repeat=3))
+        print(f"{name:34s} {evaluations:7d} evaluations {spent:7.1f} s; then {then * 1e3:8.1f} ms for each step count")
+
+    for name, how in (("quick (2 prompts, 24 steps)", {"num_steps": 24, "estimator": "path"}), ("equidistributed (4, 32)", {"num_steps": 32, "estimator": "path"}),
+                      ("dual-weighted (4, 32, 2 probes)", {"num_steps": 32, "estimator": "path", "adjoint_probes": 2})):  # fmt: skip
+        begun = time.perf_counter()
+        made = calibrate(pipe, prompts[: 2 if name.startswith("quick") else 4], **how)
+        kind = "dual-weighted" if "adjoint_probes" in how else "equidistributed"
+        told(name, made.evaluations, begun, lambda made=made, kind=kind: timesteps(own, 10, allocation=kind, profile=made))
+    begun = time.perf_counter()
+    path = record(pipe, prompts, batch_size=64)
+    for name, search in (("GITS (256, 60)", gits), ("oracle (256, 60)", oracle)):
+        told(name, len(prompts) * len(path.timesteps) * 2, begun, lambda search=search: search(path, schedule, 10))
+    begun = time.perf_counter()
+    timesteps(own, 10, allocation="dmn")
+    print(f"{'DMN, 10 steps':34s} {0:7d} evaluations {time.perf_counter() - begun:7.1f} s; as much again for each step count")
+    begun = time.perf_counter()
+    name, found = choose(pipe, prompts[:4], {t: timesteps(own, 10, allocation="equidistributed", profile=made, temper=t) for t in (1.0, 0.75, 0.5)})
+    print(f"{'choosing among three (4, 200)':34s} {found.evaluations:7d} evaluations {time.perf_counter() - begun:7.1f} s; for DDIM it chose temper {name}")
+
+
+def quick(count: int = 100) -> None:
+    """The embedded default, 20 steps under guidance: plain diffusers as it comes, a batch at once, and in bfloat16."""
+    prompts = list(load_prompts("bundled", count)["prompt"])
+    how = {"num_inference_steps": 20, "guidance_scale": 7.5}
+
+    def timed(pipe, texts: list[str], batch_size: int) -> tuple[float, torch.Tensor]:
+        draw(pipe, texts[:batch_size], list(range(batch_size)), **how | {"num_inference_steps": 2})
+        made = draw(pipe, texts, list(range(len(texts))), batch_size=batch_size, **how)
+        return made.seconds, made.images
+
+    alone, _ = timed(load_pipeline(), prompts[:20], 1)
+    together, exact = timed(load_pipeline(), prompts, 50)
+    print(f"float32, one at a time {1 / alone:6.2f} images a second; 50 at once {1 / together:6.2f}; {torch.get_num_threads()} threads")
+    for compiled in (False, True):
+        begun = time.perf_counter()
+        pipe = quicken(load_pipeline(), compiled=compiled)
+        timed(pipe, prompts[:50], 50)
+        ready = time.perf_counter() - begun
+        seconds, images = timed(pipe, prompts, 50)
+        error = (images.double() - exact).div(255).square().flatten(1).mean(1)
+        print(f"bfloat16{', compiled' if compiled else '':10s} {1 / seconds:6.2f} images a second after {ready:.0f} s: {alone / seconds:.1f} times one at a time, "
+              f"{together / seconds:.1f} times a batch; PSNR {-10 * error.mean().log10():.1f} dB (worst {-10 * error.max().log10():.1f})")  # fmt: skip
+
+
 def images(pipe, count: int = 1000) -> None:
     prompts = list(load_prompts("bundled", count)["prompt"])
     own = pipe.scheduler
@@ -56,8 +113,10 @@ def images(pipe, count: int = 1000) -> None:
 
 
 if __name__ == "__main__":
-    imports()
-    step()
     bundled = load_pipeline()
-    estimators(bundled)
-    images(bundled)
+    parts = {
+        "imports": imports, "step": step, "estimators": lambda: estimators(bundled), "grids": lambda: grids(bundled), "quick": quick,
+        "images": lambda: images(bundled),
+    }  # fmt: skip
+    for part in sys.argv[1:] or parts:
+        parts[part]()

@@ -16,7 +16,7 @@ from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load, load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, experiment, load_pipeline, metrics
-from asddim_lib.models import load_scheduler_config
+from asddim_lib.models import load_scheduler_config, quicken
 from asddim_lib.prompts import check_prompts, load_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -309,3 +309,16 @@ def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
     assert "fid" not in found
     assert found[["distance", "kid", "clip", "right"]].notna().all(axis=None)
     assert found["distance"][1] <= found["distance"][0] * 1.5  # chosen for other prompts, but by the same measure
+
+
+def test_a_quick_pipeline_draws_and_measures_the_same():
+    prompts, how = ["a red boot on a white ground", "two blue bags on a tan ground"], {"num_inference_steps": 10, "guidance_scale": 7.5}
+    plain, quick = load_pipeline(), quicken(load_pipeline())
+    drawn = [experiment.draw(pipe, prompts, [0, 1], **how) for pipe in (plain, quick)]
+    assert drawn[1].latents.dtype == torch.float32
+    assert not torch.equal(drawn[0].latents, drawn[1].latents)
+    assert (drawn[0].images.double() - drawn[1].images.double()).div(255).square().mean() < 1e-4  # 40 dB
+    g = [calibrate(pipe, prompts, num_steps=4).g for pipe in (plain, quick)]
+    assert g[1] == pytest.approx(g[0], rel=0.03)
+    assert quick.unet.config["in_channels"] == 4
+    assert not hasattr(quick.unet, "nothing")
