@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+FEW := --count 24 --batch-size 24# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
+
 .PHONY: book test experiment bench lock clean
 .DELETE_ON_ERROR:
 
@@ -14,13 +16,20 @@ test: .venv/.ready ## lint, types, tests and the share of branches that they rea
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov
 
-experiment: .venv/.ready ## the model's best guidance, on tuning prompts; then the paper's ablation, 1,000 prompts; goes on where it was stopped
+experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 prompts, every grid beside every peer; goes on where it was stopped
 	$(BIN)/asddim evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5
 	for scale in 7.5 3; do for steps in 20 50 100; do \
 	  $(BIN)/asddim evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
 	done; done
+	for part in ddim second-order fifty direct; do mkdir -p results/compare/$$part/images; done
+	$(BIN)/asddim compare $(FEW) --steps 5,8,10,20 --out results/compare/ddim
+	for part in second-order fifty direct; do cp -n results/compare/ddim/images/*-k1000-* results/compare/ddim/images/profile-* results/compare/$$part/images; done
+	$(BIN)/asddim compare $(FEW) --steps 5,8,10 --solvers dpm++,unipc --out results/compare/second-order \
+	  --grids trailing,leading,karras,logsnr,beta,equidistributed,dual-weighted,chosen
+	$(BIN)/asddim compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
+	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,chosen,direct --out results/compare/direct
 
-bench: .venv/.ready ## step() against diffusers' DDIM, cost of the estimators, time of 1,000 images
+bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images
 	$(BIN)/python -m tests.bench
 
 lock: ## pins everything that an environment made from pyproject.toml holds today

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from asddim_lib.errors import check
 from asddim_lib.grids import check_timesteps, timesteps
 from asddim_lib.metrics import relative_distance
 from asddim_lib.models import Pipeline
@@ -82,6 +84,8 @@ class _Cost:
         goal: Tensor | None = None,
     ) -> None:  # fmt: skip
         check_prompts(pipe, prompts)
+        takes = "timesteps" in inspect.signature(pipe.scheduler.set_timesteps).parameters
+        check(takes, "pipe.scheduler", type(pipe.scheduler).__name__, "it takes no timesteps: make it ASDDIMScheduler.from_config(pipe.scheduler.config)")
         self.pipe, self.prompts, self.how = pipe, prompts, (guidance_scale, batch_size, seed)
         self.each, self.spent = len(prompts) * (2 if guidance_scale > 1 else 1), 0
         if goal is None:

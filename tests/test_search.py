@@ -132,8 +132,10 @@ def test_direct_search_betters_its_start_for_any_solver():
         name, best = choose(pipe, prompts, {"a": starts[0], "b": starts[1]}, guidance_scale=3.0, reference_steps=20)
         assert name == "ab"[costs.index(min(costs[:2]))]
         assert best == (starts["ab".index(name)], pytest.approx(min(costs[:2]), rel=1e-5), (20 + 2 * 3) * 2 * 2)
-    with pytest.raises(ValueError, match="timesteps"):
-        direct_search(pipe, prompts, [[5, 600]])
+    with pytest.raises(ValueError, match="strictly decreasing"):
+        direct_search(pipe, prompts, [[5, 600]], reference_steps=1)
+    with pytest.raises(ValueError, match=r"pipe\.scheduler is DDIMScheduler; .* ASDDIMScheduler"):
+        direct_search(_with(pipe, own), prompts, [[999, 500]])
 
 
 def _with(pipe, scheduler):
