@@ -104,6 +104,7 @@ class AnalyticUNet(nn.Module):
         return self.alphas_cumprod.device
 
     def forward(self, sample: Tensor, timestep: Tensor | int, *ignored: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        """The mixture's ε at samples (n × channels × side × side), as a UNet gives it; all but timesteps is ignored."""
         alpha = self.alphas_cumprod[torch.as_tensor(timestep, device=sample.device).long()]
         result = self.mixture.eps(sample.flatten(1), alpha).reshape(sample.shape).to(sample.dtype)
         return UNet2DConditionOutput(sample=result) if return_dict else (result,)

@@ -1,7 +1,7 @@
 """A sampling path and what a step on it gets wrong: where along the path the error is made, and how much of it reaches the picture.
 
 In y = x / √ᾱ, as clean data sees it, and with σ = √((1 − ᾱ)/ᾱ), the path obeys dy/dσ = ε. A solver of order p takes ε for a polynomial of
-degree p − 1 in the half-log-SNR λ = −log σ; its step of length h is off by about h^(p+1) σ |d^p ε / dλ^p|, up to a factor that is the same
+degree p − 1 in the half-log-SNR λ = −log σ; its step of length h is off by about `h^(p+1) σ |d^p ε / dλ^p|`, up to a factor that is the same
 everywhere. The sum of such errors over K steps is least when each step makes the same one (equidistribution; de Boor 1973): then steps fall
 with a density in proportion to the (p + 1)th root.
 """
