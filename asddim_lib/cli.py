@@ -1,4 +1,4 @@
-"""The command line: asddim calibrate | generate | export | evaluate | compare | clock."""
+"""The command line: asddim calibrate | generate | export | evaluate | compare | choose | clock."""
 
 from __future__ import annotations
 
@@ -185,6 +185,44 @@ def compare(
     keys = ["guidance_scale", "steps", "solver", "method"]
     shown = summary[[*keys, *(c for c in ("distance", "distance_ci", "fid", "fid_ci", "clip", "right") if c in summary)]].merge(against, on=keys, how="left")
     typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+
+
+@app.command()
+def choose(
+    steps: Annotated[int, typer.Option(help="Sampling steps, 1 to 1000.")] = 10,
+    solver: Annotated[str, typer.Option(help="ddim, dpm++ (2M) or unipc.")] = "ddim",
+    profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate; without one, only fixed grids are tried.")] = None,
+    grids: Annotated[str, typer.Option(help="Comma-separated allocations that are tried, too.")] = "trailing,leading,karras,logsnr,beta",
+    model: Model = "bundled",
+    prompts: Annotated[str, typer.Option(help="bundled-tune, bundled, or a file.")] = "bundled-tune",
+    count: Count = 16,
+    guidance_scale: Scale = 7.5,
+    reference_steps: Annotated[int, typer.Option(help="DDIM steps of the solution that distances are measured from.")] = 200,
+    device: Device = "cpu",
+) -> None:
+    """Tries grids on a few prompts; prints how far each ends from a fine solution, the best last. Example: asddim choose --steps 8 --solver unipc"""
+    from asddim_lib.direct import distances
+    from asddim_lib.errors import check
+    from asddim_lib.experiment import SOLVERS
+    from asddim_lib.grids import timesteps
+    from asddim_lib.models import load_pipeline
+    from asddim_lib.noise import NoiseSchedule
+    from asddim_lib.prompts import load_prompts
+    from asddim_lib.sensitivity import SensitivityProfile
+
+    check(solver in SOLVERS, "solver", solver, f"use one of {', '.join(SOLVERS)}")
+    pipe, (kind, order) = load_pipeline(model, device=device), SOLVERS[solver]
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    tried = {name: timesteps(pipe.scheduler, steps, allocation=name) for name in grids.split(",")}
+    if profile is not None:
+        held = SensitivityProfile.load(profile, model=model, schedule=NoiseSchedule.from_config(pipe.scheduler), guidance_scale=guidance_scale)
+        best = "dual-weighted" if "carried" in (held.local_error or {}) else "equidistributed"
+        for temper in (1.0, 0.75, 0.5, 0.25):
+            tried[f"{best}, temper {temper:g}"] = timesteps(pipe.scheduler, steps, allocation=best, profile=held, order=order, temper=temper)
+    texts = list(load_prompts(prompts, count)["prompt"])
+    found = distances(pipe, texts, tried, guidance_scale=guidance_scale, reference_steps=reference_steps, seed=1_000_000)
+    for name in sorted(found, key=found.__getitem__, reverse=True):
+        typer.echo(f"{found[name]:8.4f}  {name:28s} {json.dumps(tried[name])}")
 
 
 @app.command()

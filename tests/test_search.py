@@ -1,15 +1,18 @@
 """Searched grids against brute force and the Gaussian's known optimum."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, load_pipeline, timesteps
+from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
+from asddim_lib.cli import app
 from asddim_lib.direct import _ends, choose, direct_search
 from asddim_lib.metrics import relative_distance
 from asddim_lib.noise import NoiseSchedule
@@ -141,3 +144,16 @@ def test_direct_search_betters_its_start_for_any_solver():
 def _with(pipe, scheduler):
     pipe.scheduler = scheduler
     return pipe
+
+
+def test_choose_lists_what_it_tried_best_last(tmp_path):
+    calibrate(load_pipeline(), ["a red boot on a white ground"], guidance_scale=3.0, num_steps=8, estimator="path").save(tmp_path / "p.json")
+    asked = ["choose", "--steps", "3", "--solver", "dpm++", "--count", "2", "--guidance-scale", "3", "--reference-steps", "20", "--profile", str(tmp_path / "p.json")]
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0, shown.output
+    lines = [line.split(maxsplit=1) for line in shown.stdout.splitlines()]
+    values = [float(value) for value, _ in lines]
+    assert len(lines) == 9
+    assert values == sorted(values, reverse=True)
+    assert json.loads(lines[-1][1][lines[-1][1].index("[") :])[0] <= 999
+    assert "solver is euler" in str(CliRunner().invoke(app, ["choose", "--solver", "euler"]).exception)
