@@ -1,40 +1,127 @@
-"""Builds the book: chapters to notebooks, papermill, Jupyter Book. A failing chapter fails the build and leaves its partial notebook."""
+"""Builds the book: chapters to notebooks, papermill, Jupyter Book. Only what changed is executed: a chapter, the library, or the data and records.
+
+    python book/build.py                          the whole book, into _build/book/_build/html
+    python book/build.py run noise -p samples=50  one chapter with another parameter, into _build/runs
+
+A failing chapter fails the build and leaves its partial notebook in _build/failed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Annotated, Any
 
 import jupytext
 import papermill
+import typer
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BOOK, STAGE = ROOT / "book", ROOT / "_build" / "book"
+BOOK, BUILD = ROOT / "book", ROOT / "_build"
+STAGE, EXECUTED = BUILD / "book", BUILD / "executed"
+WORKERS = 2
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def main() -> None:
-    os.environ["PYTHONPATH"] = str(ROOT)
-    shutil.rmtree(STAGE, ignore_errors=True)
-    (STAGE / "chapters").mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(BOOK / name, STAGE / name)
-    for chapter in sorted((BOOK / "chapters").glob("*.md")):
-        if not chapter.read_text().startswith("---"):  # prose alone
-            shutil.copy(chapter, STAGE / "chapters")
-            continue
-        source, done = STAGE.parent / f"{chapter.stem}.ipynb", STAGE / "chapters" / f"{chapter.stem}.ipynb"
-        jupytext.write(jupytext.read(chapter), source)
-        print(f"executing {chapter.relative_to(ROOT)}", flush=True)
-        papermill.execute_notebook(source, done, cwd=str(ROOT), kernel_name="python3", execution_timeout=900, progress_bar=False)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "-n", "-W", "--keep-going"]
-    subprocess.run(command, check=True)
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Executes what changed, and builds the HTML."""
+    if context.invoked_subcommand:
+        return
+    names = ["start", *(Path(entry["file"]).name for entry in yaml.safe_load((BOOK / "_toc.yml").read_text())["chapters"])]
+    sources = {name: BOOK / "chapters" / f"{name}.md" for name in names if name != "status"}
+    prose = [name for name, source in sources.items() if not source.read_text().startswith("---")]
+    known = digest(*(ROOT / folder for folder in ("asddim_lib", "data", "results")), ROOT / "requirements.lock", BOOK / "equations.yml")
+    done = {name: EXECUTED / f"{name}-{digest(source, salt=known)}.ipynb" for name, source in sources.items() if name not in prose}
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(WORKERS) as pool:
+        waiting = {name: pool.submit(execute, name, file, {}) for name, file in done.items() if not file.exists()}
+        for name, job in waiting.items():
+            job.result()
+            print(f"executed {name}", flush=True)
+    put(BOOK / "_config.yml", STAGE / "_config.yml")
+    put(BOOK / "_toc.yml", STAGE / "_toc.yml")
+    for name in prose:
+        put(sources[name], STAGE / "chapters" / f"{name}.md")
+    for name, file in done.items():
+        put(file, STAGE / "chapters" / f"{name}.ipynb")
+    (STAGE / "chapters" / "status.md").write_text(status(done))
+    subprocess.run([str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "-n", "-W", "--keep-going"], check=True)
     check_numbers(STAGE / "_build" / "html" / "chapters")
     print(f"open {(STAGE / '_build' / 'html' / 'index.html').relative_to(ROOT)}")
+
+
+@app.command()
+def run(
+    chapter: Annotated[str, typer.Argument(help="A chapter's name, as in book/chapters.")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="A parameter as NAME=VALUE; may be given again.")] = None,
+) -> None:
+    """Executes one chapter with other parameters."""
+    given = dict(one.split("=", 1) for one in parameter or [])
+    values = {name: yaml.safe_load(value) for name, value in given.items()}
+    out = BUILD / "runs" / f"{chapter}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]}.ipynb"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    execute(chapter, out, values)
+    print(out.relative_to(ROOT))
+
+
+def execute(chapter: str, out: Path, parameters: dict[str, Any]) -> None:
+    """Executes a chapter into a notebook, with a JSON of where it came from beside it. Raises ValueError for a parameter that it does not have."""
+    os.environ.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(max((os.cpu_count() or 1) // WORKERS, 1)))
+    source, partial = BUILD / "notebooks" / f"{chapter}.ipynb", BUILD / "failed" / f"{chapter}.ipynb"
+    for folder in (source.parent, partial.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    notebook = jupytext.read(BOOK / "chapters" / f"{chapter}.md")
+    notebook.metadata["kernelspec"]["language"] = "python"  # by which papermill reads the parameters
+    jupytext.write(notebook, source)
+    known = papermill.inspect_notebook(str(source))
+    foreign = set(parameters) - set(known)
+    if foreign:
+        raise ValueError(f"parameter is {', '.join(sorted(foreign))}; {chapter} has {', '.join(known)}")
+    begun = time.perf_counter()
+    papermill.execute_notebook(source, partial, parameters, cwd=str(ROOT), kernel_name="python3", execution_timeout=900, progress_bar=False)
+    figures = partial.read_text().count('"image/png":')
+    values = {name: parameters.get(name, found["default"]) for name, found in known.items()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    record = {"chapter": chapter, "parameters": values, "seconds": round(time.perf_counter() - begun), "commit": commit, "figures": figures}
+    out.with_suffix(".json").write_text(json.dumps({**record, "lock": digest(ROOT / "requirements.lock")}) + "\n")
+    partial.replace(out)  # last: a notebook that is there is whole
+
+
+def digest(*paths: Path, salt: str = "") -> str:
+    """A short name of what is in files, and in folders but for pictures and compiled code."""
+    found = hashlib.sha256(salt.encode())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not {"images", "__pycache__"} & set(file.parts):
+                found.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def put(source: Path, target: Path) -> None:
+    """Copies a file unless the same is there: Sphinx reads anew what is newer."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists() or source.read_bytes() != target.read_bytes():
+        shutil.copyfile(source, target)
+
+
+def status(done: dict[str, Path]) -> str:
+    """The page that lists how each chapter was executed."""
+    rows = ["| chapter | parameters | seconds | commit | figures |", "| --- | --- | --- | --- | --- |"]
+    for name, file in done.items():
+        record = json.loads(file.with_suffix(".json").read_text())
+        values = ", ".join(f"`{key} = {value}`" for key, value in record["parameters"].items())
+        rows.append(f"| {{doc}}`{name}` | {values} | {record['seconds']} | {record['commit']} | {record['figures']} |")
+    return "# How this book was made\n\nEach chapter was executed by papermill, with these parameters, from this commit.\n\n" + "\n".join(rows) + "\n"
 
 
 def check_numbers(pages: Path) -> None:
@@ -47,4 +134,4 @@ def check_numbers(pages: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    app()
