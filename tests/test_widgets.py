@@ -1,0 +1,46 @@
+"""Sliders without a kernel: what each position shows is what was drawn for it."""
+
+import base64
+import json
+import re
+
+import ipywidgets
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+
+from asddim_lib.widgets import explore
+
+matplotlib.use("Agg")
+
+
+def draw(p, steps):
+    figure, axis = plt.subplots(figsize=(1, 1))
+    axis.set_title(f"{p} {steps}")
+    return figure, f"p is {p}, <{steps}> steps"
+
+
+def test_every_combination_is_drawn_and_the_middle_is_shown():
+    page = explore(draw, title="Two & three", p=(0.5, 1.0), steps=(5, 10, 20)).data
+    frames = json.loads(re.search(r"frames = (\[\[.*?\]\])", page)[1])
+    assert [said for _, said in frames] == [f"p is {p}, <{k}> steps" for p in (0.5, 1.0) for k in (5, 10, 20)]
+    assert all(base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG") for source, _ in frames)
+    assert len({source for source, _ in frames}) == 6
+    assert frames[4][0] in page.split("<script>")[0], "the middle: the second p, the second count"
+    assert 'alt="p is 1.0, &lt;10&gt; steps"' in page
+    assert page.count('type="range"') == 2
+    assert "Two &amp; three" in page
+    assert "http" not in page
+    assert not plt.get_fignums()
+
+
+def test_live_sliders_are_ipywidgets():
+    made = explore(draw, title="live", live=True, steps=(5, 10, 20), p=(1,))
+    assert isinstance(made, ipywidgets.interactive)
+    assert made.kwargs_widgets[0].value == 10
+
+
+def test_a_slider_needs_something_to_choose():
+    for values in ({}, {"p": ()}):
+        with pytest.raises(ValueError, match="values is"):
+            explore(draw, title="none", **values)
