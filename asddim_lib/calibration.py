@@ -59,14 +59,8 @@ def calibrate(
     check(len(prompts) > 0, "prompts", prompts, "give at least one")
     check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
     schedule, chosen = NoiseSchedule.from_config(pipe.scheduler), estimator or next(iter(COST.get(norm, COST["frobenius"])))
-    how: dict[str, Any] = {
-        "guidance_scale": guidance_scale,
-        "num_steps": num_steps,
-        "norm": norm,
-        "estimator": chosen,
-        "probes": probes,
-        "adjoint_probes": adjoint_probes,
-    }
+    how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "norm": norm, "estimator": chosen, "probes": probes}
+    how["adjoint_probes"] = adjoint_probes
     model = {"weights": weights_hash(pipe), "dtype": str(pipe.unet.dtype), "config": repr(sorted(pipe.scheduler.config.items()))} if cache is not None else {}
     parts = []
     for start in progress(range(0, len(prompts), batch_size)):
@@ -137,8 +131,8 @@ def record(
     """The pipeline's own DDIM path over `num_steps` evenly spaced timesteps and timestep 0, one evaluation each, and `adjoint_probes` sweeps
     back over it, three evaluations a point.
 
-    Prompts, seeds, batches, options and errors are as in `calibrate`; `also` is handed every network call. Latents come flattened: d is channels ×
-    height × width.
+    Prompts, seeds, batches, options and errors are as in `calibrate`; `also` is handed every network call. Latents come flattened: d is
+    channels × height × width.
     """
     check(len(prompts) > 0, "prompts", prompts, "give at least one")
     check(guidance_scale >= 1, "guidance_scale", guidance_scale, "give a number of at least 1 (1 is no guidance)")

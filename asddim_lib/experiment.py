@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,16 +277,10 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
             how: dict[str, Any] = {"num_steps": setting.calibrate_steps, "adjoint_probes": setting.adjoint_probes, "seed": setting.tuning_seed}
             calibrate(pipe, tune[: setting.calibrate_on], guidance_scale=scale, cache=out / "images" / "parts", **how).save(file)
         profiles[scale] = SensitivityProfile.load(file)
-        path, goal = None, None
-        if set(setting.methods) & set(SEARCHED):
-            path = record(pipe, tune[:teach_on], guidance_scale=scale, batch_size=setting.batch_size, seed=setting.tuning_seed)
+        find = _Finder(pipe, setting, scale, profiles[scale], tune, teach_on, out)
         for cell in (*cells(setting), *references(setting)):
             if cell.guidance_scale == scale:
-                if cell.method in TRIED:
-                    goal = goal if goal is not None else solution(pipe, tune[:16], guidance_scale=scale, seed=setting.tuning_seed)
-                    grids[cell] = _tried(pipe, cell, setting, profiles[scale], tune[:16], goal, out)
-                else:
-                    grids[cell] = grid_for(pipe.scheduler, cell, setting, profiles[scale], path)
+                grids[cell] = find(cell) if cell.method in (*SEARCHED, *TRIED) else grid_for(pipe.scheduler, cell, setting, profiles[scale])
     generate(pipe, table, setting, grids, out, progress)
     records, features = judge(table, setting, out, str(pipe.device))
     summary = summarize(records, features)
@@ -294,35 +288,64 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
         profile.save(out / f"profile-g{scale:g}.json")
     write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
-    tried = {cell.name: json.loads(_try_file(cell, out).read_text()) for cell in grids if cell.method in TRIED}
+    tried = {cell.name: json.loads(found_file(cell, out).read_text()) for cell in grids if cell.method in TRIED}
     found = provenance(setting, pipe, table) | {"grids": {cell.name: grid for cell, grid in grids.items()}, "tried": tried}
     write_whole(out / "provenance.json", lambda part: part.write_text(json.dumps(found) + "\n"))
     return summary
 
 
-def _tried(pipe: Pipeline, cell: Cell, setting: Setting, profile: SensitivityProfile, prompts: list[str], goal: Tensor, out: Path) -> list[int]:
-    """The cell's grid by trying grids on tuning prompts; kept with the pictures, since it costs more than they do.
+@dataclass
+class _Finder:
+    """Finds the grids that cost network evaluations, on tuning prompts at one guidance scale, and keeps them beside the pictures.
 
-    `chosen` is the best of our own densities, whole and tempered; `direct` searches on from the best of these and of three fixed grids.
+    `oracle` and `gits` are searched on a recorded path; `chosen` is the best of our own densities, whole and tempered; `direct` searches on
+    from the best of these and of three fixed grids. The path and the fine solution are made when they are first needed.
     """
-    file = _try_file(cell, out)
-    if not file.exists():
+
+    pipe: Pipeline
+    setting: Setting
+    scale: float
+    profile: SensitivityProfile
+    prompts: list[str]
+    teach_on: int
+    out: Path
+
+    def __call__(self, cell: Cell) -> list[int]:
+        file = found_file(cell, self.out)
+        if not file.exists():
+            found = {"timesteps": self._grid(cell, path=self.path)} if cell.method in SEARCHED else self._try(cell)
+            write_whole(file, lambda part: part.write_text(json.dumps(found) + "\n"))
+        return json.loads(file.read_text())["timesteps"]
+
+    @cached_property
+    def path(self) -> Trajectory:
+        return record(self.pipe, self.prompts[: self.teach_on], guidance_scale=self.scale, batch_size=self.setting.batch_size, seed=self.setting.tuning_seed)
+
+    @cached_property
+    def goal(self) -> Tensor:
+        return solution(self.pipe, self.prompts[:16], guidance_scale=self.scale, seed=self.setting.tuning_seed)
+
+    def _grid(self, cell: Cell, **more: Any) -> list[int]:
+        return grid_for(self.pipe.scheduler, cell, self.setting, self.profile, **more)
+
+    def _try(self, cell: Cell) -> dict[str, Any]:
         ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in (1.0, 0.75, 0.5, 0.25))]
-        grids = {f"{name} {temper}": grid_for(pipe.scheduler, replace(cell, method=name), setting, profile, temper=temper) for name, temper in ours}
-        fixed = {name: grid_for(pipe.scheduler, replace(cell, method=name), setting) for name in ("trailing", "leading", "beta")}
-        own, how = pipe.scheduler, {"guidance_scale": cell.guidance_scale, "seed": setting.tuning_seed, "goal": goal}
+        grids = {f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper) for name, temper in ours}
+        how: dict[str, Any] = {"guidance_scale": self.scale, "seed": self.setting.tuning_seed, "goal": self.goal}
+        own = self.pipe.scheduler
         try:
-            pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
-            name, found = (
-                choose(pipe, prompts, grids, **how) if cell.method == "chosen" else ("", direct_search(pipe, prompts, [*grids.values(), *fixed.values()], **how))
-            )
+            self.pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
+            if cell.method == "chosen":
+                name, found = choose(self.pipe, self.prompts[:16], grids, **how)
+                return {"name": name, **found._asdict()}
+            starts = [*grids.values(), *(grid_for(own, replace(cell, method=name), self.setting) for name in ("trailing", "leading", "beta"))]
+            return direct_search(self.pipe, self.prompts[:16], starts, **how)._asdict()
         finally:
-            pipe.scheduler = own
-        write_whole(file, lambda part: part.write_text(json.dumps({"name": name, **found._asdict()}) + "\n"))
-    return json.loads(file.read_text())["timesteps"]
+            self.pipe.scheduler = own
 
 
-def _try_file(cell: Cell, out: Path) -> Path:
+def found_file(cell: Cell, out: Path) -> Path:
+    """Where a grid that was found on network evaluations is kept."""
     return out / "images" / f"grid-{cell.name}.json"
 
 
