@@ -171,7 +171,7 @@ def compare(
     batch_size: Batch = 50,
     device: Device = "cpu",
 ) -> None:
-    """Sets every grid beside the trailing one, paired. Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200"""
+    """Sets every grid beside the trailing one, paired by distance, or by attributes without a reference. Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200"""
     import pandas as pd
 
     from asddim_lib.experiment import paired
@@ -180,7 +180,7 @@ def compare(
     shape = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
     tuned: dict[str, Any] = {"calibrate_on": 16, "calibrate_steps": 64, "adjoint_probes": 2, "tuning_seed": 1_000_000}
     summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
-    against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance")
+    against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance" if reference_steps else "right_all")
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))
     keys = ["guidance_scale", "steps", "solver", "method"]
     shown = summary[[*keys, *(c for c in ("distance", "distance_ci", "fid", "fid_ci", "clip", "right") if c in summary)]].merge(against, on=keys, how="left")
