@@ -171,7 +171,10 @@ def compare(
     batch_size: Batch = 50,
     device: Device = "cpu",
 ) -> None:
-    """Sets every grid beside the trailing one, paired by distance, or by attributes without a reference. Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200"""
+    """Sets every grid beside the trailing one, paired (by distance; by attributes, without a reference).
+
+    Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200
+    """
     import pandas as pd
 
     from asddim_lib.experiment import paired
