@@ -61,7 +61,9 @@ def calibrate(
     best, schedule = "dual-weighted" if adjoint_probes else "equidistributed", NoiseSchedule.from_config(pipe.scheduler)
     p, lam, excess = profile.fit(schedule, carried=bool(adjoint_probes))
     typer.echo(f"{out}: {profile.evaluations} network evaluations, {count} prompts, {len(profile.timesteps)} timesteps")
-    typer.echo(f"recommended: allocation {best}; the paper's combined at its nearest, p {p:.2f} and lambda {lam:.2f}, is expected to err {excess:.2f} times as much")
+    typer.echo(
+        f"nearest to many steps: allocation {best}; the paper's combined at its best, p {p:.2f} and lambda {lam:.2f}, is expected to err {excess:.2f} times as much"
+    )
 
 
 @app.command()
