@@ -50,6 +50,7 @@ def main(context: typer.Context) -> None:
             print(f"executed {name}", flush=True)
     put(BOOK / "_config.yml", STAGE / "_config.yml")
     put(BOOK / "_toc.yml", STAGE / "_toc.yml")
+    put(BOOK / "_static" / "tables.css", STAGE / "_static" / "tables.css")
     for name in prose:
         put(sources[name], STAGE / "chapters" / f"{name}.md")
     for name, file in done.items():
