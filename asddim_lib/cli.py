@@ -170,6 +170,8 @@ def compare(
     steps: Steps = "5,8,10,20,50",
     guidance_scales: Scales = "1,3,7.5",
     reference_steps: Reference = 1000,
+    calibrate_on: Annotated[int, typer.Option(help="Tuning prompts that a profile is made on.")] = 16,
+    calibrate_steps: Annotated[int, typer.Option(help="Timesteps of the path that it is made along.")] = 64,
     batch_size: Batch = 50,
     device: Device = "cpu",
 ) -> None:
@@ -183,7 +185,7 @@ def compare(
     from asddim_lib.files import write_whole
 
     shape = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
-    tuned: dict[str, Any] = {"calibrate_on": 16, "calibrate_steps": 64, "adjoint_probes": 2, "tuning_seed": 1_000_000}
+    tuned: dict[str, Any] = {"calibrate_on": calibrate_on, "calibrate_steps": calibrate_steps, "adjoint_probes": 2, "tuning_seed": 1_000_000}
     summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
     against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance" if reference_steps else "right_all")
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))

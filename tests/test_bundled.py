@@ -267,6 +267,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(arguments,
 
 def test_compare_sets_grids_beside_the_trailing_one(tmp_path):
     arguments = ["--out", "o", "--count", "193", "--grids", "noise", "--steps", "2", "--guidance-scale", "1", "--reference-steps", "6"]
+    arguments += ["--calibrate-on", "1", "--calibrate-steps", "6"]
     done = run(["compare", *arguments], tmp_path)
     assert done.returncode == 0, done.stderr
     against, summary = (pd.read_csv(tmp_path / "o" / f"{name}.csv").set_index("method") for name in ("paired", "summary"))
