@@ -113,7 +113,7 @@ def _measured(
         parts[f"made/{order}"] = squares(path, schedule, order)
         if path.adjoints is not None:
             parts[f"carried/{order}"] = squares(path, schedule, order, carried=True)
-    return parts
+    return {name: part.contiguous() for name, part in parts.items()}  # as safetensors wants it: of one prompt and some probes, it is a view
 
 
 def record(
