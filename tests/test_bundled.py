@@ -156,10 +156,8 @@ def test_calibration_in_parts_equals_calibration_at_once(pipe):
 
 
 def test_a_calibration_that_was_stopped_goes_on(pipe, tmp_path):
-    prompts, how = (
-        ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress on a black ground"],
-        {"num_steps": 3, "batch_size": 1, "adjoint_probes": 1},
-    )
+    prompts = ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress on a black ground"]
+    how = {"num_steps": 3, "batch_size": 1, "adjoint_probes": 2}
     calls, handle = [], pipe.unet.register_forward_hook(lambda *_: calls.append(1))
 
     def stops(starts):
