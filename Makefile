@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-FEW := --count 24 --batch-size 24# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
+FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
 .PHONY: book test experiment bench lock clean
 .DELETE_ON_ERROR:
@@ -27,9 +27,9 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 	$(BIN)/asddim compare $(FEW) --steps 5,8,10 --solvers dpm++,unipc --out results/compare/second-order \
 	  --grids trailing,leading,karras,logsnr,beta,equidistributed,dual-weighted,chosen
 	$(BIN)/asddim compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
-	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,chosen,direct --out results/compare/direct
-	cp -n results/compare/ddim/images/profile-g7.5.json results/compare/ddim/images/grid-*-g7.5-* results/compare/quality/images
-	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 7.5 --reference-steps 0 --grids leading,beta,gits,dual-weighted,chosen --out results/compare/quality
+	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
+	cp -n results/compare/ddim/images/profile-* results/compare/ddim/images/grid-* results/compare/quality/images
+	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
 
 bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images
 	$(BIN)/python -m tests.bench

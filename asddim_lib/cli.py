@@ -138,7 +138,7 @@ def evaluate(
     prompts: Prompts = "bundled",
     count: Count = 1000,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated: ddim, ddim-trailing, any allocation, gits, oracle, direct.")
+        str, typer.Option(help="Comma-separated: ddim, ddim-trailing, any allocation, gits, oracle, dual-path, chosen, direct.")
     ] = "ddim,ddim-trailing,noise,gradient,combined",
     solvers: Solvers = "ddim",
     reference_steps: Reference = 0,
@@ -163,8 +163,8 @@ def compare(
     model: Model = "bundled",
     prompts: Prompts = "bundled",
     count: Annotated[int, typer.Option(help="How many prompts; more than 192, the judge's features, for a FID.")] = 256,
-    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits, oracle, chosen and direct (found by trying).")] = (
-        "leading,trailing,noise,gradient,combined,fitted,equidistributed,dual-weighted,chosen,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle"
+    grids: Annotated[str, typer.Option(help="Comma-separated allocations, gits, oracle, dual-path, chosen and direct (found by trying).")] = (
+        "leading,trailing,noise,gradient,combined,fitted,equidistributed,dual-weighted,chosen,quadratic,karras,logsnr,beta,arctan,dmn,ays-sd15,gits,oracle,dual-path"
     ),
     solvers: Solvers = "ddim",
     steps: Steps = "5,8,10,20,50",

@@ -39,6 +39,8 @@ from asddim_lib.unipc import UniPCGridScheduler
 METHODS: dict[str, str] = {"ddim": "leading", "ddim-trailing": "trailing", "noise": "noise", "gradient": "gradient", "combined": "combined"}
 #: Methods whose grids are found by trying them on tuning prompts.
 TRIED = ("chosen", "direct")
+#: Points of the path that grids are searched on, as GITS' authors have it.
+RECORDED_STEPS = 60
 #: Each solver's scheduler, and the order of its error.
 SOLVERS: dict[str, tuple[Any, int]] = {"ddim": (ASDDIMScheduler, 1), "dpm++": (DPMSolverMultistepScheduler, 2), "unipc": (UniPCGridScheduler, 2)}
 
@@ -48,7 +50,8 @@ class Setting:
     """What an experiment runs. Two runs with the same setting and model give the same pictures.
 
     With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own. A profile is made on
-    `calibrate_on` prompts that are not reported on, over `calibrate_steps`, with `adjoint_probes`, from the seed `tuning_seed` on.
+    `calibrate_on` prompts that are not reported on, over `calibrate_steps`, with `adjoint_probes`, from the seed `tuning_seed` on;
+    what is found by trying is tried on `try_on` of them.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -64,6 +67,7 @@ class Setting:
     calibrate_steps: int = 20
     adjoint_probes: int = 0
     tuning_seed: int = 0
+    try_on: int = 32
 
     def __post_init__(self) -> None:
         known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, *TRIED)))
@@ -262,7 +266,7 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
     """The whole experiment: grids, pictures, records, summary; all kept in `out`.
 
     What a grid needs is measured on prompts that are not reported on: profiles as the setting has it, the path of the oracle and of GITS on
-    `teach_on` prompts over 60 steps, as GITS' authors do, and what is found by trying on 16.
+    `teach_on` prompts over 60 steps, as GITS' authors do, and what is found by trying as the setting has it.
     Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.
     """
     missing = {"category", "garment_a", "count", "relation"} - set(table)
@@ -298,8 +302,9 @@ def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, p
 class _Finder:
     """Finds the grids that cost network evaluations, on tuning prompts at one guidance scale, and keeps them beside the pictures.
 
-    `oracle` and `gits` are searched on a recorded path; `chosen` is the best of our own densities, whole and tempered; `direct` searches on
-    from the best of these and of three fixed grids. The path and the fine solution are made when they are first needed.
+    `oracle` and `gits` are searched on a path of `teach_on` prompts, `dual-path` on one of `try_on` with its adjoints; `chosen` is
+    the best of our own densities, whole and tempered, and for DDIM of `dual-path`; `direct` searches on from the best of these and of three fixed grids. Paths
+    and the fine solution are made when they are first needed.
     """
 
     pipe: Pipeline
@@ -313,17 +318,27 @@ class _Finder:
     def __call__(self, cell: Cell) -> list[int]:
         file = found_file(cell, self.out)
         if not file.exists():
-            found = {"timesteps": self._grid(cell, path=self.path)} if cell.method in SEARCHED else self._try(cell)
+            found = {"timesteps": self._searched(cell)} if cell.method in SEARCHED else self._try(cell)
             write_whole(file, lambda part: part.write_text(json.dumps(found) + "\n"))
         return json.loads(file.read_text())["timesteps"]
 
     @cached_property
     def path(self) -> Trajectory:
-        return record(self.pipe, self.prompts[: self.teach_on], guidance_scale=self.scale, batch_size=self.setting.batch_size, seed=self.setting.tuning_seed)
+        return self._record(self.teach_on)
+
+    @cached_property
+    def swept(self) -> Trajectory:
+        return self._record(self.setting.try_on, adjoint_probes=2)
 
     @cached_property
     def goal(self) -> Tensor:
-        return solution(self.pipe, self.prompts[:16], guidance_scale=self.scale, seed=self.setting.tuning_seed)
+        return solution(self.pipe, self.prompts[: self.setting.try_on], guidance_scale=self.scale, seed=self.setting.tuning_seed)
+
+    def _record(self, count: int, **how: Any) -> Trajectory:
+        return record(self.pipe, self.prompts[:count], guidance_scale=self.scale, batch_size=16, seed=self.setting.tuning_seed, num_steps=RECORDED_STEPS, **how)
+
+    def _searched(self, cell: Cell) -> list[int]:
+        return self._grid(cell, path=self.swept if cell.method == "dual-path" else self.path)
 
     def _grid(self, cell: Cell, **more: Any) -> list[int]:
         return grid_for(self.pipe.scheduler, cell, self.setting, self.profile, **more)
@@ -331,15 +346,17 @@ class _Finder:
     def _try(self, cell: Cell) -> dict[str, Any]:
         ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in (1.0, 0.75, 0.5, 0.25))]
         grids = {f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper) for name, temper in ours}
+        if cell.solver == "ddim" and cell.steps <= RECORDED_STEPS:  # its arrivals are those of DDIM's steps
+            grids["dual-path"] = self(replace(cell, method="dual-path"))
         how: dict[str, Any] = {"guidance_scale": self.scale, "seed": self.setting.tuning_seed, "goal": self.goal}
         own = self.pipe.scheduler
         try:
             self.pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
             if cell.method == "chosen":
-                name, found = choose(self.pipe, self.prompts[:16], grids, **how)
+                name, found = choose(self.pipe, self.prompts[: self.setting.try_on], grids, **how)
                 return {"name": name, **found._asdict()}
             starts = [*grids.values(), *(grid_for(own, replace(cell, method=name), self.setting) for name in ("trailing", "leading", "beta"))]
-            return direct_search(self.pipe, self.prompts[:16], starts, **how)._asdict()
+            return direct_search(self.pipe, self.prompts[: self.setting.try_on], starts, **how)._asdict()
         finally:
             self.pipe.scheduler = own
 

@@ -60,7 +60,7 @@ def timesteps(
     `temper`, from 1 (the default) to 0, which is uniform: multistep solvers under guidance dislike steps that change fast; or fitted, the paper's own with the p
     and λ that come nearest to dual-weighted. All of these but uniform and noise need a `profile` from `calibrate`. Or a rival's:
     leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn,
-    ays-sd15, ays-sdxl, ays-deepfloyd; or oracle or gits, which need a `path` from `calibration.record`.
+    ays-sd15, ays-sdxl, ays-deepfloyd; or oracle, gits or dual-path, which need a `path` from `calibration.record` (dual-path with adjoint_probes).
     Raises ValueError for a value out of range, or for a profile made on another noise schedule.
     """
     config = getattr(scheduler, "config", scheduler)

@@ -1,10 +1,12 @@
-"""The best grid by search: what no allocation along the same path can beat, and GITS. Both are shortest paths over a fine grid's points."""
+"""The best grid by search over a fine path's points: shortest paths (the oracle, GITS), and the least error at the path's end, signs and all."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
@@ -74,5 +76,53 @@ def gits(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int, gr
     return [path.timesteps[i] for i in nodes]
 
 
-#: Grids that need a recorded path.
-SEARCHED: dict[str, Callable[[Trajectory, NoiseSchedule, int], list[int]]] = {"oracle": oracle, "gits": gits}
+def arrivals(path: Trajectory, schedule: NoiseSchedule) -> Tensor:
+    """What one DDIM step from any point of the path to any later one makes wrong, as it arrives at the path's end, seen along each probe of its
+    adjoints: (N + 1) × (N + 1) × (probes n), upper triangle; relative to the ends' spread about their mean, with its sign.
+
+    Steps' errors add up in it as they do in the picture, to first order: what one makes wrong, another may undo.
+    """
+    check(path.adjoints is not None, "adjoints", None, "record the path with adjoint_probes of at least 1")
+    seen, sigma = path.clean(schedule), path.sigmas(schedule)
+    felt = torch.as_tensor(path.adjoints).double()
+    felt = torch.cat([felt, felt[:, -1:]], 1)  # what is wrong at the end arrives as it is, near enough as at the last point
+    found = torch.zeros(len(seen), len(seen), felt.shape[0] * felt.shape[2], dtype=torch.float64)
+    for i, noise in enumerate(path.noises.double()):
+        wrong = seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise - seen[i + 1 :]
+        found[i, i + 1 :] = (felt[:, i + 1 :] * wrong).sum(3).transpose(0, 1).flatten(1)
+    spread = (seen[-1] - seen[-1].mean(0)).square().sum(1).mean().sqrt()
+    return found / spread if spread > 0 else found
+
+
+def dual_path(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
+    """The K timesteps whose steps' `arrivals` add up to the least: root mean square over samples and probes.
+
+    A sum with signs is no shortest path, so this is a local search: from the oracle's nodes, and from those of the least sum of squares, each
+    node is moved while that helps, by 8 points, then 4, 2 and 1. No network evaluation is needed beyond the path and its adjoints.
+    """
+    arriving, last = arrivals(path, schedule), len(path.timesteps)
+
+    def cost(nodes: list[int]) -> float:
+        return float(arriving[nodes, [*nodes[1:], last]].sum(0).square().mean().sqrt())
+
+    starts = [shortest_path(cost, num_inference_steps) for cost in (deviations(path, schedule), arriving.square().mean(2).numpy())]
+    found = [_descend(cost, start, last) for start in starts]
+    return [path.timesteps[i] for i in min(found, key=cost)]
+
+
+def _descend(cost: Callable[[list[int]], float], nodes: list[int], last: int) -> list[int]:
+    """Moves each node but the first between its neighbours while the cost falls."""
+    best = cost(nodes)
+    for far in (8, 4, 2, 1):
+        before = np.inf
+        while best < before:
+            before = best
+            for k, move in itertools.product(range(1, len(nodes)), (far, -far)):
+                trial = [*nodes[:k], nodes[k] + move, *nodes[k + 1 :]]
+                if trial[k - 1] < trial[k] < [*trial, last][k + 1] and (found := cost(trial)) < best:
+                    best, nodes = found, trial
+    return nodes
+
+
+#: Grids that need a recorded path, and, for the last, its adjoints.
+SEARCHED: dict[str, Callable[[Trajectory, NoiseSchedule, int], list[int]]] = {"oracle": oracle, "gits": gits, "dual-path": dual_path}

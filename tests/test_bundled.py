@@ -302,7 +302,7 @@ def test_missing_or_truncated_weights_are_named(hurt, how, tmp_path):
 
 def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
     setting = experiment.Setting(
-        methods=("trailing", "chosen"), steps=(2,), guidance_scales=(1.0,), reference_steps=6, calibrate_on=1, calibrate_steps=6, adjoint_probes=1
+        methods=("trailing", "chosen"), steps=(2,), guidance_scales=(1.0,), reference_steps=6, calibrate_on=1, calibrate_steps=6, adjoint_probes=1, try_on=2
     )
     found = experiment.evaluate(pipe, load_prompts("bundled", 4), setting, tmp_path)
     assert "fid" not in found
