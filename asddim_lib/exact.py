@@ -19,7 +19,7 @@ from asddim_lib.path import carry_back, follow, shares, spread
 def trial(data: GaussianMixture, config: dict[str, Any], num_inference_steps: int, allocations: list[str], *, count: int = 256, seed: int = 0) -> dict[str, float]:
     """How far DDIM's ends lie from those of a 1,000-step solution, by allocation: the mean relative distance of `count` samples.
 
-    Our own densities, equidistributed and dual-weighted, are measured on 64 other samples along 64 steps, with 8 adjoint probes.
+    Our own, equidistributed, dual-weighted and dual-path, are measured on 64 other samples along 64 steps, with 8 adjoint probes.
     """
     schedule, width = NoiseSchedule.from_config(config), data.means.shape[1]
     bars, generator = schedule.alphas_cumprod, torch.Generator().manual_seed(seed)
@@ -37,5 +37,10 @@ def trial(data: GaussianMixture, config: dict[str, Any], num_inference_steps: in
     path = replace(path, adjoints=carry_back(path.sigmas(schedule), transpose, probes).transpose(0, 1))
     ours = {name: 1 / spread(shares(path, schedule, carried=name == "dual-weighted"), path.timesteps) for name in ("equidistributed", "dual-weighted")}
     goal = follow(eps, testing, schedule, timesteps(config, 1000, allocation="trailing")).end
-    grids = {name: allocate(ours[name], num_inference_steps) if name in ours else timesteps(config, num_inference_steps, allocation=name) for name in allocations}
-    return {name: float(relative_distance(follow(eps, testing, schedule, grid).end, goal).mean()) for name, grid in grids.items()}
+
+    def grid(name: str) -> list[int]:
+        if name in ours:
+            return allocate(ours[name], num_inference_steps)
+        return timesteps(config, num_inference_steps, allocation=name, path=path)
+
+    return {name: float(relative_distance(follow(eps, testing, schedule, grid(name)).end, goal).mean()) for name in allocations}

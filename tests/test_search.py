@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from asddim_lib.analytic import GaussianMixture
 from asddim_lib.calibration import record
 from asddim_lib.cli import app
 from asddim_lib.direct import _ends, choose, direct_search
+from asddim_lib.exact import trial
 from asddim_lib.metrics import relative_distance
 from asddim_lib.noise import NoiseSchedule
-from asddim_lib.path import Trajectory, follow
-from asddim_lib.search import detours, deviations, gits, oracle, shortest_path
+from asddim_lib.path import Trajectory, carry_back, follow
+from asddim_lib.search import arrivals, detours, deviations, dual_path, gits, oracle, shortest_path
 from asddim_lib.step import ddim_step
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
@@ -116,6 +118,59 @@ def test_searched_grids_beat_uniform_where_it_counts():
     }
     assert error["oracle"] < error["uniform"]
     assert error["gits"] < error["uniform"]
+
+
+def swept(fine, probes=4, std=0.2):
+    """A mixture's exact path with its exact adjoints, and the probes they began from."""
+    data = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), std)
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    eps = lambda y, t: data.eps(y, float(BARS[t]))  # noqa: E731
+    path = follow(eps, x, SCHEDULE, fine)
+
+    def transpose(k, v):
+        return torch.einsum("nij,pni->pnj", data.jacobian(path.samples[k], float(BARS[path.timesteps[k]])), v)
+
+    probe = torch.randn(probes, *x.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return replace(path, adjoints=carry_back(path.sigmas(SCHEDULE), transpose, probe).transpose(0, 1)), probe, eps
+
+
+@pytest.mark.parametrize(("steps", "off"), [(20, 0.2), (40, 0.1), (80, 0.05)])
+def test_arrivals_add_up_to_a_grid_s_error_at_the_end(steps, off):
+    path, probe, eps = swept([*range(999, 0, -4), 0], std=0.8)  # smooth: no sample is near the watershed between two means
+    nodes = [round(k * 250 / steps) for k in range(steps)]
+    end = follow(eps, path.samples[0], SCHEDULE, [path.timesteps[i] for i in nodes]).end
+    spread = (path.end - path.end.mean(0)).square().sum(1).mean().sqrt()
+    told = arrivals(path, SCHEDULE)[nodes, [*nodes[1:], len(path.timesteps)]].sum(0)
+    true = (probe * (end - path.end)).sum(2).flatten() / spread
+    assert (told - true).norm() < off * true.norm()  # to first order: half the step, half of what is left out
+
+
+def test_dual_path_adds_up_to_less_than_the_shortest_paths_and_than_its_neighbours():
+    path, _, _ = swept(list(range(999, -1, -27)))
+    found, arriving, last = dual_path(path, SCHEDULE, 6), arrivals(path, SCHEDULE), len(path.timesteps)
+
+    def cost(grid):
+        nodes = [path.timesteps.index(t) for t in grid]
+        return float(arriving[nodes, [*nodes[1:], last]].sum(0).square().mean())
+
+    assert cost(found) < cost(oracle(path, SCHEDULE, 6))
+    for k, move in itertools.product(range(1, 6), (-27, 27)):
+        moved = [*found[:k], found[k] + move, *found[k + 1 :]]
+        if all(a > b for a, b in itertools.pairwise(moved)) and moved[-1] >= 0:
+            assert cost(found) <= cost(moved)
+
+
+def test_dual_path_ends_nearer_on_samples_that_it_has_not_seen():
+    data = GaussianMixture(torch.randn(8, 16, generator=torch.Generator().manual_seed(16), dtype=torch.float64), 0.2)
+    found = trial(data, SD, 10, ["dual-path", "trailing", "karras", "arctan"], count=128)
+    assert found["dual-path"] == min(found.values())
+
+
+def test_dual_path_needs_adjoints():
+    path = follow(lambda y, t: y, torch.ones(2, 2, dtype=torch.float64), SCHEDULE, [999, 500, 0])
+    with pytest.raises(ValueError, match="adjoints is None; record the path with adjoint_probes"):
+        timesteps(SD, 2, allocation="dual-path", path=path)
+    assert dual_path(replace(path, adjoints=torch.ones(1, 3, 2, 2)), SCHEDULE, 1) == [999]
 
 
 def test_direct_search_betters_its_start_for_any_solver():
