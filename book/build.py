@@ -37,7 +37,8 @@ def main(context: typer.Context) -> None:
     """Executes what changed, and builds the HTML."""
     if context.invoked_subcommand:
         return
-    names = ["start", *(Path(entry["file"]).name for entry in yaml.safe_load((BOOK / "_toc.yml").read_text())["chapters"])]
+    parts = yaml.safe_load((BOOK / "_toc.yml").read_text())["parts"]
+    names = ["start", *(Path(entry["file"]).name for part in parts for entry in part["chapters"])]
     sources = {name: BOOK / "chapters" / f"{name}.md" for name in names if name != "status"}
     prose = [name for name, source in sources.items() if not source.read_text().startswith("---")]
     known = digest(*(ROOT / folder for folder in ("asddim_lib", "data", "results")), ROOT / "requirements.lock", BOOK / "equations.yml")
@@ -48,9 +49,8 @@ def main(context: typer.Context) -> None:
         for name, job in waiting.items():
             job.result()
             print(f"executed {name}", flush=True)
-    put(BOOK / "_config.yml", STAGE / "_config.yml")
-    put(BOOK / "_toc.yml", STAGE / "_toc.yml")
-    put(BOOK / "_static" / "tables.css", STAGE / "_static" / "tables.css")
+    for file in ("_config.yml", "_toc.yml", "references.bib", "_static/tables.css"):
+        put(BOOK / file, STAGE / file)
     for name in prose:
         put(sources[name], STAGE / "chapters" / f"{name}.md")
     for name, file in done.items():
@@ -116,13 +116,13 @@ def put(source: Path, target: Path) -> None:
 
 
 def status(done: dict[str, Path]) -> str:
-    """The page that lists how each chapter was executed."""
+    """The page that says how the book is made, and lists how each chapter was executed."""
     rows = ["| chapter | parameters | seconds | commit | figures |", "| --- | --- | --- | --- | --- |"]
     for name, file in done.items():
         record = json.loads(file.with_suffix(".json").read_text())
         values = ", ".join(f"`{key} = {value}`" for key, value in record["parameters"].items())
         rows.append(f"| {{doc}}`{name}` | {values} | {record['seconds']} | {record['commit']} | {record['figures']} |")
-    return "# How this book was made\n\nEach chapter was executed by papermill, with these parameters, from this commit.\n\n" + "\n".join(rows) + "\n"
+    return (BOOK / "chapters" / "status.md").read_text() + "\n" + "\n".join(rows) + "\n"
 
 
 def check_numbers(pages: Path) -> None:
