@@ -79,36 +79,55 @@ def clock(
     model: str, *, steps: tuple[int, ...] = (20, 50, 100), methods: tuple[str, ...] = METHODS, repeats: int = 5, guidance_scale: float = 7.5, device: str = "cpu",
     dtype: torch.dtype = torch.float32, progress: Callable[[list], Iterable] = iter,
 ) -> pd.DataFrame:  # fmt: skip
+    """`seconds_an_image` of the paper's network `model` at full size, with random weights. Raises ValueError for an unknown model or method."""
+    pipe, size = random_pipeline(model, device, dtype), dict.fromkeys(("height", "width"), CONFIGS[model]["pixels"])
+    what = {**embeddings(model, 1, device, dtype), **size, "guidance_scale": guidance_scale}
+    return seconds_an_image(pipe, what, steps=steps, methods=methods, repeats=repeats, progress=progress).assign(model=model)
+
+
+def seconds_an_image(
+    pipe: Pipeline, what: dict[str, Any], *, steps: tuple[int, ...] = (20, 50, 100), methods: tuple[str, ...] = METHODS, repeats: int = 5,
+    progress: Callable[[list], Iterable] = iter,
+) -> pd.DataFrame:  # fmt: skip
     """Seconds an image of every method, one image at a time: a row a method, step count and repeat, with its network evaluations.
 
-    `ddim` is diffusers' own. The calibrated methods' profile is a made-up one, since only the grid hangs on it; `online` measures g by a
-    backward derivative at every step, as the paper's algorithm does, and `online-4` at every fourth. Methods take turns, each count is warmed
-    up first, and a picture counts as done when it lies in the CPU's memory. Raises ValueError for an unknown method.
+    `what` is handed to the pipeline: a prompt or embeddings, guidance_scale and so on. `ddim` is diffusers' own. The calibrated methods'
+    profile is a made-up one, since only the grid hangs on it; `online` measures g by a backward derivative at every step, as the paper's
+    algorithm does, and `online-4` at every fourth. Methods take turns, each count is warmed up first, and a picture counts as done when it lies
+    in the CPU's memory. `network_seconds` are those of the network's forward passes, on a CPU; an accelerator runs on while Python does.
+    Raises ValueError for an unknown method.
     """
     check(repeats >= 1, "repeats", repeats, "give at least 1")
     for method in methods:
         check(method in METHODS, "method", method, f"use some of {', '.join(METHODS)}")
-    pipe, text, rows = random_pipeline(model, device, dtype), embeddings(model, 1, device, dtype), []
-    own, size = pipe.scheduler, dict.fromkeys(("height", "width"), CONFIGS[model]["pixels"])
-    for count, repeat, method in progress([(k, r, m) for k in steps for r in range(-1, repeats) for m in methods]):
-        if method != "ddim":
-            kind = "combined" if method.startswith("online") else method
-            pipe.scheduler = ASDDIMScheduler.from_config(own.config, allocation=kind, profile=_made_up(pipe) if kind in ("gradient", "combined") else None)
-        watched = online(pipe, every=4 if method == "online-4" else 1) if method.startswith("online") else nullcontext()
-        with watched as record:
-            begun = time.perf_counter()
-            pipe(
-                **text,
-                num_inference_steps=count,
-                guidance_scale=guidance_scale,
-                output_type="np",
-                **size,
-                generator=torch.Generator().manual_seed(repeat),
-            )
-            seconds = time.perf_counter() - begun
+    own, rows, spent = pipe.scheduler, [], [0.0]
+    guided, begun_at = what.get("guidance_scale", 7.5) > 1, [0.0]
+
+    def start(*_: Any) -> None:
+        begun_at[0] = time.perf_counter()
+
+    def stop(*_: Any) -> None:
+        spent[0] += time.perf_counter() - begun_at[0]
+
+    handles = [pipe.unet.register_forward_pre_hook(start), pipe.unet.register_forward_hook(stop)]
+    try:
+        for count, repeat, method in progress([(k, r, m) for k in steps for r in range(-1, repeats) for m in methods]):
+            if method != "ddim":
+                kind = "combined" if method.startswith("online") else method
+                pipe.scheduler = ASDDIMScheduler.from_config(own.config, allocation=kind, profile=_made_up(pipe) if kind in ("gradient", "combined") else None)
+            watched = online(pipe, every=4 if method == "online-4" else 1) if method.startswith("online") else nullcontext()
+            with watched as record:
+                begun, spent[0] = time.perf_counter(), 0.0
+                pipe(**what, num_inference_steps=count, output_type="np", generator=torch.Generator().manual_seed(repeat))
+                seconds = time.perf_counter() - begun
+            pipe.scheduler = own
+            if repeat >= 0:
+                nfe = record.nfe if record else count * (2 if guided else 1)
+                rows.append({"steps": count, "method": method, "repeat": repeat, "seconds": seconds, "network_seconds": spent[0], "nfe": nfe})
+    finally:
         pipe.scheduler = own
-        if repeat >= 0:
-            rows.append({"model": model, "steps": count, "method": method, "repeat": repeat, "seconds": seconds, "nfe": record.nfe if record else 2 * count})
+        for handle in handles:
+            handle.remove()
     return pd.DataFrame(rows)
 
 
