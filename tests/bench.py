@@ -5,7 +5,9 @@ import sys
 import time
 import timeit
 from collections.abc import Callable
+from pathlib import Path
 
+import pandas as pd
 import torch
 from diffusers import DDIMScheduler
 
@@ -13,11 +15,15 @@ from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.calibration import record
 from asddim_lib.direct import choose
 from asddim_lib.experiment import draw
+from asddim_lib.files import write_whole
 from asddim_lib.models import quicken
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.prompts import load_prompts
-from asddim_lib.search import gits, oracle
+from asddim_lib.rivals import _least_dmn_bound, dmn
+from asddim_lib.search import SEARCHED
 from asddim_lib.sensitivity import COST
+
+RECORDS = Path(__file__).parents[1] / "results" / "compare"
 
 
 def imports() -> None:
@@ -51,30 +57,34 @@ def estimators(pipe) -> None:
 
 
 def grids(pipe) -> None:
-    """What it takes to get a grid for a model, and for another step count once that is done."""
-    own, prompts = pipe.scheduler, list(load_prompts("bundled-tune")["prompt"])
+    """What it takes to get a grid for a model, and for another step count once that is done; written to results/compare/cost.csv."""
+    own, prompts, rows = pipe.scheduler, list(load_prompts("bundled-tune")["prompt"]), []
     schedule = NoiseSchedule.from_config(own)
 
-    def told(name: str, evaluations: int, begun: float, again: Callable[[], object]) -> None:
-        spent, then = time.perf_counter() - begun, min(timeit.repeat(again, number=1, repeat=3))
-        print(f"{name:34s} {evaluations:7d} evaluations {spent:7.1f} s; then {then * 1e3:8.1f} ms for each step count")
+    def told(name: str, evaluations: int, seconds: float, again: Callable[[], object]) -> None:
+        then = min(timeit.repeat(again, number=1, repeat=3))
+        rows.append({"grid": name, "evaluations": evaluations, "seconds": seconds, "seconds for another K": then})
+        print(f"{name:42s} {evaluations:7d} evaluations {seconds:7.1f} s; then {then * 1e3:8.1f} ms for each step count", flush=True)
 
-    for name, how in (("quick (2 prompts, 24 steps)", {"num_steps": 24, "estimator": "path"}), ("equidistributed (4, 32)", {"num_steps": 32, "estimator": "path"}),
-                      ("dual-weighted (4, 32, 2 probes)", {"num_steps": 32, "estimator": "path", "adjoint_probes": 2})):  # fmt: skip
+    def timed(make: Callable[[], object]) -> tuple[object, float]:
         begun = time.perf_counter()
-        made = calibrate(pipe, prompts[: 2 if name.startswith("quick") else 4], **how)
+        return make(), time.perf_counter() - begun
+
+    for name, count, how in (("equidistributed, quick (2 prompts, 24 steps)", 2, {"num_steps": 24}), ("equidistributed (16, 64)", 16, {"num_steps": 64}),
+                             ("dual-weighted (16, 64, 2 probes)", 16, {"num_steps": 64, "adjoint_probes": 2})):  # fmt: skip
+        made, seconds = timed(lambda count=count, how=how: calibrate(pipe, prompts[:count], estimator="path", **how))
         kind = "dual-weighted" if "adjoint_probes" in how else "equidistributed"
-        told(name, made.evaluations, begun, lambda made=made, kind=kind: timesteps(own, 10, allocation=kind, profile=made))
-    begun = time.perf_counter()
-    path = record(pipe, prompts, batch_size=64)
-    for name, search in (("GITS (256, 60)", gits), ("oracle (256, 60)", oracle)):
-        told(name, len(prompts) * len(path.timesteps) * 2, begun, lambda search=search: search(path, schedule, 10))
-    begun = time.perf_counter()
-    timesteps(own, 10, allocation="dmn")
-    print(f"{'DMN, 10 steps':34s} {0:7d} evaluations {time.perf_counter() - begun:7.1f} s; as much again for each step count")
-    begun = time.perf_counter()
-    name, found = choose(pipe, prompts[:4], {t: timesteps(own, 10, allocation="equidistributed", profile=made, temper=t) for t in (1.0, 0.75, 0.5)})
-    print(f"{'choosing among three (4, 200)':34s} {found.evaluations:7d} evaluations {time.perf_counter() - begun:7.1f} s; for DDIM it chose temper {name}")
+        told(name, made.evaluations, seconds, lambda made=made, kind=kind: timesteps(own, 10, allocation=kind, profile=made))
+    for names, count, probes in ((("dual-path",), 32, 2), (("gits", "oracle"), 256, 0)):
+        path, seconds = timed(lambda count=count, probes=probes: record(pipe, prompts[:count], adjoint_probes=probes, batch_size=16))
+        for name in names:
+            spent = count * len(path.timesteps) * 2 * (1 + 3 * probes)
+            told(f"{name} ({count}, 60{f', {probes} probes' if probes else ''})", spent, seconds, lambda name=name, path=path: SEARCHED[name](path, schedule, 10))
+    told("dmn (the noise schedule alone)", 0, 0.0, lambda: (_least_dmn_bound.cache_clear(), dmn(schedule, 10)))
+    tried = {str(t): timesteps(own, 10, allocation="equidistributed", profile=made, temper=t) for t in (1.0, 0.75, 0.5)}
+    found, seconds = timed(lambda: choose(pipe, prompts[:32], tried, guidance_scale=7.5))
+    told("choosing among three (32, against 200 steps)", found[1].evaluations, seconds, lambda: None)
+    write_whole(RECORDS / "cost.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
 
 
 def quick(count: int = 100) -> None:
@@ -90,6 +100,7 @@ def quick(count: int = 100) -> None:
     alone, _ = timed(load_pipeline(), prompts[:20], 1)
     together, exact = timed(load_pipeline(), prompts, 50)
     print(f"float32, one at a time {1 / alone:6.2f} images a second; 50 at once {1 / together:6.2f}; {torch.get_num_threads()} threads")
+    rows = [{"network": "float32, one at a time", "images a second": 1 / alone}, {"network": "float32", "images a second": 1 / together}]
     for compiled in (False, True):
         begun = time.perf_counter()
         pipe = quicken(load_pipeline(), compiled=compiled)
@@ -97,8 +108,12 @@ def quick(count: int = 100) -> None:
         ready = time.perf_counter() - begun
         seconds, images = timed(pipe, prompts, 50)
         error = (images.double() - exact).div(255).square().flatten(1).mean(1)
+        rows.append({"network": f"bfloat16{', compiled' * compiled}", "images a second": 1 / seconds, "seconds to get ready": ready,
+                     "PSNR, dB": float(-10 * error.mean().log10()), "worst, dB": float(-10 * error.max().log10())})  # fmt: skip
         print(f"bfloat16{', compiled' if compiled else '':10s} {1 / seconds:6.2f} images a second after {ready:.0f} s: {alone / seconds:.1f} times one at a time, "
               f"{together / seconds:.1f} times a batch; PSNR {-10 * error.mean().log10():.1f} dB (worst {-10 * error.max().log10():.1f})")  # fmt: skip
+
+    write_whole(RECORDS / "speed.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
 
 
 def images(pipe, count: int = 1000) -> None:
