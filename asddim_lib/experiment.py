@@ -175,6 +175,7 @@ def generate(
     try:
         for batch in progress([batch for _, left in shard.deal(found) for batch in left]):
             pipe.scheduler = SOLVERS[batch.cell.solver][0].from_config(original.config)
+            pipe.scheduler.strict = False  # one picture's fault does not stop the batch: draw tells which are finite
             seeds = list(range(batch.start, batch.stop))
             what: dict[str, Any] = {"prompts": [prompts[seed] for seed in seeds], "seeds": seeds, "guidance_scale": batch.cell.guidance_scale}
             if not warm:  # the first call of a process pays for lazy initialisation; it is not timed
