@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from asddim_lib.files import CACHE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Option(help="bundled, sd15, sdxl, a folder or a hub id.")]
@@ -18,21 +22,23 @@ ALLOCATION = (
 Override = Annotated[str, typer.Option(help="What a profile may have been made for otherwise: model, schedule, guidance_scale; comma-separated.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")]
 Scales = Annotated[str, typer.Option("--guidance-scale", help="Classifier-free guidance, comma-separated; 1 is none.")]
-Prompts = Annotated[str, typer.Option(help="bundled or bundled-tune.")]
+PROMPTS = "bundled, bundled-tune, coco, drawbench, or a file: MS-COCO's captions (.json), .csv, .tsv, .jsonl, .parquet, or text, a prompt a line."
+Prompts = Annotated[str, typer.Option(help=PROMPTS)]
 Count = Annotated[int, typer.Option(help="How many prompts.")]
 Steps = Annotated[str, typer.Option(help="Sampling steps, comma-separated.")]
 Solvers = Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")]
 Reference = Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")]
 Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
+KINDS = ("float32", "float16", "bfloat16")
+Dtype = Annotated[str, typer.Option(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
-CACHE = Path.home() / ".cache" / "asddim"
 
 
 @app.command()
 def calibrate(
     out: Annotated[Path, typer.Argument(help="Where the profile (JSON) goes.")],
     model: Model = "bundled",
-    prompts: Annotated[str, typer.Option(help="bundled-tune, bundled, or a file.")] = "bundled-tune",
+    prompts: Annotated[str, typer.Option(help=PROMPTS)] = "bundled-tune",
     count: Annotated[int, typer.Option(help="How many prompts.")] = 8,
     guidance_scale: Scale = 7.5,
     num_steps: Annotated[int, typer.Option(help="Timesteps of the path that is measured.")] = 32,
@@ -149,12 +155,25 @@ def evaluate(
     reading: Annotated[str, typer.Option(help="intent, density or literal.")] = "intent",
     batch_size: Batch = 50,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
+    prompt_seed: Annotated[int, typer.Option(help="Which of MS-COCO's images are taken, one caption each.")] = 0,
+    clip: Annotated[str | None, typer.Option(help="The CLIP that scores pictures of prompts that are not bundled: a folder or a hub id.")] = None,
+    shard: Annotated[str, typer.Option(help="Draw only this part, such as 0/4, and judge nothing; later, a run without it judges.")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Only measure a few network evaluations, and say what the run will cost.")] = False,
 ) -> None:
-    """Runs the ablation and writes records. Example: asddim evaluate --count 200 --steps 20 --out results/small"""
-    shape = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
+    """Runs the ablation and writes records; the same command goes on where it was stopped, and mends what it finds damaged.
+
+    Example: asddim evaluate --count 200 --steps 20 --out results/small
+
+    On many GPUs: torchrun --nproc_per_node 4 -m asddim_lib.cli evaluate --device cuda …, or accelerate launch -m asddim_lib.cli evaluate ….
+    On machines that share only a folder: asddim evaluate --shard $SLURM_ARRAY_TASK_ID/4 … on each, then asddim evaluate … on one.
+    """
+    shape: dict[str, Any] = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
+    shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan}
     summary = _experiment(out, model, prompts, count, device, **shape, reference_steps=reference_steps, p=p, lam=lam, reading=reading, batch_size=batch_size)
     typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     typer.echo(json.dumps({"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}))
+    _end(summary)
 
 
 @app.command()
@@ -179,19 +198,21 @@ def compare(
 
     Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200
     """
-    import pandas as pd
-
-    from asddim_lib.experiment import paired
+    from asddim_lib.errors import check
+    from asddim_lib.experiment import paired, read_records
     from asddim_lib.files import write_whole
 
-    shape = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
+    shape: dict[str, Any] = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
     tuned: dict[str, Any] = {"calibrate_on": calibrate_on, "calibrate_steps": calibrate_steps, "adjoint_probes": 2, "tuning_seed": 1_000_000}
     summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
-    against = paired(pd.read_parquet(out / "records.parquet"), "trailing", "distance" if reference_steps else "right_all")
+    records, key = read_records(out), "distance" if reference_steps else "right_all"
+    check(key in records, "reference_steps", 0, "give some: these prompts have no attributes to compare by")
+    against = paired(records, "trailing", key)
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))
     keys = ["guidance_scale", "steps", "solver", "method"]
     shown = summary[[*keys, *(c for c in ("distance", "distance_ci", "fid", "fid_ci", "clip", "right") if c in summary)]].merge(against, on=keys, how="left")
     typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+    _end(summary)
 
 
 @app.command()
@@ -201,7 +222,7 @@ def choose(
     profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate; without one, only fixed grids are tried.")] = None,
     grids: Annotated[str, typer.Option(help="Comma-separated allocations that are tried, too.")] = "trailing,leading,karras,logsnr,beta",
     model: Model = "bundled",
-    prompts: Annotated[str, typer.Option(help="bundled-tune, bundled, or a file.")] = "bundled-tune",
+    prompts: Annotated[str, typer.Option(help=PROMPTS)] = "bundled-tune",
     count: Count = 16,
     guidance_scale: Scale = 7.5,
     reference_steps: Annotated[int, typer.Option(help="DDIM steps of the solution that distances are measured from.")] = 200,
@@ -241,42 +262,102 @@ def clock(
         str, typer.Option(help="Comma-separated: ddim (diffusers' own), noise, gradient, combined, online, online-4.")
     ] = "ddim,noise,gradient,combined,online",
     repeats: Annotated[int, typer.Option(help="Images of each method and step count.")] = 5,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dtype: Dtype = "bfloat16",
     device: Device = "cpu",
 ) -> None:
     """Times the methods on the paper's networks (Tables 4-6), no weights needed. Example: asddim clock --model sd15 --steps 20 --device cuda"""
-    import torch
     from tqdm import tqdm
 
     from asddim_lib import fullsize
-    from asddim_lib.errors import check
     from asddim_lib.files import write_whole
 
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    check(dtype in kinds, "dtype", dtype, f"use one of {', '.join(kinds)}")
     how: dict[str, Any] = {"steps": _numbers("steps", steps, int), "methods": tuple(methods.split(",")), "repeats": repeats}
-    found = fullsize.clock(model, **how, device=device, dtype=kinds[dtype], progress=lambda waiting: tqdm(waiting, unit="image"))
+    found = fullsize.clock(model, **how, device=device, dtype=_dtype(dtype), progress=lambda waiting: tqdm(waiting, unit="image"))
     write_whole(out, lambda part: found.to_csv(part, index=False))
     shown = found.groupby(["steps", "method"], sort=False)[["nfe", "seconds"]].agg({"nfe": "first", "seconds": ["median", "min", "max"]})
     typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
 
 
 def _experiment(
-    out: Path, model: str, prompts: str, count: int, device: str, *, methods: str, solvers: str, steps: str, guidance_scales: str, **rest: Any
+    out: Path, model: str, prompts: str, count: int, device: str, *, methods: str, solvers: str, steps: str, guidance_scales: str,
+    dtype: str = "float32", prompt_seed: int = 0, clip: str | None = None, shard: str = "", plan: bool = False, **rest: Any,
 ) -> Any:  # fmt: skip
-    """The experiment that the options ask for; what is written as a list with commas becomes one."""
-    from tqdm import tqdm
+    """The summary of the experiment that the options ask for; what is written as a list with commas becomes one.
 
+    The process ends here where it has no summary to show: it only plans, or another process judges.
+    """
     from asddim_lib import experiment
     from asddim_lib.models import load_pipeline
     from asddim_lib.prompts import load_prompts
+    from asddim_lib.shards import joined
 
     setting = experiment.Setting(
         methods=tuple(dict.fromkeys(methods.split(","))), solvers=tuple(solvers.split(",")), steps=_numbers("steps", steps, int),
         guidance_scales=_numbers("guidance_scale", guidance_scales, float), **rest,
     )  # fmt: skip
-    table = load_prompts(prompts, count)
-    return experiment.evaluate(load_pipeline(model, device=device), table, setting, out, lambda waiting: tqdm(waiting, unit="batch"))
+    table = load_prompts(prompts, count, prompt_seed)
+    with joined(shard) as place:
+        pipe = load_pipeline(model, dtype=_dtype(dtype), device=place.device(device))
+        if plan:
+            if place.speaks:
+                _show_plan(pipe, table, setting)
+            raise typer.Exit
+        found = experiment.evaluate(pipe, table, setting, out, lambda waiting: _bar(waiting, place), shard=place, clip=clip)
+    if place.judges:
+        return found
+    if place.speaks:
+        typer.echo(f"shard {shard} is drawn; when all are, run the same command without --shard to judge")
+        _end(found)
+    raise typer.Exit
+
+
+def _show_plan(pipe: Any, table: Any, setting: Any) -> None:
+    from asddim_lib.plan import calibration, measure, plan
+
+    cost = measure(pipe, table, setting)
+    found, profiles = plan(setting, len(table), cost), calibration(setting)
+    pictures, evaluations, hours, size = (found[name].sum() for name in ("pictures", "evaluations", "hours", "gigabytes"))
+    memory = "" if cost.memory is None else f", {cost.memory:.0f} MB of memory at its peak"
+    typer.echo(found.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+    typer.echo(f"{pictures} pictures, {evaluations} network evaluations, {hours:.3g} hours on one such device, {size:.3g} GB")
+    typer.echo(f"besides: profiles, {profiles} evaluations, {profiles * cost.seconds / 3600:.3g} hours; judging; grids that are found by trying")
+    typer.echo(
+        f"measured on {pipe.device}, {min(setting.batch_size, len(table))} pictures at once: {cost.seconds:.3g} s an evaluation, {cost.rest:.3g} s a picture "
+        f"for text, decoding and copying{memory}"
+    )
+
+
+def _bar(waiting: list, shard: Any) -> Iterator:
+    """Yields batches under a bar that goes by network evaluations, so that the time left holds for any mixture of step counts."""
+    import time
+
+    from tqdm import tqdm
+
+    total, done, begun = sum(batch.pictures for batch in waiting), 0, time.perf_counter()
+    look = "{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+    name = f"shard {shard.number}/{shard.count} " if shard.count > 1 else ""
+    with tqdm(total=sum(batch.evaluations for batch in waiting), desc=name, bar_format=look, disable=not shard.speaks) as bar:
+        for batch in waiting:
+            yield batch
+            done += batch.pictures
+            bar.set_postfix_str(f"{done}/{total} images, {done / (time.perf_counter() - begun):.3g} images/s", refresh=False)
+            bar.update(batch.evaluations)
+
+
+def _end(found: Any) -> None:
+    """Says in one line, and by exit code 1, how many pictures failed."""
+    if failed := int(found["failed"].sum()):
+        typer.echo(f"asddim: {failed} pictures failed: the network gave numbers that are not finite; the figures leave them out, the next run draws them again", err=True)
+        raise typer.Exit(1)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    from asddim_lib.errors import check
+
+    check(name in KINDS, "dtype", name, f"use one of {', '.join(KINDS)}")
+    return getattr(torch, name)
 
 
 def _numbers(name: str, text: str, kind: type) -> tuple:
@@ -288,8 +369,15 @@ def _numbers(name: str, text: str, kind: type) -> tuple:
 
 def main() -> None:
     """Entry point: wrong use and a failing disk end in one line and exit code 2."""
+    notes = logging.StreamHandler()
+    notes.setFormatter(logging.Formatter("asddim: %(message)s"))
+    logging.getLogger("asddim_lib").addHandler(notes)
     try:
         app()
     except (ValueError, OSError) as error:
         print(f"asddim: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":  # for torchrun -m and accelerate launch -m
+    main()

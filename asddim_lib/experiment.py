@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import json
+import logging
 import platform
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from filelock import FileLock
 from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.calibration import calibrate, record
 from asddim_lib.direct import choose, direct_search, solution
 from asddim_lib.errors import check
-from asddim_lib.files import short_hash, write_whole
+from asddim_lib.files import short_hash, sweep, write_whole
 from asddim_lib.grids import ALLOCATIONS, timesteps
 from asddim_lib.models import Pipeline, weights_hash
 from asddim_lib.path import Trajectory
+from asddim_lib.pictures import draw, load, save, whole
 from asddim_lib.prompts import check_prompts, load_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
 from asddim_lib.search import SEARCHED
 from asddim_lib.sensitivity import SensitivityProfile
+from asddim_lib.shards import ALONE, Shard
 from asddim_lib.unipc import UniPCGridScheduler
+
+log = logging.getLogger(__name__)
 
 #: The paper's methods, by their grids. `ddim` is Stable Diffusion's own; the trailing one tells a better start from a better grid. Any other
 #: allocation of `grids` is a method of its own name.
@@ -83,38 +85,6 @@ class Setting:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
 
 
-class Drawn(NamedTuple):
-    """Pictures (n × 3 × h × w, uint8), the latents that they were decoded from (n × c × h × w), and the seconds that one took."""
-
-    images: Tensor
-    latents: Tensor
-    seconds: float
-
-
-@torch.no_grad()
-def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, guidance_scale: float, batch_size: int = 50, **grid: Any) -> Drawn:
-    """Pictures for prompts, each from the noise of its own seed. `grid` is what the pipeline takes: num_inference_steps, or timesteps.
-
-    A pipeline without `callback_on_step_end` shows no latents: they come out empty.
-    """
-    images, latents, begun = [], [], time.perf_counter()
-    last = torch.empty(0)
-
-    def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal last
-        last = values["latents"]
-        return values
-
-    watch = {"callback_on_step_end": keep} if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters else {}
-    for start in range(0, len(prompts), batch_size):
-        chosen = slice(start, start + batch_size)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-        made = pipe(prompts[chosen], guidance_scale=guidance_scale, generator=generators, output_type="np", **grid, **watch)
-        images.append(metrics.images_to_uint8(made.images))
-        latents.append(last.float().cpu())
-    return Drawn(torch.cat(images), torch.cat(latents), (time.perf_counter() - begun) / len(prompts))
-
-
 @dataclass(frozen=True)
 class Cell:
     """One method with one solver at one step count and guidance scale."""
@@ -128,8 +98,34 @@ class Cell:
     def name(self) -> str:
         return f"{self.method}-{self.solver}-g{self.guidance_scale:g}-k{self.steps}"
 
-    def file(self, out: Path, start: int) -> Path:
-        return out / "images" / f"{self.name}-{start:06d}.safetensors"
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations a picture: two a step with guidance."""
+        return self.steps * (2 if self.guidance_scale > 1 else 1)
+
+
+class Batch(NamedTuple):
+    """The pictures of a cell for the prompts `start` … `stop` − 1: drawn together, kept in one file, whoever draws them."""
+
+    cell: Cell
+    start: int
+    stop: int
+
+    @property
+    def pictures(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def evaluations(self) -> int:
+        return self.pictures * self.cell.evaluations
+
+    def file(self, out: Path) -> Path:
+        return out / "images" / f"{self.cell.name}-{self.start:06d}.safetensors"
+
+
+def batches(cell: Cell, count: int, setting: Setting) -> list[Batch]:
+    """A cell's pictures for `count` prompts; cut the same way whatever draws them."""
+    return [Batch(cell, start, min(start + setting.batch_size, count)) for start in range(0, count, setting.batch_size)]
 
 
 def cells(setting: Setting) -> list[Cell]:
@@ -157,88 +153,115 @@ def generate(
     setting: Setting,
     grids: dict[Cell, list[int]],
     out: Path,
-    progress: Callable[[list], Iterable] = iter,
-) -> None:
-    """Draws every picture of the experiment into `out`/images; image i starts from the noise of seed i, whatever the method.
+    progress: Callable[[list[Batch]], Iterable[Batch]] = iter,
+    shard: Shard = ALONE,
+) -> int:
+    """Draws a shard's pictures of the experiment into `out`/images; image i starts from the noise of seed i, whatever the method.
 
-    A batch is written, whole, as soon as it is drawn: a run that was stopped goes on where it stopped, and a folder that holds other pictures
-    under the same names is refused. Methods take turns batch by batch, so that a drift in the machine's speed touches all alike.
-    Raises ValueError for wrong prompts or a missing grid.
+    A batch is written, whole, as soon as it is drawn: a run that was stopped goes on where it stopped, a damaged file is named and drawn
+    again, and a folder that holds other pictures under the same names is refused. Methods take turns batch by batch, in the same process, so
+    that a drift in the machine's speed touches all alike. A picture that is not finite is named, and drawn again by the next run.
+    Returns how many are not finite. Raises ValueError for wrong prompts or a missing grid.
     """
     prompts = list(table["prompt"])
     check_prompts(pipe, prompts)
-    wanted = [*cells(setting), *references(setting)]
+    wanted = list(dict.fromkeys((*cells(setting), *references(setting))))
     for cell in wanted:
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
-    _claim(out, pipe, prompts, setting, {cell.name: grids[cell] for cell in wanted})
-    original = pipe.scheduler
-    starts = range(0, len(prompts), setting.batch_size)
-    groups: dict[tuple[float, int], list[Cell]] = {(c.guidance_scale, c.steps): [] for c in wanted}
+    with _locked(out):
+        _claim(out, pipe, prompts, setting, {cell.name: grids[cell] for cell in wanted})
+    groups: dict[tuple[float, int], list[list[Batch]]] = {}
     for cell in wanted:
-        groups[cell.guidance_scale, cell.steps].append(cell)
-    waiting = [(cell, start) for group in groups.values() for start in starts for cell in group if not _whole(cell.file(out, start))]
+        groups.setdefault((cell.guidance_scale, cell.steps), []).append(batches(cell, len(prompts), setting))
+    turns = list(enumerate(turn for group in groups.values() for turn in zip(*group, strict=True)))  # each has all methods' batches of the same prompts
+    found = [(number, left) for number, turn in shard.share(turns) if (left := [batch for batch in turn if not whole(batch.file(out))])]
+    original, failed, at_once, warm = pipe.scheduler, 0, setting.batch_size, False
     try:
-        for number, (cell, start) in enumerate(progress(waiting)):
-            pipe.scheduler = SOLVERS[cell.solver][0].from_config(original.config)
-            stop = min(start + setting.batch_size, len(prompts))
-            what = {"prompts": prompts[start:stop], "seeds": list(range(start, stop)), "guidance_scale": cell.guidance_scale, "batch_size": setting.batch_size}
-            if number == 0:  # the first call of a process pays for lazy initialisation; it is not timed
-                draw(pipe, **what, num_inference_steps=1)
-            drawn = draw(pipe, **what, timesteps=grids[cell])
-            kept = {"images": drawn.images, "latents": drawn.latents, "seconds": torch.tensor(drawn.seconds, dtype=torch.float64)}
-            write_whole(cell.file(out, start), partial(save_file, {**kept, "threads": torch.tensor(torch.get_num_threads())}))
+        for batch in progress([batch for _, left in shard.deal(found) for batch in left]):
+            pipe.scheduler = SOLVERS[batch.cell.solver][0].from_config(original.config)
+            pipe.scheduler.strict = False  # one picture's fault does not stop the batch: draw tells which are finite
+            seeds = list(range(batch.start, batch.stop))
+            what: dict[str, Any] = {"prompts": [prompts[seed] for seed in seeds], "seeds": seeds, "guidance_scale": batch.cell.guidance_scale}
+            if not warm:  # the first call of a process pays for lazy initialisation; it is not timed
+                draw(pipe, **what, batch_size=at_once, num_inference_steps=1)
+                warm = True
+            drawn = draw(pipe, **what, batch_size=at_once, timesteps=grids[batch.cell])
+            save(batch.file(out), drawn)
+            at_once = min(at_once, drawn.at_once) if drawn.at_once < batch.pictures else at_once  # what the memory did not hold, it is not asked for again
+            for seed in (seed for seed, sound in zip(seeds, drawn.finite.tolist(), strict=True) if not sound):
+                log.warning("%s: not finite for prompt %r, seed %d; the picture counts as failed", batch.cell.name, prompts[seed], seed)
+                failed += 1
     finally:
         pipe.scheduler = original
+    return failed
 
 
-def judge(table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu") -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
+def judge(table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu", clip: str | None = None) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
     """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, threads, NFE, distance), and each cell's judge features.
 
-    The distance is that of a picture's latents from the reference's for the same seed, over the reference's spread about its mean.
+    The distance is that of a picture's latents from the reference's for the same seed, over the reference's spread about its mean. Attributes
+    and features are those of prompts with the bundled ones' columns, for which alone the bundled judge was made; `clip`, a folder or hub id,
+    scores the pictures of others. A picture that is `failed` has no figures. Pictures are read a batch at a time.
     """
     records, features = [], {}
-    exact = {cell.guidance_scale: _load(cell, table, setting, out)["latents"].flatten(1) for cell in references(setting)}
+    goals = {cell.guidance_scale: torch.cat([load(b.file(out))["latents"] for b in batches(cell, len(table), setting)]).flatten(1) for cell in references(setting)}
     for cell in cells(setting):
-        held = _load(cell, table, setting, out)
-        features[cell] = metrics.judge_features(held["images"], device=device)
-        right = metrics.attributes_right(features[cell], {name: list(table[name]) for name in table})
-        frame = pd.DataFrame({
-            **asdict(cell), "index": np.arange(len(table)), "category": table["category"].to_numpy(),
-            "clip": metrics.clip_cosine(held["images"], list(table["prompt"]), device=device).numpy(),
-            "seconds": held["seconds"].numpy(), "threads": held["threads"].numpy(),
-            "nfe": cell.steps * (2 if cell.guidance_scale > 1 else 1), **{f"right_{k}": v.numpy() for k, v in right.items()},
-        })  # fmt: skip
-        if cell.guidance_scale in exact:
-            frame["distance"] = metrics.relative_distance(held["latents"].flatten(1), exact[cell.guidance_scale]).numpy()
+        parts = [_judged(load(b.file(out)), b, table.iloc[b.start : b.stop], device, clip) for b in batches(cell, len(table), setting)]
+        frame = pd.concat([part[0] for part in parts], ignore_index=True)
+        if has_attributes(table):
+            features[cell] = torch.cat([part[1] for part in parts])
+        if cell.guidance_scale in goals:
+            latents, goal = torch.cat([part[2] for part in parts]).flatten(1), goals[cell.guidance_scale]
+            both = latents.isfinite().all(1) & goal.isfinite().all(1)
+            frame.loc[both.numpy(), "distance"] = metrics.relative_distance(latents[both], goal[both]).numpy()
         records.append(frame)
     return pd.concat(records, ignore_index=True), features
 
 
-def _load(cell: Cell, table: pd.DataFrame, setting: Setting, out: Path) -> dict[str, Tensor]:
-    """A cell's pictures and latents, and each picture's seconds and threads."""
-    parts = [load_file(cell.file(out, start)) for start in range(0, len(table), setting.batch_size)]
-    each = {key: torch.cat([part[key].expand(len(part["images"])) for part in parts]) for key in ("seconds", "threads")}
-    return {**{key: torch.cat([part[key] for part in parts]) for key in ("images", "latents") if key in parts[0]}, **each}
+def _judged(held: dict[str, Tensor], batch: Batch, table: pd.DataFrame, device: str, clip: str | None) -> tuple[pd.DataFrame, Tensor, Tensor]:
+    """A batch's records, the judge's features of its sound pictures, and all its latents."""
+    sound, features, measured = held["finite"].numpy(), torch.empty(0), {}
+    images, asked = held["images"][held["finite"]], table[sound]
+    if len(images) and (clip or has_attributes(table)):
+        measured["clip"] = metrics.clip_cosine(images, list(asked["prompt"]), clip, device=device).numpy()
+    if len(images) and has_attributes(table):
+        features = metrics.judge_features(images, device=device)
+        right = metrics.attributes_right(features, {name: list(asked[name]) for name in asked})
+        measured |= {f"right_{k}": v.numpy() for k, v in right.items()}
+    index = pd.RangeIndex(batch.start, batch.stop)
+    frame = pd.DataFrame({
+        **asdict(batch.cell), "index": index, **({"category": table["category"].to_numpy()} if "category" in table else {}),
+        **{key: held[key].item() for key in ("seconds", "threads", "at_once")}, "nfe": batch.cell.evaluations, "failed": ~sound,
+    }, index=index)  # fmt: skip
+    return frame.join(pd.DataFrame(measured, index=index[sound])), features, held["latents"]
+
+
+def has_attributes(table: pd.DataFrame) -> bool:
+    """Whether these prompts are of the bundled kind, whose attributes the bundled judge reads."""
+    return {"garment_a", "count", "relation"} <= set(table)
 
 
 def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFrame:
-    """One row a cell: each metric and the half-width of its 95 % interval, and the number of pictures. No FID of too few pictures for one."""
-    reference, rows = metrics.reference_features(), []
-    keys = list(asdict(next(iter(features))))
-    for cell, found in features.items():
-        part = records[(records[keys] == pd.Series(asdict(cell))).all(axis=1)]
-        row: dict[str, Any] = {**asdict(cell), "n": len(part), "nfe": int(part["nfe"].iloc[0])}
-        if len(found) > found.shape[1]:
-            row["fid"], row["fid_ci"] = metrics.fid_interval(found, reference)
-        row["kid"], row["kid_ci"] = metrics.kid(found, reference)
-        row["clip"], row["clip_ci"] = metrics.mean_interval(part["clip"])
-        row["right"], row["right_ci"] = metrics.mean_interval(part["right_all"])
-        if "distance" in part:
-            row["distance"], row["distance_ci"] = metrics.mean_interval(part["distance"])
-        batches = part["seconds"].drop_duplicates()
-        row["seconds"] = float(batches.median())
-        row["seconds_ci"] = metrics.mean_interval(batches)[1]
-        row["threads"] = " or ".join(str(n) for n in sorted(set(part["threads"])))
+    """One row a cell: each metric and the half-width of its 95 % interval, and the numbers of pictures judged and failed.
+
+    No FID of too few pictures for one.
+    """
+    rows, keys = [], [field.name for field in fields(Cell)]
+    for key, every in records.groupby(keys, sort=False):
+        cell, part = Cell(**dict(zip(keys, key, strict=True))), every[~every["failed"].astype(bool)]
+        row: dict[str, Any] = {**asdict(cell), "n": len(part), "failed": len(every) - len(part), "nfe": int(every["nfe"].iloc[0])}
+        if cell in features and len(part) > 1:
+            reference = metrics.reference_features()
+            if len(part) > features[cell].shape[1]:
+                row["fid"], row["fid_ci"] = metrics.fid_interval(features[cell], reference)
+            row["kid"], row["kid_ci"] = metrics.kid(features[cell], reference)
+        for name, column in (("clip", "clip"), ("right", "right_all"), ("distance", "distance")):
+            if column in part and len(part):
+                row[name], row[f"{name}_ci"] = metrics.mean_interval(part[column].dropna())
+        seconds = every["seconds"].drop_duplicates()
+        row["seconds"] = float(seconds.median())
+        row["seconds_ci"] = metrics.mean_interval(seconds)[1]
+        row["threads"] = " or ".join(str(n) for n in sorted(set(every["threads"])))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -255,47 +278,100 @@ def paired(records: pd.DataFrame, baseline: str, key: str) -> pd.DataFrame:
         wide = part.pivot(index="index", columns="method", values=key).astype(float)
         check(baseline in wide, "baseline", baseline, f"use one of {', '.join(wide)}")
         for method in (name for name in part["method"].unique() if name != baseline):
-            change = (wide[method] - wide[baseline]).to_numpy()
+            change = (wide[method] - wide[baseline]).dropna().to_numpy()  # without the pairs of which one failed
             mean, half = metrics.mean_interval(change)
             p_value = float(wilcoxon(change).pvalue) if change.any() else 1.0
             rows.append({"guidance_scale": scale, "steps": steps, "solver": solver, "method": method, "difference": mean, "half": half, "p_value": p_value})
     return pd.DataFrame(rows)
 
 
-def evaluate(pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, progress: Callable[[list], Iterable] = iter, teach_on: int = 256) -> pd.DataFrame:
+def evaluate(
+    pipe: Pipeline,
+    table: pd.DataFrame,
+    setting: Setting,
+    out: Path,
+    progress: Callable[[list[Batch]], Iterable[Batch]] = iter,
+    teach_on: int = 256,
+    shard: Shard = ALONE,
+    clip: str | None = None,
+) -> pd.DataFrame:
     """The whole experiment: grids, pictures, records, summary; all kept in `out`.
 
     What a grid needs is measured on prompts that are not reported on: profiles as the setting has it, the path of the oracle and of GITS on
-    `teach_on` prompts over 60 steps, as GITS' authors do, and what is found by trying as the setting has it.
-    Returns the summary. Raises ValueError as `generate` does, and for prompts without the bundled ones' attributes, which the judge reads.
+    `teach_on` prompts over 60 steps, as GITS' authors do, and what is found by trying as the setting has it. One process measures, others
+    wait for it. Each process draws its shard. One judges, when all pictures are there: it reads them from files, so that no figure is put
+    together from several processes' parts, and none hangs on how many there were.
+    Returns the summary; of a process that does not judge, a row that says how many of its pictures failed. Raises ValueError as `generate` does.
     """
-    missing = {"category", "garment_a", "count", "relation"} - set(table)
-    check(not missing, "prompts", f"without the columns {', '.join(sorted(missing))}", "use bundled or bundled-tune")
-    tune, profiles = list(load_prompts("bundled-tune")["prompt"]), {}
-    grids: dict[Cell, list[int]] = {}
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    for scale in setting.guidance_scales:
-        # Kept with the pictures: a record's profile, which may be another model's, is never taken for this run's.
-        file = out / "images" / f"profile-g{scale:g}.json"
-        if not file.exists():
-            how: dict[str, Any] = {"num_steps": setting.calibrate_steps, "adjoint_probes": setting.adjoint_probes, "seed": setting.tuning_seed}
-            calibrate(pipe, tune[: setting.calibrate_on], guidance_scale=scale, cache=out / "images" / "parts", **how).save(file)
-        profiles[scale] = SensitivityProfile.load(file)
-        find = _Finder(pipe, setting, scale, profiles[scale], tune, teach_on, out)
-        for cell in (*cells(setting), *references(setting)):
-            if cell.guidance_scale == scale:
-                grids[cell] = find(cell) if cell.method in (*SEARCHED, *TRIED) else grid_for(pipe.scheduler, cell, setting, profiles[scale])
-    generate(pipe, table, setting, grids, out, progress)
-    records, features = judge(table, setting, out, str(pipe.device))
+    if clip:
+        metrics.load_clip(clip, str(pipe.device))  # a wrong name is told now, not after the pictures
+    grids, profiles = find_grids(pipe, setting, out, teach_on)
+    failed = generate(pipe, table, setting, grids, out, progress, shard)
+    shard.part()
+    if not shard.judges:
+        return pd.DataFrame({"shard": [f"{shard.number}/{shard.count}"], "failed": [failed]})
+    if (out / "records.parquet").exists():
+        try:
+            read_records(out)
+        except ValueError as error:
+            log.warning("%s", error)
+    records, features = judge(table, setting, out, str(pipe.device), clip)
     summary = summarize(records, features)
     for scale, profile in profiles.items():
         profile.save(out / f"profile-g{scale:g}.json")
     write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
     tried = {cell.name: json.loads(found_file(cell, out).read_text()) for cell in grids if cell.method in TRIED}
-    found = provenance(setting, pipe, table) | {"grids": {cell.name: grid for cell, grid in grids.items()}, "tried": tried}
+    found = provenance(setting, pipe, table) | {
+        "clip": clip or ("bundled" if has_attributes(table) else None),
+        "records_sha256": _file_hash(out / "records.parquet"),
+        "grids": {cell.name: grid for cell, grid in grids.items()},
+        "tried": tried,
+    }
     write_whole(out / "provenance.json", lambda part: part.write_text(json.dumps(found) + "\n"))
     return summary
+
+
+def find_grids(pipe: Pipeline, setting: Setting, out: Path, teach_on: int = 256) -> tuple[dict[Cell, list[int]], dict[float, SensitivityProfile]]:
+    """Every cell's timesteps, and each guidance scale's profile: measured by the first process that comes here, kept, and read by the others."""
+    tune, profiles = list(load_prompts("bundled-tune")["prompt"]), {}
+    grids: dict[Cell, list[int]] = {}
+    with _locked(out):
+        for scale in setting.guidance_scales:
+            # Kept with the pictures: a record's profile, which may be another model's, is never taken for this run's.
+            file = out / "images" / f"profile-g{scale:g}.json"
+            if not file.exists():
+                how: dict[str, Any] = {"num_steps": setting.calibrate_steps, "adjoint_probes": setting.adjoint_probes, "seed": setting.tuning_seed}
+                calibrate(pipe, tune[: setting.calibrate_on], guidance_scale=scale, cache=out / "images" / "parts", **how).save(file)
+            profiles[scale] = SensitivityProfile.load(file)
+            find = _Finder(pipe, setting, scale, profiles[scale], tune, teach_on, out)
+            for cell in (*cells(setting), *references(setting)):
+                if cell.guidance_scale == scale:
+                    grids[cell] = find(cell) if cell.method in (*SEARCHED, *TRIED) else grid_for(pipe.scheduler, cell, setting, profiles[scale])
+    return grids, profiles
+
+
+def _locked(out: Path) -> FileLock:
+    """Lets one process at a time find grids or claim the folder; a killed one's lock goes with it."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    sweep(out / "images")
+    return FileLock(out / "images" / ".lock")
+
+
+def read_records(out: Path) -> pd.DataFrame:
+    """An experiment's records. Raises ValueError, which names the file, where it does not hold what was written."""
+    file, said = out / "records.parquet", out / "provenance.json"
+    try:
+        wanted = json.loads(said.read_text()).get("records_sha256") if said.exists() else None
+        check(wanted in (None, _file_hash(file)), "its checksum", "another", "provenance.json has the right one")
+        return pd.read_parquet(file)
+    except (ValueError, OSError) as error:  # Arrow's errors are of either kind
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file} is damaged ({reason}); run the same command again: it is made anew from the pictures") from error
+
+
+def _file_hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @dataclass
@@ -371,7 +447,7 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
     import diffusers
 
     return {
-        "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), "weights_sha256": weights_hash(pipe),
+        "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), **table.attrs, "weights_sha256": weights_hash(pipe),
         "dtype": str(pipe.unet.dtype), "torch": torch.__version__, "diffusers": diffusers.__version__,
         "python": platform.python_version(), "machine": platform.machine(), "device": str(pipe.device),
     }  # fmt: skip
@@ -381,17 +457,11 @@ def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grid
     """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else. New cells may join."""
     wanted = {"batch_size": setting.batch_size, "prompts": short_hash(prompts), "weights": weights_hash(pipe), "dtype": str(pipe.unet.dtype)}
     file = out / "images" / "claim.json"
-    held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}
+    try:
+        held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): it says what the pictures beside it depend on; remove its folder") from error
     other = [key for key in wanted if held.get(key) != wanted[key]]
     other += [f"grid of {name}" for name, grid in grids.items() if held.get("grids", {}).get(name, grid) != grid]
     check(not other, "out", f"{out}, which holds pictures of another {', '.join(other)}", "name another folder or remove this one")
-    (out / "images").mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda part: part.write_text(json.dumps({**wanted, "grids": {**held.get("grids", {}), **grids}}) + "\n"))
-
-
-def _whole(file: Path) -> bool:
-    try:
-        load_file(file)
-    except (FileNotFoundError, SafetensorError):  # missing or cut short: drawn again
-        return False
-    return True

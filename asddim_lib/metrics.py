@@ -40,11 +40,14 @@ def load_judge(device: str = "cpu") -> Judge:
 
 @cache
 def load_clip(folder: str | None = None, device: str = "cpu") -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP model (float32) and its processor; the bundled one unless a folder or hub id is given."""
+    """A CLIP model (float32) and its processor; the bundled one unless a folder or hub id is given. Raises ValueError where there is none."""
     from transformers import CLIPModel, CLIPProcessor
 
-    source = folder or data_folder() / "clip"
-    return CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device), CLIPProcessor.from_pretrained(source)
+    source = data_folder() / "clip" if folder in (None, "bundled") else folder
+    try:
+        return CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device), CLIPProcessor.from_pretrained(source)
+    except Exception as error:  # as in load_pipeline
+        raise ValueError(f"clip is {str(source)!r}, which could not be loaded ({str(error).strip().splitlines()[0]}); give a folder or a hub id") from error
 
 
 @cache

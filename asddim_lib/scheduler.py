@@ -28,6 +28,9 @@ class ASDDIMScheduler(DDIMScheduler):
     >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="noise")
     """
 
+    #: Whether a number that is not finite stops the whole batch. Who looks at each sample when it is done may set it to False.
+    strict = True
+
     @register_to_config
     def __init__(
         self,
@@ -134,6 +137,8 @@ class ASDDIMScheduler(DDIMScheduler):
         return found if found.ndim == 0 else found.to(sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))
 
     def _watch(self, model_output: Tensor, timestep: int | Tensor) -> None:
+        if not self.strict:
+            return
         self._seen.append((model_output.aminmax(), timestep))  # both are NaN if any is, and unlike isfinite() this makes no second tensor
         if self._has_values(model_output.device) or len(self._seen) + self._begin >= len(self.timesteps):
             self._report()
