@@ -324,8 +324,8 @@ def _raw(token: Token) -> str | None:
         "myst_block_break": lambda: "+++",
         "math_block_label": lambda: f"({token.info})",
         "footnote_ref": lambda: f"[^{token.meta['label']}]",
-        "substitution_inline": lambda: f"{{{{{token.content}}}}}",
-        "substitution_block": lambda: f"{{{{{token.content}}}}}",
+        "substitution_inline": lambda: f"{{{{ {token.content} }}}}",
+        "substitution_block": lambda: f"{{{{ {token.content} }}}}",
     }
     return shapes[token.type]() if token.type in shapes else None
 

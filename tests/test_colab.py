@@ -1,7 +1,6 @@
 """The notebooks for Colab: nothing is left of MyST, the first cell fetches and installs what is missing, and each runs where only Colab's packages are."""
 
 import ast
-import json
 import os
 import re
 import subprocess
@@ -25,6 +24,10 @@ ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"
 COMMIT = "0" * 40
 FLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CHAPTERS = pytest.mark.parametrize("chapter", colab.chapters())
+
+
+def said(*command, **options):
+    return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout.strip()
 
 
 def made(chapter):
@@ -125,8 +128,20 @@ def test_citations_name_authors_and_years(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "raw",
-    ["{numref}`euler`", "{eq}`eq-none`", "{doc}`nowhere`", "{ref}`x <nowhere>`", "```{figure} a.png\n```", "```{eval-rst}\na\n```", "$$\na\n$$ (eq-none)", "a[^1]\n\n[^1]: b", "[peers](peers.md)"]
-    + ["![a](a.png)", "- one\n  {glue:text}`x`", "{{ version }}"],
+    [
+        "{numref}`euler`",
+        "{eq}`eq-none`",
+        "{doc}`nowhere`",
+        "{ref}`x <nowhere>`",
+        "- one\n  {glue:text}`x`",
+        "```{figure} a.png\n```",
+        "```{eval-rst}\na\n```",
+        "$$\na\n$$ (eq-none)",
+        "a[^1]\n\n[^1]: b",
+        "[peers](peers.md)",
+        "![a](a.png)",
+        "{{ version }}",
+    ],
 )
 def test_what_has_no_translation_is_refused(raw):
     with pytest.raises(ValueError, match=r"^book/chapters/ddim\.md:(8|9|10) has .*, which Colab would show as it is; write it otherwise, or teach book/colab\.py$"):
@@ -173,16 +188,15 @@ def test_the_first_cell_installs_all_that_the_chapters_import():
 def published(tmp_path_factory):
     """A repository whose one commit is the tree as it is here, committed or not."""
     folder = tmp_path_factory.mktemp("published") / "repository"
-    git = ["git", "--git-dir", str(folder), "--work-tree", str(ROOT), "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    subprocess.run(["git", "init", "--quiet", "--bare", str(folder)], check=True)
+    said("git", "init", "--quiet", "--bare", folder)
     for command in (["add", "--all"], ["commit", "--quiet", "--message", "as it is"]):
-        subprocess.run([*git, *command], check=True, cwd=ROOT)
+        said("git", "--git-dir", folder, "--work-tree", ROOT, "-c", "user.name=test", "-c", "user.email=test@localhost", *command, cwd=ROOT)
     return folder
 
 
 @pytest.fixture(scope="session")
 def head(published):
-    return subprocess.run(["git", "-C", str(published), "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    return said("git", "-C", published, "rev-parse", "HEAD")
 
 
 class Machine:
@@ -196,9 +210,9 @@ class Machine:
             for package in Path(place).iterdir():
                 if not any(name in package.name for name in ("asddim_lib", *without)) and package.suffix != ".pth":
                     (brought / package.name).symlink_to(package)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+        said(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
         self.python = str(folder / "venv" / "bin" / "python")
-        self.site = Path(subprocess.run([self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True).stdout.strip())
+        self.site = Path(said(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
         (self.site / "brought.pth").write_text(str(brought))
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTHON", "PYTEST", "VIRTUAL_ENV", "PIP", "MPL", "JUPYTER", "GIT"))}
         redirect = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{published}.insteadOf", "GIT_CONFIG_VALUE_0": ADDRESS}
@@ -214,8 +228,7 @@ class Machine:
 
 def test_the_first_cell_does_nothing_where_all_is_here(tmp_path):
     cell = colab.setup(COMMIT) + "\nassert 'project' not in globals()\nprint(os.getcwd())"
-    done = subprocess.run([sys.executable, "-c", cell], cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{ROOT}\n"
+    assert said(sys.executable, "-c", cell, cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)}) == str(ROOT), "without git, even"
 
 
 def test_the_first_cell_says_in_one_line_that_cloning_failed(tmp_path):
@@ -268,7 +281,7 @@ def test_the_first_cell_installs_pins_and_changes_nothing_that_is_here(tmp_path,
 
 
 def test_every_notebook_runs_in_a_fresh_environment(tmp_path, published, head):
-    files = colab.write(tmp_path / "notebooks", head)
+    files = sorted(colab.write(tmp_path / "notebooks", head), key=lambda file: -file.stat().st_size)  # the longest first, so that both workers end together
     with ThreadPoolExecutor(2) as pool:
         failures = [failure for failure in pool.map(lambda file: tried(file, tmp_path / file.stem, published, head), files) if failure]
     assert not failures, "\n\n".join(failures)
@@ -293,14 +306,13 @@ def tried(file, folder, published, head):
 
 
 def test_the_public_address_stands_in_one_place(published):
-    owner_and_name = ADDRESS.removeprefix("https://github.com/")
-    found = subprocess.run(["git", "-C", str(published), "grep", "--ignore-case", "--fixed-strings", "-e", owner_and_name, "HEAD"], capture_output=True, text=True).stdout
-    assert [line.split(":")[1] for line in found.splitlines()] == ["pyproject.toml"]
+    found = said("git", "-C", published, "grep", "--ignore-case", "--fixed-strings", "--name-only", "-e", ADDRESS.removeprefix("https://github.com/"), "HEAD")
+    assert found == "HEAD:pyproject.toml"
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=[flow.stem for flow in FLOWS])
 def test_workflows_are_valid_and_call_the_makefile_alone(flow):
-    subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(flow)], check=True)
+    said(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", flow)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     allowed = r"git (checkout --quiet --orphan|--work-tree=_build/colab add|-c user\.\S+ -c user\.\S+ commit|push --quiet --force origin) .+"
     steps = [step for job in yaml.safe_load(flow.read_text())["jobs"].values() for step in job["steps"]]
@@ -314,14 +326,12 @@ def test_workflows_are_valid_and_call_the_makefile_alone(flow):
 def test_the_workflow_s_commands_fill_the_branch_with_the_notebooks_alone(tmp_path, published, head):
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())
     (commands,) = [step["run"] for step in flow["jobs"]["notebooks"]["steps"] if step.get("run", "").startswith("git")]
-    subprocess.run(["git", "clone", "--quiet", "--bare", str(published), str(tmp_path / "origin")], check=True)
-    for _ in range(2):  # a second time, over the first
-        checkout = tmp_path / "checkout"
-        subprocess.run(["rm", "-rf", str(checkout)], check=True)
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--no-tags", f"file://{tmp_path / 'origin'}", str(checkout)], check=True)
+    origin = tmp_path / "origin"
+    said("git", "clone", "--quiet", "--bare", published, origin)
+    for turn in ("first", "second"):  # the second time over the first
+        checkout = tmp_path / turn
+        said("git", "clone", "--quiet", "--depth", "1", f"file://{origin}", checkout)
         colab.write(checkout / "_build" / "colab", head)
-        subprocess.run(["bash", "-e", "-c", commands], cwd=checkout, env={**os.environ, "GITHUB_SHA": head}, check=True)
-    listed = subprocess.run(["git", "-C", str(tmp_path / "origin"), "ls-tree", "-r", "--name-only", "notebooks"], check=True, capture_output=True, text=True).stdout.split()
-    assert listed == sorted(f"{name}.ipynb" for name in colab.chapters())
-    (tip,) = json.loads(f"[{subprocess.run(['git', '-C', str(tmp_path / 'origin'), 'rev-list', '--count', 'notebooks'], capture_output=True, text=True).stdout}]")
-    assert tip == 1
+        said("bash", "-e", "-c", commands, cwd=checkout, env={**os.environ, "GITHUB_SHA": head})
+    assert said("git", "-C", origin, "ls-tree", "-r", "--name-only", "notebooks").split() == sorted(f"{name}.ipynb" for name in colab.chapters())
+    assert said("git", "-C", origin, "rev-list", "--count", "notebooks") == "1"
