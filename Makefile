@@ -4,11 +4,14 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book test experiment bench lock clean
+.PHONY: book colab test experiment bench lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
 	$(BIN)/python book/build.py
+
+colab: .venv/.ready ## plain notebooks of the chapters for Colab, into _build/colab
+	$(BIN)/python book/colab.py
 
 test: .venv/.ready ## lint, types, tests and the share of branches that they reach
 	$(BIN)/ruff check .

@@ -20,7 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
+import colab
 import jupytext
+import nbformat
 import papermill
 import typer
 import yaml
@@ -54,7 +56,7 @@ def main(context: typer.Context) -> None:
     for name in prose:
         put(sources[name], STAGE / "chapters" / f"{name}.md")
     for name, file in done.items():
-        put(file, STAGE / "chapters" / f"{name}.ipynb")
+        put(linked(file, name), STAGE / "chapters" / f"{name}.ipynb")
     (STAGE / "chapters" / "status.md").write_text(status(done))
     subprocess.run([str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "-n", "-W", "--keep-going"], check=True)
     check_numbers(STAGE / "_build" / "html" / "chapters")
@@ -113,6 +115,15 @@ def put(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists() or source.read_bytes() != target.read_bytes():
         shutil.copyfile(source, target)
+
+
+def linked(executed: Path, name: str) -> Path:
+    """A copy of an executed notebook, with a link to Colab under its title."""
+    notebook, copy = nbformat.read(executed, as_version=4), BUILD / "linked" / f"{name}.ipynb"
+    notebook.cells[0].source = colab.under_title(notebook.cells[0].source, f"[Open in Colab]({colab.colab_link(name)})")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, copy)
+    return copy
 
 
 def status(done: dict[str, Path]) -> str:
