@@ -39,7 +39,7 @@ bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and gr
 
 lock: ## pins everything that an environment made from pyproject.toml holds today
 	$(PYTHON) -m venv _build/lock
-	_build/lock/bin/pip install -q 'torch==2.13.0' -e '.[book,train,dev]'
+	_build/lock/bin/pip install -q 'torch==2.13.0' -e '.[book,look,train,dev]'
 	_build/lock/bin/pip freeze --exclude-editable --exclude torch > requirements.lock
 	echo 'torch==2.13.0' >> requirements.lock
 	{ printf 'name: asddim\nchannels: [conda-forge]\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n'; sed 's/^/    - /' requirements.lock; } > environment.yml
