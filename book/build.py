@@ -43,8 +43,8 @@ def main(context: typer.Context) -> None:
     names = ["start", *(Path(entry["file"]).name for part in parts for entry in part["chapters"])]
     sources = {name: BOOK / "chapters" / f"{name}.md" for name in names if name != "status"}
     prose = [name for name, source in sources.items() if not source.read_text().startswith("---")]
-    known = digest(*(ROOT / folder for folder in ("asddim_lib", "data", "results")), ROOT / "requirements.lock", BOOK / "equations.yml")
-    done = {name: EXECUTED / f"{name}-{digest(source, salt=known)}.ipynb" for name, source in sources.items() if name not in prose}
+    known = digest(ROOT / "asddim_lib", ROOT / "data", ROOT / "requirements.lock")
+    done = {name: EXECUTED / f"{name}-{digest(source, *reads(source), salt=known)}.ipynb" for name, source in sources.items() if name not in prose}
     EXECUTED.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(WORKERS) as pool:
         waiting = {name: pool.submit(execute, name, file, {}) for name, file in done.items() if not file.exists()}
@@ -98,6 +98,12 @@ def execute(chapter: str, out: Path, parameters: dict[str, Any]) -> None:
     record = {"chapter": chapter, "parameters": values, "seconds": round(time.perf_counter() - begun), "commit": commit, "figures": figures}
     out.with_suffix(".json").write_text(json.dumps({**record, "lock": digest(ROOT / "requirements.lock")}) + "\n")
     partial.replace(out)  # last: a notebook that is there is whole
+
+
+def reads(source: Path) -> list[Path]:
+    """The records, and the files of the book, that a chapter's code names."""
+    named = {ROOT / path for path in re.findall(r'"((?:results|book)\b[\w./-]*)"', source.read_text())}
+    return sorted(path for path in named if path.exists())
 
 
 def digest(*paths: Path, salt: str = "") -> str:

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.calibration import record
 from asddim_lib.direct import choose
-from asddim_lib.pictures import draw
 from asddim_lib.files import write_whole
 from asddim_lib.models import quicken
 from asddim_lib.noise import NoiseSchedule
+from asddim_lib.pictures import draw
 from asddim_lib.prompts import load_prompts
 from asddim_lib.rivals import _least_dmn_bound, dmn
 from asddim_lib.search import SEARCHED

@@ -126,6 +126,13 @@ def test_a_chapter_that_fails_leaves_its_partial_notebook(tmp_path):
     assert "nowhere.yml" in (made.BUILD / "failed" / "equations.ipynb").read_text()
 
 
+def test_a_chapter_hangs_on_what_it_reads():
+    made = build()
+    assert made.reads(made.BOOK / "chapters" / "equations.md") == [ROOT / "book" / "equations.yml"]
+    assert made.reads(made.BOOK / "chapters" / "peers.md") == [ROOT / "results" / "compare"]
+    assert made.reads(made.BOOK / "chapters" / "noise.md") == []
+
+
 def test_a_wrong_number_fails_the_build(tmp_path):
     for equation in CONTRACT:
         with (tmp_path / f"{equation['chapter']}.html").open("a") as page:
