@@ -24,7 +24,7 @@ from asddim_lib.direct import choose, direct_search, solution
 from asddim_lib.errors import check
 from asddim_lib.files import short_hash, sweep, write_whole
 from asddim_lib.grids import ALLOCATIONS, timesteps
-from asddim_lib.models import Pipeline, weights_hash
+from asddim_lib.models import Pipeline, data_folder, weights_hash
 from asddim_lib.path import Trajectory
 from asddim_lib.pictures import draw, load, save, whole
 from asddim_lib.prompts import check_prompts, load_prompts
@@ -322,7 +322,9 @@ def evaluate(
     write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
     tried = {cell.name: json.loads(found_file(cell, out).read_text()) for cell in grids if cell.method in TRIED}
+    by = {"reference_sha256": _file_hash(data_folder() / "reference.safetensors"), "reference_n": len(metrics.reference_features())} if features else {}
     found = provenance(setting, pipe, table) | {
+        **by,
         "clip": clip or ("bundled" if has_attributes(table) else None),
         "records_sha256": _file_hash(out / "records.parquet"),
         "grids": {cell.name: grid for cell, grid in grids.items()},

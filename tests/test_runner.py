@@ -75,6 +75,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
     assert done.stdout.startswith("15 kills")
 
 
+def test_provenance_says_what_the_figures_were_measured_against(whole):
+    said = json.loads((whole[0] / "provenance.json").read_text())
+    assert (said["reference_n"], said["dtype"], said["prompts_from"], said["clip"]) == (10_000, "torch.float32", "bundled", "bundled")
+    assert re.fullmatch("[0-9a-f]{16}", said["reference_sha256"])
+
+
 def test_shards_of_machines_that_share_a_folder_add_up(pipe, whole, tmp_path):
     drawn = [experiment.evaluate(pipe, TABLE, SETTING, tmp_path, shard=Shard(number, 3)) for number in (2, 0)]
     assert [list(part["shard"]) for part in drawn] == [["2/3"], ["0/3"]]
@@ -254,7 +260,7 @@ def test_a_plan_measures_this_device_and_touches_nothing_else(pipe, whole, tmp_p
     begun = time.perf_counter()
     pictures.draw(pipe, list(TABLE["prompt"][:2]), [0, 1], guidance_scale=2.0, num_inference_steps=20)
     took = (time.perf_counter() - begun) / 2
-    assert 0.3 < (cost.seconds * 40 + cost.rest) / took < 3  # a shared machine's speed changes
+    assert 0.2 < (cost.seconds * 40 + cost.rest) / took < 5  # a shared machine's speed changes
     batch = pictures.load(next((whole[0] / "images").glob("[!.]*000000.safetensors")))
     assert cost.kilobytes == pytest.approx(sum(batch[key].nbytes for key in ("images", "latents")) / 2e3)
     assert 100 < cost.memory < 64_000
