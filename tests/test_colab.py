@@ -220,7 +220,7 @@ class Machine:
         self.environment = {**inherited, **redirect, **jupyter, "PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1"}
 
     def run(self, *command, **more):
-        return subprocess.run([self.python, *command], cwd=self.home, env={**self.environment, **more}, capture_output=True, text=True, timeout=900)
+        return subprocess.run([self.python, *command], cwd=self.home, env={**self.environment, **more}, capture_output=True, text=True, timeout=1800)
 
     def added(self):
         return {path.name for path in self.site.iterdir()} - {"brought.pth", "__pycache__"}
