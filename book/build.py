@@ -48,9 +48,8 @@ def main(context: typer.Context) -> None:
         for name, job in waiting.items():
             job.result()
             print(f"executed {name}", flush=True)
-    put(BOOK / "_config.yml", STAGE / "_config.yml")
-    put(BOOK / "_toc.yml", STAGE / "_toc.yml")
-    put(BOOK / "_static" / "tables.css", STAGE / "_static" / "tables.css")
+    for file in ("_config.yml", "_toc.yml", "sources.py", "_static/book.css"):
+        put(BOOK / file, STAGE / file)
     for name in prose:
         put(sources[name], STAGE / "chapters" / f"{name}.md")
     for name, file in done.items():
