@@ -28,7 +28,7 @@ HTML, SHOTS = ROOT / "_build" / "book" / "_build" / "html", ROOT / "_build" / "l
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
-    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
+    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
 }
 KINDS = {
     "link": "internal links and their anchors hold",
@@ -140,13 +140,19 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+def installed() -> str | None:
+    """Where the machine's own Chromium is, or else Playwright's."""
+    with sync_playwright() as tool:
+        return shutil.which("chromium") or (tool.chromium.executable_path if Path(tool.chromium.executable_path).exists() else None)
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The machine's own Chromium, or else Playwright's."""
+    """Chromium, started and ended. It runs as root in a container, hence without its sandbox; it opens nothing but our pages."""
+    path = installed()
+    if not path:
+        raise SystemExit("there is no Chromium; `apt-get install chromium` or `playwright install chromium` brings one")
     with sync_playwright() as tool:
-        path = shutil.which("chromium") or tool.chromium.executable_path
-        if not Path(path).exists():
-            raise SystemExit("there is no Chromium; `apt-get install chromium` or `playwright install chromium` brings one")
         browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -160,6 +166,7 @@ def watched(browser: Browser, base: str, found: list[Finding], **how: Any) -> It
         found.append(Finding(kind, page.url.removeprefix(base) if page else "?", what))
 
     context = browser.new_context(**how)
+    context.set_default_timeout(120_000)  # a busy machine is no finding
     context.route(lambda url: url.startswith("http") and not url.startswith(base), lambda route: route.abort())
     context.on("requestfailed", lambda request: note("request", request.frame.page, f"{request.url} failed"))
     context.on("response", lambda answer: answer.ok or answer.status == 304 or note("request", answer.frame.page, f"{answer.url} gave {answer.status}"))
@@ -188,7 +195,7 @@ PAGE = """phone => {
     const scrolls = element => element && element !== document.body && (/auto|scroll/.test(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
     const wide = [...document.body.querySelectorAll("*")].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e));
     const hidden = e => getComputedStyle(e).position === "fixed" || e.closest("mjx-assistive-mml, dialog, .sr-only, .visually-hidden");
-    for (const e of wide.filter(e => !hidden(e)).slice(0, 3)) say("width", `${e.tagName.toLowerCase()}.${e.className} ends at ${Math.round(e.getBoundingClientRect().right)}: ${e.textContent.trim().slice(0, 60)}`);
+    for (const e of wide.filter(e => !hidden(e)).slice(0, 3)) say("width", `${Math.round(e.getBoundingClientRect().right)}: ${e.outerHTML}`);
     if (document.documentElement.scrollWidth > innerWidth) say("width", `the page is ${document.documentElement.scrollWidth} wide`);
   }
   return found;
@@ -208,8 +215,9 @@ def visit(context: BrowserContext, base: str, path: str, look: str, shots: Path,
         if rule["impact"] in ("serious", "critical"):
             nodes = "; ".join(str(node["target"][-1]) for node in rule["nodes"][:3])
             found.append(Finding("axe", place, f"{rule['id']}, {rule['impact']}, {len(rule['nodes'])} times: {rule['help']}: {nodes}"))
-    found += [Finding("slider", place, what) for what in sliders(page)]
-    found += [Finding("focus", place, what) for what in focus(page)]
+    if look != "dark":  # the same keys
+        found += [Finding("slider", place, what) for what in sliders(page)]
+        found += [Finding("focus", place, what) for what in focus(page)]
     page.close()
 
 
@@ -293,7 +301,8 @@ def reader(page: Page, base: str, equation: dict[str, Any], found: list[Finding]
 def in_view(page: Page, spot: str) -> bool:
     """Whether the browser has gone to an element."""
     page.wait_for_timeout(100)
-    return bool(page.evaluate("id => { const box = document.getElementById(id)?.getBoundingClientRect(); return !!box && box.top < innerHeight && box.bottom > 0; }", spot))
+    box = page.locator(f"[id='{spot}']").first.bounding_box() if page.locator(f"[id='{spot}']").count() else None
+    return bool(box) and box["y"] < page.viewport_size["height"] and box["y"] + box["height"] > 0
 
 
 def search(page: Page, base: str, found: list[Finding]) -> None:
