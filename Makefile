@@ -4,11 +4,17 @@ BIN := .venv/bin
 
 FEW := --count 24 --batch-size 24# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book test experiment bench lock clean
+.PHONY: book look pdf test experiment bench lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
 	$(BIN)/python book/build.py
+
+look: book ## open every page in a browser without a network: light, dark, phone, keyboard, axe, links, search; screenshots into _build/look
+	$(BIN)/python book/look.py
+
+pdf: book ## print the book into _build/book/asddim.pdf, and check its figures, references and links
+	$(BIN)/python book/pdf.py
 
 test: .venv/.ready ## lint, types, tests and the share of branches that they reach
 	$(BIN)/ruff check .
@@ -36,7 +42,7 @@ bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and gr
 
 lock: ## pins everything that an environment made from pyproject.toml holds today
 	$(PYTHON) -m venv _build/lock
-	_build/lock/bin/pip install -q 'torch==2.13.0' -e '.[book,train,dev]'
+	_build/lock/bin/pip install -q 'torch==2.13.0' -e '.[book,look,train,dev]'
 	_build/lock/bin/pip freeze --exclude-editable --exclude torch > requirements.lock
 	echo 'torch==2.13.0' >> requirements.lock
 	{ printf 'name: asddim\nchannels: [conda-forge]\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n'; sed 's/^/    - /' requirements.lock; } > environment.yml
