@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book colab test experiment bench lock clean
+.PHONY: book colab look pdf test experiment bench lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -12,6 +12,12 @@ book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_
 
 colab: .venv/.ready ## plain notebooks of the chapters for Colab, into _build/colab
 	$(BIN)/python book/colab.py
+
+look: book ## open every page in a browser without a network: light, dark, phone, keyboard, axe, links, search; screenshots into _build/look
+	$(BIN)/python book/look.py
+
+pdf: book ## print the book into _build/book/asddim.pdf, and check its figures, references and links
+	$(BIN)/python book/pdf.py
 
 test: .venv/.ready ## lint, types, tests and the share of branches that they reach
 	$(BIN)/ruff check .

@@ -51,7 +51,7 @@ def main(context: typer.Context) -> None:
         for name, job in waiting.items():
             job.result()
             print(f"executed {name}", flush=True)
-    for file in ("_config.yml", "_toc.yml", "references.bib", "_static/tables.css"):
+    for file in ("_config.yml", "_toc.yml", "references.bib", "sources.py", "_static/book.css", "_static/print.css"):
         put(BOOK / file, STAGE / file)
     for name in prose:
         put(sources[name], STAGE / "chapters" / f"{name}.md")

@@ -1,0 +1,146 @@
+"""Prints the built book as a PDF, by Chromium and without TeX: title, contents with page numbers, bookmarks, every figure, links that hold.
+
+    python book/pdf.py     after book/build.py; writes _build/book/asddim.pdf
+
+Needs what book/look.py needs. Sliders are printed as they stand, with their sentence; folded code is left out, but for the solutions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from look import ROOT, chromium, served, settle
+from playwright.sync_api import Page
+from pypdf import PdfReader
+from pypdf.generic import Destination
+
+STAGE = ROOT / "_build" / "book"
+SINGLE, PDF = STAGE / "_build" / "singlehtml", STAGE / "asddim.pdf"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+PREPARE = """({title, author}) => {
+  const article = document.querySelector("article.bd-article"), make = (name, text, into) => {
+    const made = into.appendChild(document.createElement(name));
+    made.textContent = text;
+    return made;
+  };
+  article.querySelectorAll(".headerlink, .viewcode-link, .asddim-explorer label, button").forEach(e => e.remove());
+  article.querySelectorAll(":is(.tag_hide-input, .tag_hide-cell):not(.tag_solution) details").forEach(e => e.remove());
+  article.querySelectorAll("details").forEach(e => { e.open = true; e.querySelector("summary").remove(); });
+  article.querySelectorAll(".toctree-wrapper :is(h2, h3, h4)").forEach(old => {  // chapters stand beside the first, not in it
+    const raised = document.createElement(`h${old.tagName[1] - 1}`);
+    raised.append(...old.childNodes);
+    old.replaceWith(raised);
+  });
+  const front = document.createElement("header"), contents = document.createElement("nav");
+  make("p", title, front).className = "title";
+  make("p", author, front);
+  make("p", "Contents", contents).className = "title";
+  article.querySelectorAll("h1, h2").forEach((heading, k) => {
+    if (heading.textContent === "Exercises") return;
+    heading.id = `part-${k}`;
+    const line = contents.appendChild(document.createElement("p")), link = make("a", heading.textContent, line);
+    line.className = heading.tagName;
+    link.href = `#part-${k}`;
+    make("span", "", line);
+  });
+  article.querySelector("section").id = "document-chapters/start";
+  document.documentElement.className = "printed";
+  document.body.className = "bd-content";
+  document.body.replaceChildren(front, contents, article);
+}"""
+WIDE = """() => [...document.querySelectorAll("article *")].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1
+  && !e.closest("mjx-assistive-mml")).map(e => `${Math.round(e.getBoundingClientRect().right)} of ${innerWidth}: ${e.outerHTML.slice(0, 150)}`)"""
+NUMBER = """pages => document.querySelectorAll("nav p:not(.title)").forEach((line, k) => line.querySelector("span").textContent = pages[k])"""
+
+
+@app.command()
+def main() -> None:
+    """Prints the book, and checks the print."""
+    if not (STAGE / "_config.yml").exists():
+        raise SystemExit(f"{STAGE.relative_to(ROOT)} is empty; run `make book` first")
+    subprocess.run([str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "-n", "-W", "--keep-going", "--builder", "singlehtml"], check=True)
+    page = (SINGLE / "chapters" / "start.html").read_text()
+    (SINGLE / "book.html").write_text(page.replace('href="chapters/start.html#', 'href="#'))  # its files are named from the folder above
+    config = yaml.safe_load((STAGE / "_config.yml").read_text())
+    with served(SINGLE) as base, chromium() as browser:
+        page = browser.new_page(color_scheme="light")
+        page.set_default_timeout(600_000)  # the whole book is one page, with all its formulas
+        page.goto(base + "book.html")
+        settle(page)
+        page.evaluate(PREPARE, {"title": config["title"], "author": config["author"]})
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 643, "height": 960})  # A4 within its margins
+        settle(page)
+        wide = page.evaluate(WIDE)
+        if wide:
+            raise ValueError(f"{len(wide)} things are wider than the paper: {'; '.join(wide[:3])}")
+        printed(page)
+        page.evaluate(NUMBER, headings(PdfReader(PDF)))
+        printed(page)
+    reader = PdfReader(PDF)
+    check_print(reader, yaml.safe_load((ROOT / "book" / "equations.yml").read_text()), figures())
+    print(f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {figures()} figures and sliders, {PDF.stat().st_size / 1e6:.1f} MB")
+
+
+def printed(page: Page) -> None:
+    """Writes the page as a PDF."""
+    foot = '<p style="width: 100%; text-align: center; font: 8pt sans-serif"><span class="pageNumber"></span></p>'
+    margins = {"display_header_footer": True, "header_template": "<p></p>", "footer_template": foot}
+    page.pdf(path=PDF, prefer_css_page_size=True, print_background=True, outline=True, tagged=True, **margins)
+
+
+def headings(reader: PdfReader) -> list[int]:
+    """The pages of the chapters and their sections, in order, as the bookmarks give them."""
+
+    def walk(entries: list[Any], depth: int) -> list[int]:
+        found: list[int] = []
+        for entry in entries:
+            if isinstance(entry, Destination):
+                found += [reader.get_destination_page_number(entry) + 1] if entry.title != "Exercises" else []
+            elif depth < 2:
+                found += walk(entry, depth + 1)
+        return found
+
+    return walk(reader.outline, 1)
+
+
+def figures() -> int:
+    """How many pictures the executed chapters hold, a slider's counted once."""
+    count = 0
+    for file in (STAGE / "chapters").glob("*.ipynb"):
+        outputs = [json.dumps(output.get("data", {})) for cell in json.loads(file.read_text())["cells"] for output in cell.get("outputs", [])]
+        count += sum('"image/png"' in output or "asddim-explorer" in output for output in outputs)
+    return count
+
+
+def check_print(reader: PdfReader, equations: list[dict[str, Any]], figures: int) -> None:
+    """Raises ValueError when a picture, an equation's number or a link's end is missing."""
+    pictures = sum(len(page.images.keys()) for page in reader.pages)
+    if pictures < figures:
+        raise ValueError(f"the PDF has {pictures} pictures of {figures}")
+    text = [page.extract_text() for page in reader.pages]
+    doubtful = [k + 1 for k, said in enumerate(text) if re.search(r"\?\?|\[\?\]|\{eq\}|\{ref\}|\{doc\}", said)]
+    if doubtful:
+        raise ValueError(f"the PDF has unresolved references on pages {doubtful}")
+    places = reader.named_destinations
+    for page_number, page in enumerate(reader.pages, 1):
+        for note in (one.get_object() for one in page.get("/Annots", [])):
+            target, action = note.get("/Dest"), note.get("/A", {})
+            if (isinstance(target, str) and target not in places) or "127.0.0.1" in str(action.get("/URI", "")):
+                raise ValueError(f"page {page_number} of the PDF has a link that leads nowhere: {target or action['/URI']}")
+    for equation in equations:
+        place = places.get(f"equation-{equation['label']}") or places.get(f"/equation-{equation['label']}")
+        if place is None or f"({equation['number']})" not in text[reader.get_destination_page_number(place)]:
+            raise ValueError(f"the PDF has no Eq. {equation['number']} where its links lead")
+
+
+if __name__ == "__main__":
+    app()
