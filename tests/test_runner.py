@@ -69,7 +69,7 @@ def test_two_processes_do_what_one_does(tmp_path):
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, processes):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", str(tmp_path), processes, "15"], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD, check=False, timeout=600
+        [sys.executable, "-m", "tests.kills", str(tmp_path), processes, "15"], capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD, check=False, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("15 kills")
