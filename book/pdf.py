@@ -33,7 +33,8 @@ PREPARE = """({title, author}) => {
   };
   article.querySelectorAll(".headerlink, .viewcode-link, .asddim-explorer label, button").forEach(e => e.remove());
   article.querySelectorAll(":is(.tag_hide-input, .tag_hide-cell):not(.tag_solution) details").forEach(e => e.remove());
-  article.querySelectorAll("details").forEach(e => { e.open = true; e.querySelector("summary").remove(); });
+  article.querySelectorAll("details").forEach(e => { e.querySelector("summary").remove(); e.replaceWith(...e.childNodes); });
+  article.querySelectorAll(".cell").forEach(e => { if (!e.textContent.trim() && !e.querySelector("img")) e.remove(); });
   article.querySelectorAll(".toctree-wrapper :is(h2, h3, h4)").forEach(old => {  // chapters stand beside the first, not in it
     const raised = document.createElement(`h${old.tagName[1] - 1}`);
     raised.append(...old.childNodes);
@@ -57,7 +58,7 @@ PREPARE = """({title, author}) => {
   document.body.replaceChildren(front, contents, article);
 }"""
 WIDE = """() => [...document.querySelectorAll("article *")].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1
-  && !e.closest("mjx-assistive-mml")).map(e => `${Math.round(e.getBoundingClientRect().right)} of ${innerWidth}: ${e.outerHTML.slice(0, 150)}`)"""
+  && !e.closest("mjx-assistive-mml")).map(e => `${Math.round(e.getBoundingClientRect().right)} of ${innerWidth}: ${e.outerHTML.slice(0, 150).replace(/\\s+/g, " ")}`)"""
 NUMBER = """pages => document.querySelectorAll("nav p:not(.title)").forEach((line, k) => line.querySelector("span").textContent = pages[k])"""
 
 
