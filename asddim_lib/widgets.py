@@ -45,26 +45,21 @@ def explore(draw: Callable[..., tuple[Any, str]], *, title: str, live: bool = Fa
         bool(values) and all(len(options) > 0 for options in values.values()), "values", {k: list(v) for k, v in values.items()}, "give each slider something to choose"
     )
     import matplotlib.pyplot as plt
-    from IPython.display import HTML, display
+    from IPython.display import HTML
 
-    if live:
-        import ipywidgets
-
-        def redraw(**chosen: Any) -> None:
-            figure, said = draw(**chosen)
-            display(figure)
-            plt.close(figure)
-            print(said)
-
-        middle = {name: ipywidgets.SelectionSlider(options=list(options), value=options[len(options) // 2]) for name, options in values.items()}
-        return ipywidgets.interactive(redraw, **middle)
-    frames = []
-    for chosen in itertools.product(*values.values()):
-        figure, said = draw(**dict(zip(values, chosen, strict=True)))
+    def drawn(**chosen: Any) -> tuple[bytes, str]:
+        figure, said = draw(**chosen)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
         plt.close(figure)
-        frames.append(("data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), said))
+        return file.getvalue(), said
+
+    if live:
+        return _live(drawn, title, values)
+    frames = []
+    for chosen in itertools.product(*values.values()):
+        picture, said = drawn(**dict(zip(values, chosen, strict=True)))
+        frames.append(("data:image/png;base64," + base64.b64encode(picture).decode(), said))
     starts, counts, place = [len(options) // 2 for options in values.values()], [len(options) for options in values.values()], 0
     for start, count in zip(starts, counts, strict=True):
         place = place * count + start
@@ -74,3 +69,19 @@ def explore(draw: Callable[..., tuple[Any, str]], *, title: str, live: bool = Fa
     data = {"frames": json.dumps(frames), "counts": json.dumps(counts), "values": json.dumps(shown)}
     text = {"title": escape(title), "alt": escape(frames[place][1]), "said": escape(frames[place][1])}
     return HTML(_PAGE.format(id=name, source=frames[place][0], sliders="\n".join(sliders), **text, **{k: v.replace("</", "<\\/") for k, v in data.items()}))
+
+
+def _live(drawn: Callable[..., tuple[bytes, str]], title: str, values: dict[str, Sequence[Any]]) -> Any:
+    """The same sliders as ipywidgets. An Image and a Label show what was drawn: an Output widget, which `interactive` fills, made nbclient wait for ever."""
+    import ipywidgets
+
+    sliders = {name: ipywidgets.SelectionSlider(description=name, options=list(options), value=options[len(options) // 2]) for name, options in values.items()}
+    picture, sentence = ipywidgets.Image(format="png"), ipywidgets.Label()
+
+    def redraw(_: Any = None) -> None:
+        picture.value, sentence.value = drawn(**{name: slider.value for name, slider in sliders.items()})
+
+    for slider in sliders.values():
+        slider.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([ipywidgets.HTML(f"<b>{escape(title)}</b>"), *sliders.values(), picture, sentence])

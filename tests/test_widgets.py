@@ -4,7 +4,6 @@ import base64
 import json
 import re
 
-import ipywidgets
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
@@ -34,10 +33,17 @@ def test_every_combination_is_drawn_and_the_middle_is_shown():
     assert not plt.get_fignums()
 
 
-def test_live_sliders_are_ipywidgets():
-    made = explore(draw, title="live", live=True, steps=(5, 10, 20), p=(1,))
-    assert isinstance(made, ipywidgets.interactive)
-    assert made.kwargs_widgets[0].value == 10
+def test_live_sliders_draw_what_they_are_moved_to():
+    made = explore(draw, title="Two & three", live=True, steps=(5, 10, 20), p=(1,))
+    title, steps, _, picture, sentence = made.children
+    assert title.value == "<b>Two &amp; three</b>"
+    assert (steps.value, sentence.value) == (10, "p is 1, <10> steps")
+    before = bytes(picture.value)
+    steps.value = 20
+    assert sentence.value == "p is 1, <20> steps"
+    assert bytes(picture.value).startswith(b"\x89PNG")
+    assert picture.value != before
+    assert not plt.get_fignums()
 
 
 def test_a_slider_needs_something_to_choose():
