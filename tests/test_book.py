@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import symtable
 from pathlib import Path
 
 import jupytext
@@ -73,11 +74,33 @@ def test_every_chapter_with_an_equation_has_exercises():
     assert {e["chapter"] for e in CONTRACT} <= set(WITH_EXERCISES)
 
 
+def names_in(cell):
+    """What a cell binds, and what it needs from the cells before it."""
+
+    def free(table):
+        own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")}
+        return own.union(*(free(child) for child in table.get_children()))
+
+    table = symtable.symtable(_plain(cell.source), "cell", "exec")
+    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}, free(table)
+
+
+def needed(cells):
+    """The exercises of a chapter, and the cells before them that they need: not the figures, which the build draws."""
+    kept, wanted = [], set()
+    for cell in reversed(cells):
+        bound, mentioned = names_in(cell)
+        if {"solution", "check"} & set(cell.metadata.get("tags", [])) or bound & wanted:
+            kept.insert(0, cell)
+            wanted |= mentioned
+    return kept
+
+
 @pytest.mark.parametrize("chapter", WITH_EXERCISES)
 def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkeypatch):
     monkeypatch.chdir(ROOT)
     matplotlib.use("Agg")
-    cells, names, solved = code(chapter), {"__name__": "__main__"}, 0
+    cells, names, solved = needed(code(chapter)), {"__name__": "__main__"}, 0
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if "solution" in cell.metadata.get("tags", []):
             assert "check" in after.metadata["tags"]
