@@ -254,6 +254,8 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
             reference = metrics.reference_features()
             if len(part) > features[cell].shape[1]:
                 row["fid"], row["fid_ci"] = metrics.fid_interval(features[cell], reference)
+            if len(part) > 2 * features[cell].shape[1] + 1:
+                row["fid_infinity"] = metrics.fid_infinity(features[cell], reference)
             row["kid"], row["kid_ci"] = metrics.kid(features[cell], reference)
         for name, column in (("clip", "clip"), ("right", "right_all"), ("distance", "distance")):
             if column in part and len(part):

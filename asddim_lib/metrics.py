@@ -82,14 +82,29 @@ def fid_interval(features: Tensor, reference: Tensor, resamples: int = 40, seed:
 
     The interval speaks of the spread that another draw of images would show. The bias of a finite sample is not in it.
     """
-    draw, (mean, root) = np.random.default_rng(seed), _moments(reference)
-    x, values = features.double(), []
-    for _ in range(resamples):
-        part = x[draw.integers(0, len(x), len(x))]
-        covariance = part.T.cov()  # tr √(RS) is tr √(√R S √R), whose matrix is symmetric: ten times faster than torchmetrics' way
-        crossed = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
-        values.append(float((part.mean(0) - mean).square().sum() + covariance.trace() + root.square().sum() - 2 * crossed))
+    draw, moments, x = np.random.default_rng(seed), _moments(reference), features.double()
+    values = [_frechet(x[draw.integers(0, len(x), len(x))], *moments) for _ in range(resamples)]
     return fid(features, reference), Z95 * float(np.std(values, ddof=1))
+
+
+def fid_infinity(features: Tensor, reference: Tensor, sizes: int = 8, repeats: int = 5, seed: int = 0) -> float:
+    """FID as it would be of endlessly many images: a line through FIDs of fewer of them, against 1/n, where 1/n is 0 (Chong and Forsyth 2020).
+
+    The reference's own bias, of its size, stays. The line goes from half of the images to all; it needs as many in the half as FID itself.
+    Raises ValueError with fewer.
+    """
+    x, moments, draw = features.double(), _moments(reference), np.random.default_rng(seed)
+    check(len(x) >= 2 * (x.shape[1] + 1), "features", f"{len(x)} × {x.shape[1]}", "the extrapolation needs more than twice as many images as feature dimensions")
+    counts = np.round(1 / np.linspace(1 / len(x), 2 / len(x), sizes)).astype(int)
+    values = [np.mean([_frechet(x[draw.permutation(len(x))[:count]], *moments) for _ in range(repeats if count < len(x) else 1)]) for count in counts]
+    return float(np.polyfit(1 / counts, values, 1)[1])
+
+
+def _frechet(x: Tensor, mean: Tensor, root: Tensor) -> float:
+    """FID to a reference of that mean and root of a covariance: tr √(RS) is tr √(√R S √R), whose matrix is symmetric: ten times faster than torchmetrics' way."""
+    covariance = x.T.cov()
+    crossed = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
+    return float((x.mean(0) - mean).square().sum() + covariance.trace() + root.square().sum() - 2 * crossed)
 
 
 @cache

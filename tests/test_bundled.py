@@ -87,6 +87,22 @@ def test_fid_s_interval_is_that_of_torchmetrics_over_resamples():
     assert metrics.fid_interval(features, reference, 5, 3)[1] == pytest.approx(1.959964 * np.std(values, ddof=1), rel=1e-6)
 
 
+def test_fid_of_endlessly_many_pictures_is_near_what_it_is_known_to_be():
+    draw = torch.Generator().manual_seed(4)
+    reference = torch.randn(50_000, 16, generator=draw, dtype=torch.float64)
+    plain, endless = [], []
+    for _ in range(20):
+        features = 1.5 * torch.randn(200, 16, generator=draw, dtype=torch.float64) + 0.5
+        plain.append(metrics.fid(features, reference))
+        endless.append(metrics.fid_infinity(features, reference))
+    known = 16 * (0.5**2 + (1.5 - 1) ** 2)  # of N(0.5, 1.5²) from N(0, 1), in closed form
+    assert np.mean(plain) > 1.05 * known
+    assert np.mean(endless) == pytest.approx(known, abs=3 * np.std(endless) / np.sqrt(20) + 0.02 * known)
+    assert abs(np.mean(endless) - known) < abs(np.mean(plain) - known) / 3
+    with pytest.raises(ValueError, match="features is 33 × 16; the extrapolation needs more than twice as many images as feature dimensions"):
+        metrics.fid_infinity(features[:33], reference)
+
+
 def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
     table = load_prompts("bundled", 6)
     setting = experiment.Setting(methods=("ddim", "combined"), steps=(3,), solvers=("ddim", "dpm++", "unipc"), reference_steps=12, batch_size=4)
