@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -38,25 +39,26 @@ def choose(pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **ho
     return name, Found(list(grids[name]), found[name], cost.spent)
 
 
-def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], **how: Any) -> Found:
+def direct_search(pipe: Pipeline, prompts: list[str], starts: list[list[int]], budget: float = math.inf, **how: Any) -> Found:
     """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to a fine solution from the same noise.
 
     The solver is the pipeline's scheduler, which must take `timesteps`; the solution, DDIM's of `reference_steps` (200). Prompt i starts from
     the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run.
     A pattern search: each timestep is tried nearer to its neighbours by a share of the gap, what is better is kept, and where nothing is, the
-    share halves. It finds a local optimum, for
-    these prompts. Raises ValueError for wrong prompts or a wrong start.
+    share halves. It finds a local optimum, for these prompts, or what it has when its trials, the starts aside, have taken `budget` steps a
+    prompt. Raises ValueError for wrong prompts or a wrong start.
     """
     size, cost = len(pipe.scheduler.alphas_cumprod), _Cost(pipe, prompts, **how)
     (best, grid), share = min((cost(start), start) for start in starts), 0.4
-    while share > 0.02:
+    last = cost.spent + (budget - len(grid)) * cost.each  # another trial would go beyond the budget
+    while share > 0.02 and cost.spent <= last:
         before = best
         for k in range(len(grid)):
             up = (grid[k - 1] if k else size) - grid[k]
             down = grid[k] - (grid[k + 1] if k + 1 < len(grid) else -1)
             for gap, sign in ((up, 1), (down, -1)):
                 move = max(1, round(share * gap))
-                if move < gap:
+                if move < gap and cost.spent <= last:
                     trial = [*grid[:k], grid[k] + sign * move, *grid[k + 1 :]]
                     found = cost(trial)
                     if found < best:

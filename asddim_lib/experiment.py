@@ -43,6 +43,8 @@ METHODS: dict[str, str] = {"ddim": "leading", "ddim-trailing": "trailing", "nois
 TRIED = ("chosen", "direct")
 #: Points of the path that grids are searched on, as GITS' authors have it.
 RECORDED_STEPS = 60
+#: Steps of the solution that grids are tried against.
+FINE_STEPS = 200
 #: Each solver's scheduler, and the order of its error.
 SOLVERS: dict[str, tuple[Any, int]] = {"ddim": (ASDDIMScheduler, 1), "dpm++": (DPMSolverMultistepScheduler, 2), "unipc": (UniPCGridScheduler, 2)}
 
@@ -382,9 +384,9 @@ def _file_hash(file: Path) -> str:
 class _Finder:
     """Finds the grids that cost network evaluations, on tuning prompts at one guidance scale, and keeps them beside the pictures.
 
-    `oracle` and `gits` are searched on a path of `teach_on` prompts, `dual-path` on one of `try_on` with its adjoints; `chosen` is
-    the best of our own densities, whole and tempered, and for DDIM of `dual-path`; `direct` searches on from the best of these and of three fixed grids. Paths
-    and the fine solution are made when they are first needed.
+    `oracle` and `gits` are searched on a path of `teach_on` prompts, `dual-path` on one of `try_on` with its adjoints. `direct` searches on from
+    the best of our own densities, whole and tempered, of three fixed grids, and for DDIM of `dual-path`, to the end; `chosen`, for no more
+    evaluations than the fine solution takes. Paths and that solution are made when they are first needed.
     """
 
     pipe: Pipeline
@@ -412,7 +414,7 @@ class _Finder:
 
     @cached_property
     def goal(self) -> Tensor:
-        return solution(self.pipe, self.prompts[: self.setting.try_on], guidance_scale=self.scale, seed=self.setting.tuning_seed)
+        return solution(self.pipe, self.prompts[: self.setting.try_on], guidance_scale=self.scale, reference_steps=FINE_STEPS, seed=self.setting.tuning_seed)
 
     def _record(self, count: int, **how: Any) -> Trajectory:
         return record(self.pipe, self.prompts[:count], guidance_scale=self.scale, batch_size=16, seed=self.setting.tuning_seed, num_steps=RECORDED_STEPS, **how)
@@ -425,18 +427,20 @@ class _Finder:
 
     def _try(self, cell: Cell) -> dict[str, Any]:
         ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in (1.0, 0.75, 0.5, 0.25))]
-        grids = {f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper) for name, temper in ours}
+        starts = {f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper) for name, temper in ours}
         if cell.solver == "ddim" and cell.steps <= RECORDED_STEPS:  # its arrivals are those of DDIM's steps
-            grids["dual-path"] = self(replace(cell, method="dual-path"))
+            starts["dual-path"] = self(replace(cell, method="dual-path"))
+        fixed = ("trailing", "leading" if cell.solver == "ddim" else "karras", "beta")
+        starts |= {name: self._grid(replace(cell, method=name)) for name in fixed}
+        prompts, own = self.prompts[: self.setting.try_on], self.pipe.scheduler
         how: dict[str, Any] = {"guidance_scale": self.scale, "seed": self.setting.tuning_seed, "goal": self.goal}
-        own = self.pipe.scheduler
         try:
             self.pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
-            if cell.method == "chosen":
-                name, found = choose(self.pipe, self.prompts[: self.setting.try_on], grids, **how)
-                return {"name": name, **found._asdict()}
-            starts = [*grids.values(), *(grid_for(own, replace(cell, method=name), self.setting) for name in ("trailing", "leading", "beta"))]
-            return direct_search(self.pipe, self.prompts[: self.setting.try_on], starts, **how)._asdict()
+            if cell.method == "direct":
+                return direct_search(self.pipe, prompts, list(starts.values()), **how)._asdict()
+            name, best = choose(self.pipe, prompts, starts, **how)
+            found = direct_search(self.pipe, prompts, [best.timesteps], budget=FINE_STEPS, **how)
+            return {"name": name, **found._asdict(), "evaluations": best.evaluations + found.evaluations}
         finally:
             self.pipe.scheduler = own
 

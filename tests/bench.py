@@ -13,7 +13,8 @@ from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.calibration import record
-from asddim_lib.direct import choose
+from asddim_lib.direct import direct_search, solution
+from asddim_lib.experiment import FINE_STEPS
 from asddim_lib.files import write_whole
 from asddim_lib.models import quicken
 from asddim_lib.noise import NoiseSchedule
@@ -81,9 +82,12 @@ def grids(pipe) -> None:
             spent = count * len(path.timesteps) * 2 * (1 + 3 * probes)
             told(f"{name} ({count}, 60{f', {probes} probes' if probes else ''})", spent, seconds, lambda name=name, path=path: SEARCHED[name](path, schedule, 10))
     told("dmn (the noise schedule alone)", 0, 0.0, lambda: (_least_dmn_bound.cache_clear(), dmn(schedule, 10)))
-    tried = {str(t): timesteps(own, 10, allocation="equidistributed", profile=made, temper=t) for t in (1.0, 0.75, 0.5)}
-    found, seconds = timed(lambda: choose(pipe, prompts[:32], tried, guidance_scale=7.5))
-    told("choosing among three (32, against 200 steps)", found[1].evaluations, seconds, lambda: None)
+    pipe.scheduler, start = ASDDIMScheduler.from_config(own.config), timesteps(own, 10, allocation="dual-weighted", profile=made)
+    goal, seconds = timed(lambda: solution(pipe, prompts[:32]))
+    told("a solution to try against (32, 200 steps)", 32 * 200 * 2, seconds, lambda: None)
+    found, seconds = timed(lambda: direct_search(pipe, prompts[:32], [start], budget=FINE_STEPS, goal=goal))
+    told("chosen, from one start (32, that solution)", found.evaluations, seconds, lambda: direct_search(pipe, prompts[:32], [start], budget=FINE_STEPS, goal=goal))
+    pipe.scheduler = own
     write_whole(RECORDS / "cost.csv", lambda part: pd.DataFrame(rows).to_csv(part, index=False))
 
 

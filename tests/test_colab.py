@@ -279,8 +279,24 @@ def test_the_first_cell_installs_pins_and_changes_nothing_that_is_here(tmp_path,
 
 # as Colab would
 
+#: One parameter of each chapter that has any, other than it stands there.
+CHANGED = {
+    "ablation": {"count": 24}, "audit": {"records": "results/"}, "clock": {"repeats": 2}, "ddim": {"samples": 100}, "equations": {"contract": "./book/equations.yml"},
+    "experiment": {"steps": [8]}, "judging": {"repeats": 3}, "low-noise": {"steps": 14}, "model": {"steps": 15}, "noise": {"seed": 5}, "notation": {"steps": 20},
+    "one-grid": {"p": 1.0}, "peers": {"prompts_live": 4}, "sensitivity": {"probes": 5}, "start": {"steps": 12}, "use": {"guidance_scale": 5.0},
+}  # fmt: skip
 
-def test_every_notebook_runs_in_a_fresh_environment(tmp_path, published, head):
+
+def test_every_chapter_with_parameters_has_a_changed_one():
+    held = {chapter: [cell for cell in made(chapter).cells if "parameters" in cell.metadata.get("tags", [])] for chapter in colab.chapters()}
+    assert set(CHANGED) == {chapter for chapter, cells in held.items() if cells}
+    for chapter, changed in CHANGED.items():
+        names: dict = {}
+        exec(held[chapter][0].source, names)
+        assert all(names[name] != value for name, value in changed.items())
+
+
+def test_every_notebook_runs_in_a_fresh_environment_with_a_changed_parameter(tmp_path, published, head):
     files = sorted(colab.write(tmp_path / "notebooks", head), key=lambda file: -file.stat().st_size)  # the longest first, so that both workers end together
     with ThreadPoolExecutor(2) as pool:
         failures = [failure for failure in pool.map(lambda file: tried(file, tmp_path / file.stem, published, head), files) if failure]
@@ -292,7 +308,8 @@ def tried(file, folder, published, head):
     machine, out = Machine(folder, published), folder / "out.ipynb"
     if machine.run("-c", "import asddim_lib").returncode == 0:
         return f"{file.stem}: asddim_lib was there before"
-    done = machine.run("-m", "papermill", "-k", "python3", "--no-progress-bar", str(file), str(out))
+    changed = ["-y", yaml.safe_dump(CHANGED[file.stem])] if file.stem in CHANGED else []
+    done = machine.run("-m", "papermill", "-k", "python3", "--no-progress-bar", *changed, str(file), str(out))
     if done.returncode:
         return f"{file.stem}: {done.stderr[-2000:]}"
     if machine.added() != {"asddim_lib", f"asddim_lib-{version('asddim-lib')}.dist-info"} or [path.name for path in machine.home.iterdir()] != [f"asddim-lib-{head[:8]}"]:
