@@ -53,11 +53,12 @@ def calibrate(
     (height, width, negative_prompt, …) go to the pipeline. The g at a timestep is the mean over prompts; its standard error is that mean's.
     With a `cache` folder each batch is kept as soon as it is measured, under a name made of all it depends on: what is measured again goes
     on where it was stopped, or costs nothing. The pipeline comes back as it was. Works for any diffusers pipeline whose network is `unet`
-    and whose guidance puts the unconditional half of a batch first. Raises ValueError for wrong prompts, or when the network returns a
-    number that is not finite.
+    and whose guidance puts the unconditional half of a batch first. Raises ValueError for another pipeline, wrong prompts, or when the
+    network returns a number that is not finite.
     """
     check(len(prompts) > 0, "prompts", prompts, "give at least one")
     check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
+    check(getattr(pipe, "unet", None) is not None, "pipe", type(pipe).__name__, "give one whose network is a UNet")
     schedule, chosen = NoiseSchedule.from_config(pipe.scheduler), estimator or next(iter(COST.get(norm, COST["frobenius"])))
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "norm": norm, "estimator": chosen, "probes": probes}
     how["adjoint_probes"] = adjoint_probes

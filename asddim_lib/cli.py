@@ -26,7 +26,7 @@ PROMPTS = "bundled, bundled-tune, coco, drawbench, or a file: MS-COCO's captions
 Prompts = Annotated[str, typer.Option(help=PROMPTS)]
 Count = Annotated[int, typer.Option(help="How many prompts.")]
 Steps = Annotated[str, typer.Option(help="Sampling steps, comma-separated.")]
-Solvers = Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc.")]
+Solvers = Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc, euler (for flow matching, too).")]
 Reference = Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")]
 Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 KINDS = ("float32", "float16", "bfloat16")
@@ -218,7 +218,7 @@ def compare(
 @app.command()
 def choose(
     steps: Annotated[int, typer.Option(help="Sampling steps, 1 to 1000.")] = 10,
-    solver: Annotated[str, typer.Option(help="ddim, dpm++ (2M) or unipc.")] = "ddim",
+    solver: Annotated[str, typer.Option(help="ddim, dpm++ (2M), unipc or euler.")] = "ddim",
     profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate; without one, only fixed grids are tried.")] = None,
     grids: Annotated[str, typer.Option(help="Comma-separated allocations that are tried, too.")] = "trailing,leading,karras,logsnr,beta",
     model: Model = "bundled",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from filelock import FileLock
 from torch import Tensor
 
@@ -23,8 +23,9 @@ from asddim_lib.calibration import calibrate, record
 from asddim_lib.direct import choose, direct_search, solution
 from asddim_lib.errors import check
 from asddim_lib.files import short_hash, sweep, write_whole
-from asddim_lib.grids import ALLOCATIONS, timesteps
-from asddim_lib.models import Pipeline, data_folder, weights_hash
+from asddim_lib.grids import ALLOCATIONS, CALIBRATED, sigmas, timesteps
+from asddim_lib.models import Pipeline, data_folder, network, weights_hash
+from asddim_lib.noise import is_flow
 from asddim_lib.path import Trajectory
 from asddim_lib.pictures import draw, load, save, whole
 from asddim_lib.prompts import check_prompts, load_prompts
@@ -45,8 +46,10 @@ TRIED = ("chosen", "direct")
 RECORDED_STEPS = 60
 #: Steps of the solution that grids are tried against.
 FINE_STEPS = 200
-#: Each solver's scheduler, and the order of its error.
-SOLVERS: dict[str, tuple[Any, int]] = {"ddim": (ASDDIMScheduler, 1), "dpm++": (DPMSolverMultistepScheduler, 2), "unipc": (UniPCGridScheduler, 2)}
+#: Each solver's scheduler, and the order of its error. Euler's method is DDIM's in other variables, and the one that flow matching has.
+SOLVERS: dict[str, tuple[Any, int]] = {
+    "ddim": (ASDDIMScheduler, 1), "dpm++": (DPMSolverMultistepScheduler, 2), "unipc": (UniPCGridScheduler, 2), "euler": (EulerDiscreteScheduler, 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Setting:
             check(scale >= 1, "guidance_scale", scale, "give a number of at least 1 (1 is no guidance)")
         check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, "give 1 to 1000, or 0 for none")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+
+    @property
+    def profiled(self) -> bool:
+        """Whether a method needs a profile."""
+        return bool({*CALIBRATED, *TRIED} & {METHODS.get(method, method) for method in self.methods})
 
 
 @dataclass(frozen=True)
@@ -137,23 +145,28 @@ def cells(setting: Setting) -> list[Cell]:
 
 def references(setting: Setting) -> list[Cell]:
     """The cells that distances are measured from, one a guidance scale; none unless the setting asks."""
-    return [Cell("ddim-trailing", setting.reference_steps, g) for g in setting.guidance_scales] if setting.reference_steps else []
+    solver = "euler" if setting.solvers == ("euler",) else "ddim"
+    return [Cell("ddim-trailing", setting.reference_steps, g, solver) for g in setting.guidance_scales] if setting.reference_steps else []
 
 
 def grid_for(
     scheduler: Any, cell: Cell, setting: Setting, profile: SensitivityProfile | None = None, path: Trajectory | None = None, temper: float = 1.0
-) -> list[int]:  # fmt: skip
-    """The timesteps of a cell on the noise schedule of a scheduler or its config."""
+) -> list[int] | list[float]:  # fmt: skip
+    """The timesteps of a cell on the noise schedule of a scheduler or its config; of a flow-matching one, its sigmas."""
     how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, "profile": profile, "path": path, "temper": temper}
-    how["order"] = SOLVERS[cell.solver][1]
-    return timesteps(scheduler, cell.steps, allocation=METHODS.get(cell.method, cell.method), **how)
+    how |= {"order": SOLVERS[cell.solver][1], "allocation": METHODS.get(cell.method, cell.method)}
+    return sigmas(scheduler, cell.steps, **how) if _is_flow(scheduler) else timesteps(scheduler, cell.steps, **how)
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return is_flow(getattr(scheduler, "config", scheduler))
 
 
 def generate(
     pipe: Pipeline,
     table: pd.DataFrame,
     setting: Setting,
-    grids: dict[Cell, list[int]],
+    grids: dict[Cell, Any],
     out: Path,
     progress: Callable[[list[Batch]], Iterable[Batch]] = iter,
     shard: Shard = ALONE,
@@ -178,16 +191,17 @@ def generate(
     turns = list(enumerate(turn for group in groups.values() for turn in zip(*group, strict=True)))  # each has all methods' batches of the same prompts
     found = [(number, left) for number, turn in shard.share(turns) if (left := [batch for batch in turn if not whole(batch.file(out))])]
     original, failed, at_once, warm = pipe.scheduler, 0, setting.batch_size, False
+    flow = _is_flow(original)
     try:
         for batch in progress([batch for _, left in shard.deal(found) for batch in left]):
-            pipe.scheduler = SOLVERS[batch.cell.solver][0].from_config(original.config)
+            pipe.scheduler = original if flow else SOLVERS[batch.cell.solver][0].from_config(original.config)
             pipe.scheduler.strict = False  # one picture's fault does not stop the batch: draw tells which are finite
             seeds = list(range(batch.start, batch.stop))
             what: dict[str, Any] = {"prompts": [prompts[seed] for seed in seeds], "seeds": seeds, "guidance_scale": batch.cell.guidance_scale}
             if not warm:  # the first call of a process pays for lazy initialisation; it is not timed
                 draw(pipe, **what, batch_size=at_once, num_inference_steps=1)
                 warm = True
-            drawn = draw(pipe, **what, batch_size=at_once, timesteps=grids[batch.cell])
+            drawn = draw(pipe, **what, batch_size=at_once, **{"sigmas" if flow else "timesteps": grids[batch.cell]})
             save(batch.file(out), drawn)
             at_once = min(at_once, drawn.at_once) if drawn.at_once < batch.pictures else at_once  # what the memory did not hold, it is not asked for again
             for seed in (seed for seed, sound in zip(seeds, drawn.finite.tolist(), strict=True) if not sound):
@@ -338,22 +352,32 @@ def evaluate(
     return summary
 
 
-def find_grids(pipe: Pipeline, setting: Setting, out: Path, teach_on: int = 256) -> tuple[dict[Cell, list[int]], dict[float, SensitivityProfile]]:
-    """Every cell's timesteps, and each guidance scale's profile: measured by the first process that comes here, kept, and read by the others."""
-    tune, profiles = list(load_prompts("bundled-tune")["prompt"]), {}
-    grids: dict[Cell, list[int]] = {}
+def find_grids(pipe: Pipeline, setting: Setting, out: Path, teach_on: int = 256) -> tuple[dict[Cell, Any], dict[float, SensitivityProfile]]:
+    """Every cell's timesteps, and each guidance scale's profile where a method needs one: measured by the first process that comes here, kept,
+    and read by the others. A flow-matching pipeline has sigmas for timesteps, Euler's solver alone, and no method that measures."""
+    if _is_flow(pipe.scheduler):
+        for solver in setting.solvers:
+            check(solver == "euler", "solver", solver, "a flow-matching model has euler alone")
+        for method in setting.methods:
+            measured = METHODS.get(method, method) in (*CALIBRATED, *TRIED, *SEARCHED)
+            check(not measured, "method", method, "it is measured on a UNet, which a flow-matching model has not: use ddim-trailing, noise or a fixed grid")
+    tune = list(load_prompts("bundled-tune")["prompt"])
+    grids: dict[Cell, Any] = {}
+    profiles: dict[float, SensitivityProfile] = {}
     with _locked(out):
         for scale in setting.guidance_scales:
             # Kept with the pictures: a record's profile, which may be another model's, is never taken for this run's.
             file = out / "images" / f"profile-g{scale:g}.json"
-            if not file.exists():
+            if setting.profiled and not file.exists():
                 how: dict[str, Any] = {"num_steps": setting.calibrate_steps, "adjoint_probes": setting.adjoint_probes, "seed": setting.tuning_seed}
                 calibrate(pipe, tune[: setting.calibrate_on], guidance_scale=scale, cache=out / "images" / "parts", **how).save(file)
-            profiles[scale] = SensitivityProfile.load(file)
-            find = _Finder(pipe, setting, scale, profiles[scale], tune, teach_on, out)
+            profile = SensitivityProfile.load(file) if setting.profiled else None
+            if profile:
+                profiles[scale] = profile
+            find = _Finder(pipe, setting, scale, profile, tune, teach_on, out)
             for cell in (*cells(setting), *references(setting)):
                 if cell.guidance_scale == scale:
-                    grids[cell] = find(cell) if cell.method in (*SEARCHED, *TRIED) else grid_for(pipe.scheduler, cell, setting, profiles[scale])
+                    grids[cell] = find(cell) if cell.method in (*SEARCHED, *TRIED) else grid_for(pipe.scheduler, cell, setting, profile)
     return grids, profiles
 
 
@@ -392,7 +416,7 @@ class _Finder:
     pipe: Pipeline
     setting: Setting
     scale: float
-    profile: SensitivityProfile
+    profile: SensitivityProfile | None
     prompts: list[str]
     teach_on: int
     out: Path
@@ -422,7 +446,7 @@ class _Finder:
     def _searched(self, cell: Cell) -> list[int]:
         return self._grid(cell, path=self.swept if cell.method == "dual-path" else self.path)
 
-    def _grid(self, cell: Cell, **more: Any) -> list[int]:
+    def _grid(self, cell: Cell, **more: Any) -> Any:
         return grid_for(self.pipe.scheduler, cell, self.setting, self.profile, **more)
 
     def _try(self, cell: Cell) -> dict[str, Any]:
@@ -456,14 +480,14 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
 
     return {
         "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), **table.attrs, "weights_sha256": weights_hash(pipe),
-        "dtype": str(pipe.unet.dtype), "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "dtype": str(network(pipe).dtype), "torch": torch.__version__, "diffusers": diffusers.__version__,
         "python": platform.python_version(), "machine": platform.machine(), "device": str(pipe.device),
     }  # fmt: skip
 
 
-def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grids: dict[str, list[int]]) -> None:
+def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grids: dict[str, Any]) -> None:
     """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else. New cells may join."""
-    wanted = {"batch_size": setting.batch_size, "prompts": short_hash(prompts), "weights": weights_hash(pipe), "dtype": str(pipe.unet.dtype)}
+    wanted = {"batch_size": setting.batch_size, "prompts": short_hash(prompts), "weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
     file = out / "images" / "claim.json"
     try:
         held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}

@@ -15,7 +15,11 @@ from asddim_lib.errors import check
 #: Any diffusers pipeline: what one has depends on its class, so a type checker knows nothing of it.
 Pipeline = Any
 
-HUB = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
+#: The paper's models: where the hub has them, and which revision.
+HUB = {
+    "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),
+}
 
 
 def data_folder() -> Path:
@@ -28,9 +32,9 @@ def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any
     """The scheduler config of `model`, as in `load_pipeline`, without its weights. Raises ValueError when there is none."""
     from diffusers import DDIMScheduler
 
-    source = str(data_folder() / "model") if str(model) == "bundled" else HUB.get(str(model), str(model))
+    source, revision = _source(model)
     try:
-        return dict(DDIMScheduler.load_config(source, subfolder="scheduler"))
+        return dict(DDIMScheduler.load_config(source, subfolder="scheduler", revision=revision))
     except Exception as error:  # as in load_pipeline
         raise ValueError(f"model is {str(model)!r}, which has no scheduler config that could be read; give bundled, a folder or a hub id") from error
 
@@ -38,21 +42,21 @@ def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any
 def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> Pipeline:
     """The diffusers pipeline of `model`: bundled, sd15, sdxl, a folder or a hub id, as `dtype` on `device`.
 
-    Other options go to diffusers' `from_pretrained`. Convolutions are laid out channels last, which CPUs and tensor cores run faster.
+    Other options go to diffusers' `from_pretrained`. sd15 and sdxl come in a fixed revision. Convolutions are laid out channels last, which
+    CPUs and tensor cores run faster.
     Raises ValueError with one line that says what to do when the weights are missing or damaged.
     """
     from diffusers import DiffusionPipeline
 
-    bundled = str(model) == "bundled"
-    source = str(data_folder() / "model") if bundled else HUB.get(str(model), str(model))
+    bundled, (source, revision) = str(model) == "bundled", _source(model)
     local = Path(source).exists()
     check(local or not bundled, "model", f"'bundled' (looked in {source})", "install asddim-lib again, or check the data folder out")
-    extra = {"safety_checker": None, "requires_safety_checker": False} if str(model) == "sd15" else {}
+    extra: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False} if str(model) == "sd15" else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **extra, **options)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **{"revision": revision, **extra, **options})
     except Exception as error:  # safetensors, JSON, hub and OS errors share no base, and all mean the same to the user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = "its files are damaged; fetch the folder again" if local else f"fetch it once with `hf download {source}`"
+        remedy = "its files are damaged; fetch the folder again" if local else f"fetch it once with `hf download {source}{f' --revision {revision}' if revision else ''}`"
         raise ValueError(f"model is {str(model)!r}, which could not be loaded ({reason}); {remedy}") from error
     # transformers makes an empty tokenizer of an empty folder, and says nothing.
     words, known = getattr(pipe, "tokenizer", None), getattr(getattr(pipe, "text_encoder", None), "config", None)
@@ -65,6 +69,16 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(model))  # a profile names its model by this, never by a path of one machine
     return pipe.to(device)
+
+
+def _source(model: str | os.PathLike) -> tuple[str, str | None]:
+    """The folder or hub id of a model, and the revision where it is fixed."""
+    return (str(data_folder() / "model"), None) if str(model) == "bundled" else HUB.get(str(model), (str(model), None))
+
+
+def network(pipe: Pipeline) -> nn.Module:
+    """What predicts: a pipeline's UNet, or its transformer."""
+    return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
 
 
 class QuickNetwork(nn.Module):

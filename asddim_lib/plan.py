@@ -56,7 +56,9 @@ def plan(setting: Setting, count: int, cost: Cost) -> pd.DataFrame:
 
 
 def calibration(setting: Setting) -> int:
-    """Network evaluations of all profiles, as `calibrate` counts them: the path, a derivative a timestep, and the sweeps back."""
+    """Network evaluations of all profiles, as `calibrate` counts them: the path, a derivative a timestep, and the sweeps back; 0 where none is needed."""
+    if not setting.profiled:
+        return 0
     each = [setting.calibrate_on * (2 if scale > 1 else 1) for scale in setting.guidance_scales]
     return sum(each) * ((setting.calibrate_steps + 1) * (1 + 3 * setting.adjoint_probes) + 3 * setting.calibrate_steps)
 

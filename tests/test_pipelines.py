@@ -1,12 +1,23 @@
-"""Real pipeline classes of diffusers, tiny and with random weights, run unchanged with the scheduler."""
+"""Real pipeline classes of diffusers, tiny and with random weights, run unchanged with the scheduler, and through the whole experiment."""
+
+import json
+import os
+import string
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -14,10 +25,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, calibrate
-from asddim_lib.models import data_folder
+from asddim_lib import ASDDIMScheduler, calibrate, cli
+from asddim_lib.experiment import read_records
+from asddim_lib.models import HUB, data_folder, load_pipeline
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
 ALLOCATIONS = [{"allocation": "uniform"}, {"allocation": "noise"}, {"allocation": "ays-sd15"}]
@@ -60,6 +73,23 @@ def sdxl():
     wide = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 8 * 6 + 16, "cross_attention_dim": 32}
     more = {"text_encoder_2": text(CLIPTextModelWithProjection, projection_dim=16), "tokenizer_2": parts()["tokenizer"], "unet": unet(**wide)}
     return StableDiffusionXLPipeline(**parts(**more), add_watermarker=False), {"height": 64, "width": 64}
+
+
+def sd3():
+    torch.manual_seed(4)
+    transformer = SD3Transformer2DModel(
+        sample_size=32, patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=4, attention_head_dim=8, joint_attention_dim=32,
+        caption_projection_dim=32, pooled_projection_dim=64,
+    )  # fmt: skip
+    made = parts()
+    vae = AutoencoderKL(**{**made["vae"].config, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.06})
+    towers = [text(CLIPTextModelWithProjection, projection_dim=32) for _ in range(2)]
+    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in "▁" + string.ascii_letters)]
+    last = T5EncoderModel(T5Config(d_model=32, d_ff=32, d_kv=8, num_heads=2, num_layers=1, vocab_size=len(letters))).eval()
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae.eval(), text_encoder=towers[0], tokenizer=made["tokenizer"],
+        text_encoder_2=towers[1], tokenizer_2=made["tokenizer"], text_encoder_3=last, tokenizer_3=T5TokenizerFast(vocab=letters, extra_ids=0),
+    ), {"height": 64, "width": 64}  # fmt: skip
 
 
 def sdxl_base():
@@ -130,3 +160,98 @@ def test_saved_with_its_pipeline_and_loaded_again(tmp_path):
     again = ASDDIMScheduler.from_pretrained(tmp_path / "scheduler")
     assert again.config["lam"] == 2.0
     assert np.array_equal(again.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+
+
+# the whole command, from a file of prompts to tables, offline
+
+
+@pytest.mark.parametrize(
+    ("build", "solver", "methods"), [(sd, "ddim", "ddim,noise,combined"), (sdxl, "euler", "ddim,noise"), (sd3, "euler", "ddim-trailing,noise,karras")]
+)
+def test_the_experiment_runs_on_a_model_of_each_kind(build, solver, methods, tmp_path):
+    pipe, _ = build()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red boot\ntwo blue bags\na pink shirt\n")
+    done = CliRunner().invoke(cli.app, [
+        "evaluate", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--count", "3", "--batch-size", "2", "--steps", "2,4",
+        "--methods", methods, "--solvers", solver, "--reference-steps", "8", "--clip", "bundled", "--out", str(tmp_path / "out"),
+    ])  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    records, summary = read_records(tmp_path / "out"), pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert len(records) == 3 * 2 * len(methods.split(","))
+    assert not records["failed"].any()
+    assert {"clip", "distance", "seconds"} <= set(summary)
+    assert (summary["distance"] > 0).all()
+    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    first = said["grids"][f"noise-{solver}-g7.5-k4"][0]
+    assert first == (1.0 if build is sd3 else 999)
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    (["--solvers", "ddim"], "solver is ddim; a flow-matching model has euler alone"), (["--methods", "combined"], "method is combined; it is measured on a UNet"),
+    (["--methods", "gits"], "method is gits"), (["--methods", "chosen"], "method is chosen"),
+])  # fmt: skip
+def test_what_a_flow_matching_model_cannot_do_is_named(changed, message, tmp_path):
+    sd3()[0].save_pretrained(tmp_path / "model")
+    arguments = [
+        "evaluate",
+        "--model",
+        str(tmp_path / "model"),
+        "--count",
+        "1",
+        "--steps",
+        "2",
+        "--methods",
+        "noise",
+        "--solvers",
+        "euler",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert message in str(CliRunner().invoke(cli.app, [*arguments, *changed]).exception)
+
+
+def test_a_pipeline_without_a_unet_has_no_profile():
+    with pytest.raises(ValueError, match="pipe is StableDiffusion3Pipeline; give one whose network is a UNet"):
+        calibrate(sd3()[0], ["a red boot"])
+
+
+# the hub, as its cache lies on disk
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """Stable Diffusion 1.5 and SDXL, tiny, where the hub's client keeps what it fetched of the revisions that are fixed."""
+    for name, build in (("sd15", sd), ("sdxl", sdxl)):
+        source, revision = HUB[name]
+        folder = tmp_path / f"models--{source.replace('/', '--')}"
+        build()[0].save_pretrained(folder / "snapshots" / revision)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("f" * 40)  # main has gone on
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)])
+def test_the_paper_s_models_come_from_the_hub_s_cache(cached, name, kind):
+    pipe = load_pipeline(name, cache_dir=cached, local_files_only=True)
+    assert type(pipe) is kind
+    assert pipe("a red boot", num_inference_steps=2, height=64, width=64, output_type="np").images.shape == (1, 64, 64, 3)
+
+
+def test_the_command_line_finds_them_without_a_network(cached):
+    offline = {**os.environ, "HF_HUB_CACHE": str(cached), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    drawn = cached / "boot.png"
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-m", "asddim_lib.cli", "generate", "a red boot", str(drawn), "--model", "sd15", "--steps", "2"],
+            env=offline, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert run().returncode == 0
+    assert drawn.exists()
+    source, revision = HUB["sd15"]
+    (cached / f"models--{source.replace('/', '--')}").rename(cached / "elsewhere")
+    done = run()
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"; fetch it once with `hf download {source} --revision {revision}`")

@@ -11,9 +11,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib import SensitivityProfile, load_pipeline, sigmas, timesteps
+from asddim_lib import SensitivityProfile, experiment, load_pipeline, sigmas, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.noise import NoiseSchedule
+from asddim_lib.pictures import draw
 from asddim_lib.sensitivity import fingerprint
 from asddim_lib.unipc import UniPCGridScheduler
 
@@ -60,6 +61,17 @@ def test_a_solver_lands_on_the_grid_and_near_the_exact_end(kind, options, takes,
     assert landed == grid
     error = (end.double() - DATA.solve(x, float(BARS[-1]), 1.0)).square().mean().sqrt() / 0.6
     assert error < close
+
+
+def test_the_runner_s_euler_is_ddim():
+    pipe, ends = load_pipeline(), {}
+    config = {**pipe.scheduler.config, "set_alpha_to_one": True}  # Euler's goes on to clean data
+    grid = timesteps(config, 6, allocation="noise")
+    for name in ("ddim", "euler"):
+        pipe.scheduler = experiment.SOLVERS[name][0].from_config(config)
+        made = draw(pipe, ["a red boot on a white ground", "two blue bags on a tan ground"], [0, 1], guidance_scale=5.0, timesteps=grid)
+        ends[name] = made.latents
+    torch.testing.assert_close(ends["euler"], ends["ddim"], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", [{}, {"final_sigmas_type": "sigma_min"}, {"rescale_betas_zero_snr": True}, {"prediction_type": "v_prediction"}])
