@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book colab look pdf test experiment bench lock clean
+.PHONY: book colab look pdf test experiment full bench lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -39,6 +39,13 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
 	cp -n results/compare/ddim/images/profile-* results/compare/ddim/images/grid-* results/compare/quality/images
 	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
+
+full: .venv/.ready ## the paper's experiment on its own models, on one GPU with weights and captions fetched: clock, pictures, and the chapter that shows them
+	for model in sd15 sdxl; do \
+	  $(BIN)/asddim clock --model $$model --device cuda --out results/clock/$$model.csv && \
+	  $(BIN)/python book/build.py run experiment -p model=$$model -p prompts=coco -p count=1000 -p 'steps=[20, 50, 100]' -p device=cuda -p dtype=float16 \
+	    -p clip=openai/clip-vit-large-patch14 -p out=results/$$model || exit 1; \
+	done
 
 bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images
 	$(BIN)/python -m tests.bench

@@ -58,7 +58,7 @@ class Setting:
 
     With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own. A profile is made on
     `calibrate_on` prompts that are not reported on, over `calibrate_steps`, with `adjoint_probes`, from the seed `tuning_seed` on;
-    what is found by trying is tried on `try_on` of them.
+    what is found by trying is tried on `try_on` of them. With `start`, the file of a tensor (1 × c × h × w), every picture starts from it.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -75,6 +75,8 @@ class Setting:
     adjoint_probes: int = 0
     tuning_seed: int = 0
     try_on: int = 32
+    negative_prompt: str = ""
+    start: str = ""
 
     def __post_init__(self) -> None:
         known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, *TRIED)))
@@ -88,6 +90,8 @@ class Setting:
             check(scale >= 1, "guidance_scale", scale, "give a number of at least 1 (1 is no guidance)")
         check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, "give 1 to 1000, or 0 for none")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        alone = not (self.profiled and self.negative_prompt)
+        check(alone, "negative_prompt", self.negative_prompt, "profiles are measured without one: leave it out, or the methods that need a profile")
 
     @property
     def profiled(self) -> bool:
@@ -180,6 +184,7 @@ def generate(
     """
     prompts = list(table["prompt"])
     check_prompts(pipe, prompts)
+    start = load_start(setting.start)
     wanted = list(dict.fromkeys((*cells(setting), *references(setting))))
     for cell in wanted:
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
@@ -198,6 +203,7 @@ def generate(
             pipe.scheduler.strict = False  # one picture's fault does not stop the batch: draw tells which are finite
             seeds = list(range(batch.start, batch.stop))
             what: dict[str, Any] = {"prompts": [prompts[seed] for seed in seeds], "seeds": seeds, "guidance_scale": batch.cell.guidance_scale}
+            what |= {"start": start, "negative_prompt": setting.negative_prompt}
             if not warm:  # the first call of a process pays for lazy initialisation; it is not timed
                 draw(pipe, **what, batch_size=at_once, num_inference_steps=1)
                 warm = True
@@ -210,6 +216,18 @@ def generate(
     finally:
         pipe.scheduler = original
     return failed
+
+
+def load_start(file: str) -> Tensor | None:
+    """The noise in a file of torch's, from which every picture is to start; none without a file. Raises ValueError where it holds no 1 × c × h × w."""
+    if not file:
+        return None
+    try:
+        held = torch.load(file, weights_only=True)
+    except Exception as error:  # pickle's, zipfile's and the system's share no base
+        raise ValueError(f"start is {file!r}, which could not be read ({str(error).splitlines()[0]}); give a file that torch.save wrote") from error
+    check(isinstance(held, Tensor) and held.ndim == 4 and len(held) == 1, "start", f"{file!r}, {getattr(held, 'shape', type(held))}", "give a tensor of 1 × c × h × w")
+    return held
 
 
 def judge(table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu", clip: str | None = None) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
@@ -488,12 +506,14 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
 def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grids: dict[str, Any]) -> None:
     """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else. New cells may join."""
     wanted = {"batch_size": setting.batch_size, "prompts": short_hash(prompts), "weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
+    wanted |= {"negative_prompt": setting.negative_prompt} if setting.negative_prompt else {}
+    wanted |= {"start": _file_hash(Path(setting.start))} if setting.start else {}
     file = out / "images" / "claim.json"
     try:
         held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): it says what the pictures beside it depend on; remove its folder") from error
-    other = [key for key in wanted if held.get(key) != wanted[key]]
+    other = [key for key in sorted({*wanted, *held} - {"grids"}) if held.get(key) != wanted.get(key)]
     other += [f"grid of {name}" for name, grid in grids.items() if held.get("grids", {}).get(name, grid) != grid]
     check(not other, "out", f"{out}, which holds pictures of another {', '.join(other)}", "name another folder or remove this one")
     write_whole(file, lambda part: part.write_text(json.dumps({**wanted, "grids": {**held.get("grids", {}), **grids}}) + "\n"))

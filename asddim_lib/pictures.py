@@ -19,7 +19,7 @@ from torch import Tensor
 from asddim_lib.errors import check
 from asddim_lib.files import write_whole
 from asddim_lib.metrics import images_to_uint8
-from asddim_lib.models import Pipeline
+from asddim_lib.models import Pipeline, network
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,9 @@ class Drawn(NamedTuple):
 
 
 @torch.no_grad()
-def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, guidance_scale: float, batch_size: int = 50, **grid: Any) -> Drawn:
-    """Pictures for prompts, each from the noise of its own seed. `grid` is what the pipeline takes: num_inference_steps, or timesteps.
+def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, batch_size: int = 50, **how: Any) -> Drawn:
+    """Pictures for prompts, each from the noise of its own seed, or all from `start` (1 × c × h × w), if that is given. What else is given,
+    the pipeline takes: guidance_scale, num_inference_steps or timesteps or sigmas, one negative_prompt for all.
 
     When memory runs out, half as many are drawn at once, with a warning: each picture has its own noise, so that it stays the same but for
     the rounding of sums. A pipeline without `callback_on_step_end` shows no latents: they come out empty. Raises ValueError when the memory
@@ -47,7 +48,7 @@ def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, guidance_scale
     """
     size = min(batch_size, len(prompts))
     try:
-        return _draw(pipe, prompts, seeds, size, guidance_scale=guidance_scale, **grid)
+        return _draw(pipe, prompts, seeds, size, **how)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
@@ -56,10 +57,12 @@ def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, guidance_scale
     log.warning("no memory for %d pictures at once (%s); drawing %d at once", size, reason, size // 2)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return draw(pipe, prompts, seeds, guidance_scale=guidance_scale, batch_size=size // 2, **grid)
+    return draw(pipe, prompts, seeds, batch_size=size // 2, **how)
 
 
-def _draw(pipe: Pipeline, prompts: list[str], seeds: list[int], batch_size: int, **how: Any) -> Drawn:
+def _draw(
+    pipe: Pipeline, prompts: list[str], seeds: list[int], batch_size: int, start: Tensor | None = None, negative_prompt: str | None = None, **how: Any
+) -> Drawn:  # fmt: skip
     images, latents, finite, begun = [], [], [], time.perf_counter()
     last = torch.empty(0)
 
@@ -69,10 +72,12 @@ def _draw(pipe: Pipeline, prompts: list[str], seeds: list[int], batch_size: int,
         return values
 
     watch = {"callback_on_step_end": keep} if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters else {}
-    for start in range(0, len(prompts), batch_size):
-        chosen = slice(start, start + batch_size)
+    for first in range(0, len(prompts), batch_size):
+        chosen = slice(first, first + batch_size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-        made = pipe(prompts[chosen], generator=generators, output_type="np", **how, **watch).images
+        more: dict[str, Any] = {} if start is None else {"latents": start.to(network(pipe).dtype).repeat(len(generators), 1, 1, 1)}
+        more |= {"negative_prompt": [negative_prompt] * len(generators)} if negative_prompt else {}
+        made = pipe(prompts[chosen], generator=generators, output_type="np", **how, **more, **watch).images
         sound = torch.from_numpy(np.isfinite(made).all((1, 2, 3)))
         if len(last):
             sound &= last.isfinite().flatten(1).all(1).cpu()

@@ -73,12 +73,15 @@ def run(
     values = {name: yaml.safe_load(value) for name, value in given.items()}
     out = BUILD / "runs" / f"{chapter}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    execute(chapter, out, values)
+    execute(chapter, out, values, timeout=None)  # on a GPU, hours
     print(out.relative_to(ROOT))
 
 
-def execute(chapter: str, out: Path, parameters: dict[str, Any]) -> None:
-    """Executes a chapter into a notebook, with a JSON of where it came from beside it. Raises ValueError for a parameter that it does not have."""
+def execute(chapter: str, out: Path, parameters: dict[str, Any], timeout: int | None = 900) -> None:
+    """Executes a chapter into a notebook, with a JSON of where it came from beside it; no cell may take more seconds than `timeout`.
+
+    Raises ValueError for a parameter that it does not have.
+    """
     os.environ.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(max((os.cpu_count() or 1) // WORKERS, 1)))
     source, partial = BUILD / "notebooks" / f"{chapter}.ipynb", BUILD / "failed" / f"{chapter}.ipynb"
     for folder in (source.parent, partial.parent):
@@ -91,7 +94,7 @@ def execute(chapter: str, out: Path, parameters: dict[str, Any]) -> None:
     if foreign:
         raise ValueError(f"parameter is {', '.join(sorted(foreign))}; {chapter} has {', '.join(known)}")
     begun = time.perf_counter()
-    papermill.execute_notebook(source, partial, parameters, cwd=str(ROOT), kernel_name="python3", execution_timeout=900, progress_bar=False)
+    papermill.execute_notebook(source, partial, parameters, cwd=str(ROOT), kernel_name="python3", execution_timeout=timeout, progress_bar=False)
     figures = partial.read_text().count('"image/png":')
     values = {name: parameters.get(name, found["default"]) for name, found in known.items()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
