@@ -346,7 +346,7 @@ def _bar(waiting: list, shard: Any) -> Iterator:
 
 def _end(found: Any) -> None:
     """Says in one line, and by exit code 1, how many pictures failed."""
-    if failed := int(found["failed"].sum()):
+    if failed := int(found["failed"].sum()) + found.attrs.get("failed_references", 0):
         typer.echo(f"asddim: {failed} pictures failed: the network gave numbers that are not finite; the figures leave them out, the next run draws them again", err=True)
         raise typer.Exit(1)
 

@@ -76,7 +76,7 @@ def _source(model: str | os.PathLike) -> tuple[str, str | None]:
     return (str(data_folder() / "model"), None) if str(model) == "bundled" else HUB.get(str(model), (str(model), None))
 
 
-def network(pipe: Pipeline) -> nn.Module:
+def network(pipe: Pipeline) -> Any:
     """What predicts: a pipeline's UNet, or its transformer."""
     return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
 

@@ -207,6 +207,21 @@ def test_a_picture_that_is_not_finite_fails_alone(pipe, whole, tmp_path, monkeyp
     pd.testing.assert_frame_equal(held(tmp_path)[1], right, check_exact=True)
 
 
+def test_a_reference_that_is_not_finite_fails_the_run(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load_pipeline", lambda *args, **kwargs: pipe)
+    network = pipe.unet.forward
+
+    def spoil(sample, timestep, *rest, **more):
+        out = network(sample, timestep, *rest, **more)
+        return (out[0] * torch.nan,) if int(timestep) == 749 else out  # of four trailing steps, and of none of two
+
+    monkeypatch.setattr(pipe.unet, "forward", spoil)
+    arguments = ["evaluate", "--out", str(tmp_path), "--count", "2", "--steps", "2", "--methods", "ddim-trailing", "--reference-steps", "4", "--guidance-scale", "2"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 1
+    assert "2 pictures failed" in done.output
+
+
 @pytest.mark.parametrize(
     "message", ["CUDA out of memory. Tried to allocate 2.00 GiB", "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory"]
 )
