@@ -337,7 +337,8 @@ def evaluate(
     `teach_on` prompts over 60 steps, as GITS' authors do, and what is found by trying as the setting has it. One process measures, others
     wait for it. Each process draws its shard. One judges, when all pictures are there: it reads them from files, so that no figure is put
     together from several processes' parts, and none hangs on how many there were.
-    Returns the summary, with the number of `failed_references` in its attrs; of a process that does not judge, a row that says how many of its pictures failed. Raises ValueError as `generate` does.
+    Returns the summary, with the number of `failed_references` in its attrs; of a process that does not judge, a row that says how many of its
+    pictures failed. Raises ValueError as `generate` does.
     """
     if clip:
         metrics.load_clip(clip, str(pipe.device))  # a wrong name is told now, not after the pictures
