@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book colab look pdf test experiment full bench lock clean
+.PHONY: book colab look pdf test experiment full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -49,6 +49,17 @@ full: .venv/.ready ## the paper's experiment on its own models, on one GPU with 
 
 bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images
 	$(BIN)/python -m tests.bench
+
+inception: _build/inception/.ready ## FID's own Inception path, with random weights, in an environment that has torchvision
+	_build/inception/bin/python -m pytest tests/test_inception.py
+
+_build/inception/.ready: requirements.lock pyproject.toml
+	test -x _build/inception/bin/python || $(PYTHON) -m venv _build/inception
+	grep -v '^torch==' requirements.lock > _build/inception/rest.lock
+	_build/inception/bin/pip install -q --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 torch-fidelity==0.4.0
+	_build/inception/bin/pip install -q --disable-pip-version-check -r _build/inception/rest.lock
+	_build/inception/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
 
 lock: ## pins everything that an environment made from pyproject.toml holds today
 	$(PYTHON) -m venv _build/lock

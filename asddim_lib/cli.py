@@ -158,6 +158,11 @@ def evaluate(
     dtype: Dtype = "float32",
     prompt_seed: Annotated[int, typer.Option(help="Which of MS-COCO's images are taken, one caption each.")] = 0,
     clip: Annotated[str | None, typer.Option(help="The CLIP that scores pictures of prompts that are not bundled: a folder or a hub id.")] = None,
+    reference: Annotated[str, typer.Option(help="Folder of real pictures, for FID and KID by Inception's features.")] = "",
+    inception: Annotated[str, typer.Option(help="Inception's checkpoint, pt_inception-2015-12-05; torch-fidelity fetches it where no file is given.")] = "",
+    prepare: Annotated[str, typer.Option(help="What Inception sees: paper (side 256, centre crop) or plain (torchmetrics' default).")] = "paper",
+    negative_prompt: Annotated[str, typer.Option(help="What no picture is to show.")] = "",
+    start: Annotated[str, typer.Option(help="File of a tensor, 1 × c × h × w, from which every picture starts.")] = "",
     shard: Annotated[str, typer.Option(help="Draw only this part, such as 0/4, and judge nothing; later, a run without it judges.")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Only measure a few network evaluations, and say what the run will cost.")] = False,
 ) -> None:
@@ -169,7 +174,8 @@ def evaluate(
     On machines that share only a folder: asddim evaluate --shard $SLURM_ARRAY_TASK_ID/4 … on each, then asddim evaluate … on one.
     """
     shape: dict[str, Any] = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
-    shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan}
+    shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan, "negative_prompt": negative_prompt, "start": start}
+    shape["inception"] = {"reference": reference, "weights": inception, "prepare": prepare}
     summary = _experiment(out, model, prompts, count, device, **shape, reference_steps=reference_steps, p=p, lam=lam, reading=reading, batch_size=batch_size)
     typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     typer.echo(json.dumps({"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}))
@@ -280,17 +286,22 @@ def clock(
 
 def _experiment(
     out: Path, model: str, prompts: str, count: int, device: str, *, methods: str, solvers: str, steps: str, guidance_scales: str,
-    dtype: str = "float32", prompt_seed: int = 0, clip: str | None = None, shard: str = "", plan: bool = False, **rest: Any,
+    dtype: str = "float32", prompt_seed: int = 0, clip: str | None = None, shard: str = "", plan: bool = False, inception: dict[str, str] | None = None, **rest: Any,
 ) -> Any:  # fmt: skip
     """The summary of the experiment that the options ask for; what is written as a list with commas becomes one.
 
     The process ends here where it has no summary to show: it only plans, or another process judges.
     """
     from asddim_lib import experiment
+    from asddim_lib.errors import check
+    from asddim_lib.inception import Inception
     from asddim_lib.models import load_pipeline
     from asddim_lib.prompts import load_prompts
     from asddim_lib.shards import joined
 
+    wanted = inception or {"reference": "", "weights": ""}
+    check(bool(wanted["reference"]) or not wanted["weights"], "reference", wanted["reference"], "give a folder of real pictures, too")
+    features = Inception(**wanted) if wanted["reference"] else None
     setting = experiment.Setting(
         methods=tuple(dict.fromkeys(methods.split(","))), solvers=tuple(solvers.split(",")), steps=_numbers("steps", steps, int),
         guidance_scales=_numbers("guidance_scale", guidance_scales, float), **rest,
@@ -302,7 +313,7 @@ def _experiment(
             if place.speaks:
                 _show_plan(pipe, table, setting)
             raise typer.Exit
-        found = experiment.evaluate(pipe, table, setting, out, lambda waiting: _bar(waiting, place), shard=place, clip=clip)
+        found = experiment.evaluate(pipe, table, setting, out, lambda waiting: _bar(waiting, place), shard=place, clip=clip, inception=features)
     if place.judges:
         return found
     if place.speaks:

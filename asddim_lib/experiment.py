@@ -24,6 +24,7 @@ from asddim_lib.direct import choose, direct_search, solution
 from asddim_lib.errors import check
 from asddim_lib.files import short_hash, sweep, write_whole
 from asddim_lib.grids import ALLOCATIONS, CALIBRATED, sigmas, timesteps
+from asddim_lib.inception import Inception
 from asddim_lib.models import Pipeline, data_folder, network, weights_hash
 from asddim_lib.noise import is_flow
 from asddim_lib.path import Trajectory
@@ -302,6 +303,25 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def inception_figures(summary: pd.DataFrame, count: int, setting: Setting, out: Path, inception: Inception, device: str = "cpu") -> str:
+    """Adds FID and KID by Inception's features to a summary of `count` prompts, and FID at infinity where there are enough pictures for one.
+
+    Returns the reference's hash. FID is given of any number of pictures, since the paper has it of fewer than features; KID is unbiased.
+    """
+    real, name = inception.real(device)
+    for row, cell in enumerate(cells(setting)):
+        held = [load(batch.file(out)) for batch in batches(cell, count, setting)]
+        features = torch.cat([inception.features(part["images"][part["finite"]], device) for part in held if part["finite"].any()])
+        found = dict(zip(("fid", "fid_ci"), metrics.fid_interval(features, real, resamples=10, rank_deficient=True), strict=True))
+        if 1 < len(features) <= len(real):
+            found |= dict(zip(("kid", "kid_ci"), metrics.kid(features, real), strict=True))
+        if len(features) > 2 * features.shape[1] + 1:
+            found["fid_infinity"] = metrics.fid_infinity(features, real)
+        for key, value in found.items():
+            summary.loc[row, f"inception_{key}"] = value
+    return name
+
+
 def paired(records: pd.DataFrame, baseline: str, key: str) -> pd.DataFrame:
     """How each method differs from the baseline in `key`, picture by picture of the same prompt and noise: one row a cell.
 
@@ -330,6 +350,7 @@ def evaluate(
     teach_on: int = 256,
     shard: Shard = ALONE,
     clip: str | None = None,
+    inception: Inception | None = None,
 ) -> pd.DataFrame:
     """The whole experiment: grids, pictures, records, summary; all kept in `out`.
 
@@ -342,6 +363,8 @@ def evaluate(
     """
     if clip:
         metrics.load_clip(clip, str(pipe.device))  # a wrong name is told now, not after the pictures
+    if inception:
+        inception.network(str(pipe.device))
     grids, profiles = find_grids(pipe, setting, out, teach_on)
     failed = generate(pipe, table, setting, grids, out, progress, shard)
     shard.part()
@@ -354,6 +377,9 @@ def evaluate(
             log.warning("%s", error)
     records, features = judge(table, setting, out, str(pipe.device), clip)
     summary = summarize(records, features)
+    judged_by = {}
+    if inception:
+        judged_by = {"inception": asdict(inception) | {"reference_sha256": inception_figures(summary, len(table), setting, out, inception, str(pipe.device))}}
     sound = [load(batch.file(out))["finite"] for cell in references(setting) for batch in batches(cell, len(table), setting)]
     summary.attrs["failed_references"] = sum(int((~finite).sum()) for finite in sound)
     for scale, profile in profiles.items():
@@ -364,6 +390,7 @@ def evaluate(
     by = {"reference_sha256": _file_hash(data_folder() / "reference.safetensors"), "reference_n": len(metrics.reference_features())} if features else {}
     found = provenance(setting, pipe, table) | {
         **by,
+        **judged_by,
         "clip": clip or ("bundled" if has_attributes(table) else None),
         "records_sha256": _file_hash(out / "records.parquet"),
         "grids": {cell.name: grid for cell, grid in grids.items()},

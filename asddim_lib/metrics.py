@@ -62,29 +62,30 @@ def judge_features(images: Tensor, batch: int = 250, device: str = "cpu") -> Ten
     return torch.cat([load_judge(device)(part.to(device)).cpu() for part in images.split(batch)]).double()
 
 
-def fid(features: Tensor, reference: Tensor) -> float:
+def fid(features: Tensor, reference: Tensor, rank_deficient: bool = False) -> float:
     """Fréchet distance between two sets of features, each n × d (Eq 14), by torchmetrics in float64.
 
-    Raises ValueError where a set has too few images for a covariance of full rank: the figure would be mostly bias.
+    Raises ValueError where a set has too few images for a covariance of full rank: the figure would be mostly bias. Who wants it
+    all the same, to set beside another of as many images, as the paper's thousand of 2,048 features, says `rank_deficient`.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     for name, values in (("features", features), ("reference", reference)):
-        check(len(values) > values.shape[1], name, f"{len(values)} × {values.shape[1]}", "FID needs more images than feature dimensions")
+        check(rank_deficient or len(values) > values.shape[1], name, f"{len(values)} × {values.shape[1]}", "FID needs more images than feature dimensions")
     metric = FrechetInceptionDistance(feature=_Given(features.shape[1])).set_dtype(torch.float64)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return float(metric.compute())
 
 
-def fid_interval(features: Tensor, reference: Tensor, resamples: int = 40, seed: int = 0) -> tuple[float, float]:
+def fid_interval(features: Tensor, reference: Tensor, resamples: int = 40, seed: int = 0, rank_deficient: bool = False) -> tuple[float, float]:
     """FID and the half-width of its 95 % interval, from the spread of FID over bootstrap resamples of the images.
 
     The interval speaks of the spread that another draw of images would show. The bias of a finite sample is not in it.
     """
     draw, moments, x = np.random.default_rng(seed), _moments(reference), features.double()
     values = [_frechet(x[draw.integers(0, len(x), len(x))], *moments) for _ in range(resamples)]
-    return fid(features, reference), Z95 * float(np.std(values, ddof=1))
+    return fid(features, reference, rank_deficient), Z95 * float(np.std(values, ddof=1))
 
 
 def fid_infinity(features: Tensor, reference: Tensor, sizes: int = 8, repeats: int = 5, seed: int = 0) -> float:
