@@ -1,4 +1,4 @@
-"""The command line: asddim calibrate | generate | export | evaluate | compare | choose | clock."""
+"""The command line: asddim calibrate | generate | export | evaluate | compare | choose | clock | mlperf."""
 
 from __future__ import annotations
 
@@ -282,6 +282,36 @@ def clock(
     write_whole(out, lambda part: found.to_csv(part, index=False))
     shown = found.groupby(["steps", "method"], sort=False)[["nfe", "seconds"]].agg({"nfe": "first", "seconds": ["median", "min", "max"]})
     typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
+
+
+#: What MLPerf Inference accepts of SDXL: FID, and CLIP score in percent.
+ACCEPTED = {"FID": (23.01, 23.95), "CLIP": (31.69, 31.81)}
+
+
+@app.command()
+def mlperf(
+    prompts: Annotated[str, typer.Option(help="The benchmark's captions, captions_source.tsv.")],
+    start: Annotated[str, typer.Option(help="Its one start of all pictures, latents.pt.")],
+    reference: Annotated[str, typer.Option(help="Folder of the real pictures that its FID is from, MS-COCO's val2014.")],
+    out: Annotated[Path, typer.Option(help="Folder of pictures, records and summary.")] = Path("results/mlperf"),
+    model: Model = "sdxl",
+    count: Count = 5000,
+    clip: Annotated[str, typer.Option(help="A folder or a hub id.")] = "openai/clip-vit-base-patch32",
+    inception: Annotated[str, typer.Option(help="Inception's checkpoint; torch-fidelity fetches it where no file is given.")] = "",
+    batch_size: Batch = 8,
+    device: Device = "cuda",
+    dtype: Dtype = "float16",
+) -> None:
+    """Draws and judges SDXL as MLPerf Inference does, and says whether the figures land where its rules accept them: a known answer for all that
+    draws and judges here. Exit code 1 where they do not."""
+    shape: dict[str, Any] = {"methods": "ddim", "solvers": "euler", "steps": "20", "guidance_scales": "8", "batch_size": batch_size, "dtype": dtype, "clip": clip}
+    shape |= {"start": start, "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"}
+    found = _experiment(out, model, prompts, count, device, **shape, inception={"reference": reference, "weights": inception, "prepare": "plain"})
+    figures = {"FID": found["inception_fid"][0], "CLIP": 100 * found["clip"][0]}
+    for name, (low, high) in ACCEPTED.items():
+        typer.echo(f"{name} {figures[name]:.2f}, accepted {low} to {high}: {'right' if low <= figures[name] <= high else 'WRONG'}")
+    _end(found)
+    raise typer.Exit(int(any(not low <= figures[name] <= high for name, (low, high) in ACCEPTED.items())))
 
 
 def _experiment(

@@ -25,11 +25,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, calibrate, cli
+from asddim_lib import ASDDIMScheduler, calibrate, cli, inception
 from asddim_lib.experiment import read_records
+from asddim_lib.inception import Inception
 from asddim_lib.models import HUB, data_folder, load_pipeline
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
@@ -185,6 +187,28 @@ def test_the_experiment_runs_on_a_model_of_each_kind(build, solver, methods, tmp
     said = json.loads((tmp_path / "out" / "provenance.json").read_text())
     first = said["grids"][f"noise-{solver}-g7.5-k4"][0]
     assert first == (1.0 if build is sd3 else 999)
+
+
+def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch):
+    sdxl()[0].save_pretrained(tmp_path / "model")
+    (tmp_path / "captions.tsv").write_text("id\tcaption\n1\ta red boot\n2\ttwo blue bags\n")
+    torch.save(torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)), tmp_path / "latents.pt")
+    (tmp_path / "real").mkdir()
+    for k in range(4):
+        Image.effect_noise((64, 64), 20 + k).save(tmp_path / "real" / f"{k}.png")
+    monkeypatch.setattr(inception, "_network", lambda weights, device: lambda images: images[:, :, ::32, ::32].float().flatten(1))
+    monkeypatch.setattr(Inception.real, "__defaults__", ("cpu", tmp_path / "cache"))
+    options = {"prompts": "captions.tsv", "start": "latents.pt", "reference": "real", "out": "out", "model": "model"}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(tmp_path / value))]
+    arguments += ["--count", "2", "--clip", "bundled", "--device", "cpu", "--dtype", "float32"]
+    done = CliRunner().invoke(cli.app, ["mlperf", *arguments])
+    assert done.exit_code == 1
+    assert "accepted 23.01 to 23.95: WRONG" in done.output
+    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert said["grids"]["ddim-euler-g8-k20"] == list(range(951, 0, -50)), "Euler's own, evenly spaced and one late"
+    assert said["setting"]["negative_prompt"].startswith("normal quality")
+    monkeypatch.setattr(cli, "ACCEPTED", {"FID": (0, 1e9), "CLIP": (-100, 100)})
+    assert CliRunner().invoke(cli.app, ["mlperf", *arguments]).exit_code == 0
 
 
 @pytest.mark.parametrize(("changed", "message"), [
