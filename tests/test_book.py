@@ -113,6 +113,12 @@ def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkey
     assert solved >= 3
 
 
+def test_the_audit_types_no_figure():
+    """What the paper's tables or our records say is computed: prose has whole numbers alone, such as step counts and years."""
+    prose = "\n".join(cell.source for cell in jupytext.read(ROOT / "book" / "chapters" / "audit.md").cells if cell.cell_type == "markdown")
+    assert not re.findall(r"\d[.,]\d|\d ?%", prose.split("## Exercises")[0])
+
+
 def test_the_bibliography_is_what_the_chapters_cite():
     works = re.findall(r"^@\w+\{(\w+),$", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
     cited = {key for chapter in ("start", *CHAPTERS) for keys in re.findall(r"\{cite:[pt]\}`([^`]+)`", read(chapter)) for key in keys.split(",")}
