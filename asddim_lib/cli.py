@@ -232,10 +232,11 @@ def choose(
     count: Count = 16,
     guidance_scale: Scale = 7.5,
     reference_steps: Annotated[int, typer.Option(help="DDIM steps of the solution that distances are measured from.")] = 200,
+    search: Annotated[bool, typer.Option("--search", help="Then move the best one's timesteps while that helps; it takes up to as long as the solution.")] = False,
     device: Device = "cpu",
 ) -> None:
     """Tries grids on a few prompts; prints how far each ends from a fine solution, the best last. Example: asddim choose --steps 8 --solver unipc"""
-    from asddim_lib.direct import distances
+    from asddim_lib.direct import direct_search, distances, solution
     from asddim_lib.errors import check
     from asddim_lib.experiment import SOLVERS
     from asddim_lib.grids import timesteps
@@ -254,7 +255,13 @@ def choose(
         for temper in (1.0, 0.75, 0.5, 0.25):
             tried[f"{best}, temper {temper:g}"] = timesteps(pipe.scheduler, steps, allocation=best, profile=held, order=order, temper=temper)
     texts = list(load_prompts(prompts, count)["prompt"])
-    found = distances(pipe, texts, tried, guidance_scale=guidance_scale, reference_steps=reference_steps, seed=1_000_000)
+    seed = 1_000_000  # no picture that is reported on starts from it
+    goal = solution(pipe, texts, guidance_scale=guidance_scale, reference_steps=reference_steps, seed=seed)
+    how: dict[str, Any] = {"guidance_scale": guidance_scale, "seed": seed, "goal": goal}
+    found = distances(pipe, texts, tried, **how)
+    if search:
+        moved = direct_search(pipe, texts, [tried[min(found, key=found.__getitem__)]], budget=reference_steps, **how)
+        found["searched"], tried["searched"] = moved.distance, moved.timesteps
     for name in sorted(found, key=found.__getitem__, reverse=True):
         typer.echo(f"{found[name]:8.4f}  {name:28s} {json.dumps(tried[name])}")
 

@@ -188,6 +188,9 @@ def test_direct_search_betters_its_start_for_any_solver():
         assert costs[2] < min(costs[:2])
         assert found.evaluations > 20 * 2 * 2
         name, best = choose(pipe, prompts, {"a": starts[0], "b": starts[1]}, guidance_scale=3.0, reference_steps=20)
+        within = direct_search(pipe, prompts, starts, budget=10, guidance_scale=3.0, reference_steps=20)
+        assert within.evaluations == (20 + 2 * 3 + 3 * 3) * 2 * 2, "three trials of three steps are all that ten steps hold"
+        assert found.distance <= within.distance <= min(costs[:2])
         assert name == "ab"[costs.index(min(costs[:2]))]
         assert best == (starts["ab".index(name)], pytest.approx(min(costs[:2]), rel=1e-5), (20 + 2 * 3) * 2 * 2)
     with pytest.raises(ValueError, match="strictly decreasing"):
@@ -211,4 +214,7 @@ def test_choose_lists_what_it_tried_best_last(tmp_path):
     assert len(lines) == 9
     assert values == sorted(values, reverse=True)
     assert json.loads(lines[-1][1][lines[-1][1].index("[") :])[0] <= 999
-    assert "solver is euler" in str(CliRunner().invoke(app, ["choose", "--solver", "euler"]).exception)
+    moved = [line.split(maxsplit=2) for line in CliRunner().invoke(app, [*asked, "--search"]).stdout.splitlines()]
+    assert (len(moved), moved[-1][1]) == (10, "searched")
+    assert float(moved[-1][0]) <= values[-1]
+    assert "solver is heun" in str(CliRunner().invoke(app, ["choose", "--solver", "heun"]).exception)
