@@ -40,11 +40,13 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 	cp -n results/compare/ddim/images/profile-* results/compare/ddim/images/grid-* results/compare/quality/images
 	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
 
-full: .venv/.ready ## the paper's experiment on its own models, on one GPU with weights and captions fetched: clock, pictures, and the chapter that shows them
+REFERENCE ?=# a folder of real pictures
+full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them
+	@test -d "$(REFERENCE)" || { echo "REFERENCE is '$(REFERENCE)'; give a folder of real pictures: make full REFERENCE=coco/val2017"; exit 2; }
 	for model in sd15 sdxl; do \
-	  $(BIN)/asddim clock --model $$model --device cuda --out results/clock/$$model.csv && \
-	  $(BIN)/python book/build.py run experiment -p model=$$model -p prompts=coco -p count=1000 -p 'steps=[20, 50, 100]' -p device=cuda -p dtype=float16 \
-	    -p clip=openai/clip-vit-large-patch14 -p out=results/$$model || exit 1; \
+	  _build/inception/bin/asddim clock --model $$model --device cuda --out results/clock/$$model.csv && \
+	  _build/inception/bin/python book/build.py run experiment -p model=$$model -p prompts=coco -p count=1000 -p 'steps=[20, 50, 100]' -p device=cuda -p dtype=float16 \
+	    -p clip=openai/clip-vit-large-patch14 -p reference=$(REFERENCE) -p out=results/$$model || exit 1; \
 	done
 
 bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images

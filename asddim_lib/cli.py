@@ -162,7 +162,7 @@ def evaluate(
     inception: Annotated[str, typer.Option(help="Inception's checkpoint, pt_inception-2015-12-05; torch-fidelity fetches it where no file is given.")] = "",
     prepare: Annotated[str, typer.Option(help="What Inception sees: paper (side 256, centre crop) or plain (torchmetrics' default).")] = "paper",
     negative_prompt: Annotated[str, typer.Option(help="What no picture is to show.")] = "",
-    start: Annotated[str, typer.Option(help="File of a tensor, 1 × c × h × w, from which every picture starts.")] = "",
+    latents: Annotated[str, typer.Option(help="File of a tensor, 1 × c × h × w, from which every picture starts.")] = "",
     shard: Annotated[str, typer.Option(help="Draw only this part, such as 0/4, and judge nothing; later, a run without it judges.")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Only measure a few network evaluations, and say what the run will cost.")] = False,
 ) -> None:
@@ -174,7 +174,7 @@ def evaluate(
     On machines that share only a folder: asddim evaluate --shard $SLURM_ARRAY_TASK_ID/4 … on each, then asddim evaluate … on one.
     """
     shape: dict[str, Any] = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
-    shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan, "negative_prompt": negative_prompt, "start": start}
+    shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan, "negative_prompt": negative_prompt, "latents": latents}
     shape["inception"] = {"reference": reference, "weights": inception, "prepare": prepare}
     summary = _experiment(out, model, prompts, count, device, **shape, reference_steps=reference_steps, p=p, lam=lam, reading=reading, batch_size=batch_size)
     typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
@@ -298,7 +298,7 @@ ACCEPTED = {"FID": (23.01, 23.95), "CLIP": (31.69, 31.81)}
 @app.command()
 def mlperf(
     prompts: Annotated[str, typer.Option(help="The benchmark's captions, captions_source.tsv.")],
-    start: Annotated[str, typer.Option(help="Its one start of all pictures, latents.pt.")],
+    latents: Annotated[str, typer.Option(help="The noise that all its pictures start from, latents.pt.")],
     reference: Annotated[str, typer.Option(help="Folder of the real pictures that its FID is from, MS-COCO's val2014.")],
     out: Annotated[Path, typer.Option(help="Folder of pictures, records and summary.")] = Path("results/mlperf"),
     model: Model = "sdxl",
@@ -312,7 +312,7 @@ def mlperf(
     """Draws and judges SDXL as MLPerf Inference does, and says whether the figures land where its rules accept them: a known answer for all that
     draws and judges here. Exit code 1 where they do not."""
     shape: dict[str, Any] = {"methods": "ddim", "solvers": "euler", "steps": "20", "guidance_scales": "8", "batch_size": batch_size, "dtype": dtype, "clip": clip}
-    shape |= {"start": start, "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"}
+    shape |= {"latents": latents, "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"}
     found = _experiment(out, model, prompts, count, device, **shape, inception={"reference": reference, "weights": inception, "prepare": "plain"})
     figures = {"FID": found["inception_fid"][0], "CLIP": 100 * found["clip"][0]}
     for name, (low, high) in ACCEPTED.items():

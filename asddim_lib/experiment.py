@@ -28,7 +28,7 @@ from asddim_lib.inception import Inception
 from asddim_lib.models import Pipeline, data_folder, network, weights_hash
 from asddim_lib.noise import is_flow
 from asddim_lib.path import Trajectory
-from asddim_lib.pictures import draw, load, save, whole
+from asddim_lib.pictures import draw, load, load_latents, save, whole
 from asddim_lib.prompts import check_prompts, load_prompts
 from asddim_lib.scheduler import ASDDIMScheduler
 from asddim_lib.search import SEARCHED
@@ -59,7 +59,7 @@ class Setting:
 
     With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own. A profile is made on
     `calibrate_on` prompts that are not reported on, over `calibrate_steps`, with `adjoint_probes`, from the seed `tuning_seed` on;
-    what is found by trying is tried on `try_on` of them. With `start`, the file of a tensor (1 × c × h × w), every picture starts from it.
+    what is found by trying is tried on `try_on` of them. With `latents`, a file for `load_latents`, every picture starts from the same.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -77,7 +77,7 @@ class Setting:
     tuning_seed: int = 0
     try_on: int = 32
     negative_prompt: str = ""
-    start: str = ""
+    latents: str = ""
 
     def __post_init__(self) -> None:
         known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, *TRIED)))
@@ -160,11 +160,7 @@ def grid_for(
     """The timesteps of a cell on the noise schedule of a scheduler or its config; of a flow-matching one, its sigmas."""
     how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading, "profile": profile, "path": path, "temper": temper}
     how |= {"order": SOLVERS[cell.solver][1], "allocation": METHODS.get(cell.method, cell.method)}
-    return sigmas(scheduler, cell.steps, **how) if _is_flow(scheduler) else timesteps(scheduler, cell.steps, **how)
-
-
-def _is_flow(scheduler: Any) -> bool:
-    return is_flow(getattr(scheduler, "config", scheduler))
+    return sigmas(scheduler, cell.steps, **how) if is_flow(scheduler) else timesteps(scheduler, cell.steps, **how)
 
 
 def generate(
@@ -185,7 +181,7 @@ def generate(
     """
     prompts = list(table["prompt"])
     check_prompts(pipe, prompts)
-    start = load_start(setting.start)
+    latents = load_latents(setting.latents)
     wanted = list(dict.fromkeys((*cells(setting), *references(setting))))
     for cell in wanted:
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
@@ -197,14 +193,14 @@ def generate(
     turns = list(enumerate(turn for group in groups.values() for turn in zip(*group, strict=True)))  # each has all methods' batches of the same prompts
     found = [(number, left) for number, turn in shard.share(turns) if (left := [batch for batch in turn if not whole(batch.file(out))])]
     original, failed, at_once, warm = pipe.scheduler, 0, setting.batch_size, False
-    flow = _is_flow(original)
+    flow = is_flow(original)
     try:
         for batch in progress([batch for _, left in shard.deal(found) for batch in left]):
             pipe.scheduler = original if flow else SOLVERS[batch.cell.solver][0].from_config(original.config)
             pipe.scheduler.strict = False  # one picture's fault does not stop the batch: draw tells which are finite
             seeds = list(range(batch.start, batch.stop))
             what: dict[str, Any] = {"prompts": [prompts[seed] for seed in seeds], "seeds": seeds, "guidance_scale": batch.cell.guidance_scale}
-            what |= {"start": start, "negative_prompt": setting.negative_prompt}
+            what |= {"latents": latents, "negative_prompt": setting.negative_prompt}
             if not warm:  # the first call of a process pays for lazy initialisation; it is not timed
                 draw(pipe, **what, batch_size=at_once, num_inference_steps=1)
                 warm = True
@@ -217,18 +213,6 @@ def generate(
     finally:
         pipe.scheduler = original
     return failed
-
-
-def load_start(file: str) -> Tensor | None:
-    """The noise in a file of torch's, from which every picture is to start; none without a file. Raises ValueError where it holds no 1 × c × h × w."""
-    if not file:
-        return None
-    try:
-        held = torch.load(file, weights_only=True)
-    except Exception as error:  # pickle's, zipfile's and the system's share no base
-        raise ValueError(f"start is {file!r}, which could not be read ({str(error).splitlines()[0]}); give a file that torch.save wrote") from error
-    check(isinstance(held, Tensor) and held.ndim == 4 and len(held) == 1, "start", f"{file!r}, {getattr(held, 'shape', type(held))}", "give a tensor of 1 × c × h × w")
-    return held
 
 
 def judge(table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu", clip: str | None = None) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
@@ -303,23 +287,27 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def inception_figures(summary: pd.DataFrame, count: int, setting: Setting, out: Path, inception: Inception, device: str = "cpu") -> str:
+def inception_figures(summary: pd.DataFrame, count: int, setting: Setting, out: Path, inception: Inception, device: str = "cpu") -> dict[str, Any]:
     """Adds FID and KID by Inception's features to a summary of `count` prompts, and FID at infinity where there are enough pictures for one.
 
-    Returns the reference's hash. FID is given of any number of pictures, since the paper has it of fewer than features; KID is unbiased.
+    Returns what they were measured against. FID is given of any two pictures or more, since the paper has it of fewer than features; KID is
+    unbiased.
     """
     real, name = inception.real(device)
     for row, cell in enumerate(cells(setting)):
         held = [load(batch.file(out)) for batch in batches(cell, count, setting)]
-        features = torch.cat([inception.features(part["images"][part["finite"]], device) for part in held if part["finite"].any()])
+        sound = [part["images"][part["finite"]] for part in held if part["finite"].any()]
+        if sum(map(len, sound)) < 2:
+            continue
+        features = torch.cat([inception.features(images, device) for images in sound])
         found = dict(zip(("fid", "fid_ci"), metrics.fid_interval(features, real, resamples=10, rank_deficient=True), strict=True))
-        if 1 < len(features) <= len(real):
+        if len(features) <= len(real):
             found |= dict(zip(("kid", "kid_ci"), metrics.kid(features, real), strict=True))
         if len(features) > 2 * features.shape[1] + 1:
             found["fid_infinity"] = metrics.fid_infinity(features, real)
         for key, value in found.items():
             summary.loc[row, f"inception_{key}"] = value
-    return name
+    return asdict(inception) | {"reference_sha256": name, "reference_n": len(real)}
 
 
 def paired(records: pd.DataFrame, baseline: str, key: str) -> pd.DataFrame:
@@ -377,9 +365,7 @@ def evaluate(
             log.warning("%s", error)
     records, features = judge(table, setting, out, str(pipe.device), clip)
     summary = summarize(records, features)
-    judged_by = {}
-    if inception:
-        judged_by = {"inception": asdict(inception) | {"reference_sha256": inception_figures(summary, len(table), setting, out, inception, str(pipe.device))}}
+    by: dict[str, Any] = {"inception": inception_figures(summary, len(table), setting, out, inception, str(pipe.device))} if inception else {}
     sound = [load(batch.file(out))["finite"] for cell in references(setting) for batch in batches(cell, len(table), setting)]
     summary.attrs["failed_references"] = sum(int((~finite).sum()) for finite in sound)
     for scale, profile in profiles.items():
@@ -387,10 +373,9 @@ def evaluate(
     write_whole(out / "records.parquet", lambda part: records.to_parquet(part, index=False))
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
     tried = {cell.name: json.loads(found_file(cell, out).read_text()) for cell in grids if cell.method in TRIED}
-    by = {"reference_sha256": _file_hash(data_folder() / "reference.safetensors"), "reference_n": len(metrics.reference_features())} if features else {}
+    by |= {"reference_sha256": _file_hash(data_folder() / "reference.safetensors"), "reference_n": len(metrics.reference_features())} if features else {}
     found = provenance(setting, pipe, table) | {
         **by,
-        **judged_by,
         "clip": clip or ("bundled" if has_attributes(table) else None),
         "records_sha256": _file_hash(out / "records.parquet"),
         "grids": {cell.name: grid for cell, grid in grids.items()},
@@ -403,7 +388,7 @@ def evaluate(
 def find_grids(pipe: Pipeline, setting: Setting, out: Path, teach_on: int = 256) -> tuple[dict[Cell, Any], dict[float, SensitivityProfile]]:
     """Every cell's timesteps, and each guidance scale's profile where a method needs one: measured by the first process that comes here, kept,
     and read by the others. A flow-matching pipeline has sigmas for timesteps, Euler's solver alone, and no method that measures."""
-    if _is_flow(pipe.scheduler):
+    if is_flow(pipe.scheduler):
         for solver in setting.solvers:
             check(solver == "euler", "solver", solver, "a flow-matching model has euler alone")
         for method in setting.methods:
@@ -537,7 +522,7 @@ def _claim(out: Path, pipe: Pipeline, prompts: list[str], setting: Setting, grid
     """Writes what the folder's pictures depend on, or refuses a folder whose pictures depend on something else. New cells may join."""
     wanted = {"batch_size": setting.batch_size, "prompts": short_hash(prompts), "weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
     wanted |= {"negative_prompt": setting.negative_prompt} if setting.negative_prompt else {}
-    wanted |= {"start": _file_hash(Path(setting.start))} if setting.start else {}
+    wanted |= {"latents": _file_hash(Path(setting.latents))} if setting.latents else {}
     file = out / "images" / "claim.json"
     try:
         held: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {**wanted, "grids": {}}

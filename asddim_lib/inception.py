@@ -46,8 +46,8 @@ class Inception:
         network = self.network(device)
         return torch.cat([network(self._prepared(part).to(device)).cpu() for part in images.split(batch)]).double()
 
-    def real(self, device: str = "cpu", cache: Path = CACHE) -> tuple[Tensor, str]:
-        """The features of the real pictures, and the hash of all that they hang on; computed once, and kept in `cache` under that hash.
+    def real(self, device: str = "cpu") -> tuple[Tensor, str]:
+        """The features of the real pictures, and the hash of all that they hang on; computed once, and kept in `files.CACHE` under that hash.
 
         Raises ValueError for a folder without pictures, or a file that is none.
         """
@@ -57,7 +57,7 @@ class Inception:
         for file in files:
             content.update(hashlib.sha256(file.read_bytes()).digest())
         name = content.hexdigest()[:16]
-        kept = cache / f"inception-{name}.safetensors"
+        kept = CACHE / f"inception-{name}.safetensors"
         if not kept.exists():
             found = torch.cat([self._of_files(files[first : first + 50], device) for first in range(0, len(files), 50)])
             kept.parent.mkdir(parents=True, exist_ok=True)

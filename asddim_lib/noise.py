@@ -111,8 +111,9 @@ class NoiseSchedule:
         return mean, beta * (1 - before) / (1 - bar) if variance == "small" else beta
 
 
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether the config is a flow-matching scheduler's."""
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler, or its config, is a flow-matching one."""
+    config = _config(scheduler)
     return "shift" in config and "beta_start" not in config
 
 

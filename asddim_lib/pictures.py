@@ -39,7 +39,7 @@ class Drawn(NamedTuple):
 
 @torch.no_grad()
 def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, batch_size: int = 50, **how: Any) -> Drawn:
-    """Pictures for prompts, each from the noise of its own seed, or all from `start` (1 × c × h × w), if that is given. What else is given,
+    """Pictures for prompts, each from the noise of its own seed, or all from `latents` (1 × c × h × w), if given. What else is given,
     the pipeline takes: guidance_scale, num_inference_steps or timesteps or sigmas, one negative_prompt for all.
 
     When memory runs out, half as many are drawn at once, with a warning: each picture has its own noise, so that it stays the same but for
@@ -61,9 +61,9 @@ def draw(pipe: Pipeline, prompts: list[str], seeds: list[int], *, batch_size: in
 
 
 def _draw(
-    pipe: Pipeline, prompts: list[str], seeds: list[int], batch_size: int, start: Tensor | None = None, negative_prompt: str | None = None, **how: Any
+    pipe: Pipeline, prompts: list[str], seeds: list[int], batch_size: int, latents: Tensor | None = None, negative_prompt: str | None = None, **how: Any
 ) -> Drawn:  # fmt: skip
-    images, latents, finite, begun = [], [], [], time.perf_counter()
+    images, ends, finite, begun = [], [], [], time.perf_counter()
     last = torch.empty(0)
 
     def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,16 +75,28 @@ def _draw(
     for first in range(0, len(prompts), batch_size):
         chosen = slice(first, first + batch_size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-        more: dict[str, Any] = {} if start is None else {"latents": start.to(network(pipe).dtype).repeat(len(generators), 1, 1, 1)}
+        more: dict[str, Any] = {} if latents is None else {"latents": latents.to(network(pipe).dtype).repeat(len(generators), 1, 1, 1)}
         more |= {"negative_prompt": [negative_prompt] * len(generators)} if negative_prompt else {}
         made = pipe(prompts[chosen], generator=generators, output_type="np", **how, **more, **watch).images
         sound = torch.from_numpy(np.isfinite(made).all((1, 2, 3)))
         if len(last):
             sound &= last.isfinite().flatten(1).all(1).cpu()
         images.append(images_to_uint8(np.where(sound[:, None, None, None], made, 0)))
-        latents.append(last.float().cpu())
+        ends.append(last.float().cpu())
         finite.append(sound)
-    return Drawn(torch.cat(images), torch.cat(latents), (time.perf_counter() - begun) / len(prompts), torch.cat(finite), batch_size)
+    return Drawn(torch.cat(images), torch.cat(ends), (time.perf_counter() - begun) / len(prompts), torch.cat(finite), batch_size)
+
+
+def load_latents(file: str) -> Tensor | None:
+    """The noise (1 × c × h × w) in a file that `torch.save` wrote; none without a file. Raises ValueError for one that holds something else."""
+    if not file:
+        return None
+    try:
+        held = torch.load(file, weights_only=True)
+    except Exception as error:  # pickle's, zipfile's and the system's share no base
+        raise ValueError(f"latents is {file!r}, which could not be read ({str(error).splitlines()[0]}); give a file that torch.save wrote") from error
+    check(isinstance(held, Tensor) and held.ndim == 4 and len(held) == 1, "latents", f"{file!r}, {getattr(held, 'shape', type(held))}", "give a tensor of 1 × c × h × w")
+    return held
 
 
 def save(file: Path, drawn: Drawn) -> None:

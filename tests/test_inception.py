@@ -30,6 +30,12 @@ def folder(tmp_path):
     return tmp_path / "real"
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """No test finds what another kept."""
+    monkeypatch.setattr(inception, "CACHE", tmp_path / "cache")
+
+
 @pytest.fixture
 def eight(monkeypatch):
     """In the network's place: eight numbers a picture. Counts what it is asked."""
@@ -53,17 +59,17 @@ def test_the_paper_s_preparation_brings_the_shorter_side_to_256_and_cuts_the_mid
 
 
 def test_real_pictures_are_looked_at_once_for_the_same_content(folder, tmp_path, eight):
-    found, name = Inception(str(folder)).real(cache=tmp_path / "cache")
+    found, name = Inception(str(folder)).real()
     assert found.shape == (12, 8)
     looked = sum(eight)
-    again, same = Inception(str(folder)).real(cache=tmp_path / "cache")
+    again, same = Inception(str(folder)).real()
     assert (sum(eight), same) == (looked, name)
     assert torch.equal(found, again)
     (tmp_path / "w.pth").write_bytes(b"w")
     others = [Inception(str(folder), prepare="plain"), Inception(str(folder), weights=str(tmp_path / "w.pth"))]
-    names = {name, *(other.real(cache=tmp_path / "cache")[1] for other in others)}
+    names = {name, *(other.real()[1] for other in others)}
     Image.new("RGB", (9, 9)).save(folder / "more" / "0.png")
-    assert len(names | {Inception(str(folder)).real(cache=tmp_path / "cache")[1]}) == 4
+    assert len(names | {Inception(str(folder)).real()[1]}) == 4
     torch.testing.assert_close(found[1], Inception(str(folder)).features(inception._read(sorted(folder.rglob("*.png"))[1]))[0])
 
 
@@ -74,10 +80,10 @@ def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch):
     (folder / "bad.png").write_text("no picture")
     monkeypatch.setattr(inception, "_network", lambda weights, device: lambda images: images)
     with pytest.raises(ValueError, match=r"bad\.png, which is no picture"):
-        Inception(str(folder)).real(cache=tmp_path / "cache")
+        Inception(str(folder)).real()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="the folder needs pictures"):
-        Inception(str(tmp_path / "empty")).real(cache=tmp_path / "cache")
+        Inception(str(tmp_path / "empty")).real()
     done = CliRunner().invoke(cli.app, ["evaluate", "--inception", "w.pth"])
     assert "reference is ; give a folder of real pictures, too" in str(done.exception)
 
@@ -95,15 +101,13 @@ def command(folder, out, *more):
 
 
 def test_the_experiment_adds_its_figures(folder, tmp_path, eight, monkeypatch):
-    monkeypatch.setattr(inception, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(Inception.real, "__defaults__", ("cpu", tmp_path / "cache"))
     done = command(folder, tmp_path / "out")
     assert done.exit_code == 0, (done.output, done.exception)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert (summary["inception_fid"] > 0).all()
     assert summary[["inception_fid_ci", "inception_kid", "inception_kid_ci"]].notna().all(axis=None)
     said = json.loads((tmp_path / "out" / "provenance.json").read_text())["inception"]
-    assert said == {"reference": str(folder), "weights": "", "prepare": "paper", "reference_sha256": Inception(str(folder)).real()[1]}
+    assert said == {"reference": str(folder), "weights": "", "prepare": "paper", "reference_sha256": Inception(str(folder)).real()[1], "reference_n": 12}
 
 
 def test_a_fid_of_too_few_pictures_is_given_to_who_asks():
@@ -161,7 +165,6 @@ def test_figures_are_torchmetrics_own(weights, folder, tmp_path):
 
 @REAL
 def test_the_whole_command_runs_on_it(weights, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Inception.real, "__defaults__", ("cpu", tmp_path / "cache"))
     done = command(folder, tmp_path / "out", "--inception", weights, "--steps", "1", "--methods", "ddim")
     assert done.exit_code == 0, (done.output, done.exception)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")

@@ -31,7 +31,6 @@ from typer.testing import CliRunner
 
 from asddim_lib import ASDDIMScheduler, calibrate, cli, inception
 from asddim_lib.experiment import read_records
-from asddim_lib.inception import Inception
 from asddim_lib.models import HUB, data_folder, load_pipeline
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}
@@ -197,8 +196,8 @@ def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch)
     for k in range(4):
         Image.effect_noise((64, 64), 20 + k).save(tmp_path / "real" / f"{k}.png")
     monkeypatch.setattr(inception, "_network", lambda weights, device: lambda images: images[:, :, ::32, ::32].float().flatten(1))
-    monkeypatch.setattr(Inception.real, "__defaults__", ("cpu", tmp_path / "cache"))
-    options = {"prompts": "captions.tsv", "start": "latents.pt", "reference": "real", "out": "out", "model": "model"}
+    monkeypatch.setattr(inception, "CACHE", tmp_path / "cache")
+    options = {"prompts": "captions.tsv", "latents": "latents.pt", "reference": "real", "out": "out", "model": "model"}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(tmp_path / value))]
     arguments += ["--count", "2", "--clip", "bundled", "--device", "cpu", "--dtype", "float32"]
     done = CliRunner().invoke(cli.app, ["mlperf", *arguments])

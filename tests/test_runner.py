@@ -320,28 +320,28 @@ def test_prompts_of_one_s_own_are_scored_by_the_clip_that_is_named(pipe, tmp_pat
     assert "clip is '/nowhere', which could not be loaded" in str(done.exception)
 
 
-def test_one_start_and_a_negative_prompt_are_for_all_pictures(pipe, tmp_path):
+def test_the_same_latents_and_a_negative_prompt_are_for_all_pictures(pipe, tmp_path):
     same = TABLE.iloc[[0, 0, 0]].reset_index(drop=True)
     setting = replace(SETTING, methods=("noise",), steps=(2,))
-    torch.save(torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)), tmp_path / "start.pt")
+    torch.save(torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)), tmp_path / "latents.pt")
     drawn = {}
-    for name, how in {"own": {}, "start": {"start": str(tmp_path / "start.pt")}, "both": {"start": str(tmp_path / "start.pt"), "negative_prompt": "blue"}}.items():
+    for name, how in {"own": {}, "same": {"latents": str(tmp_path / "latents.pt")}, "both": {"latents": str(tmp_path / "latents.pt"), "negative_prompt": "blue"}}.items():
         experiment.evaluate(pipe, same, replace(setting, **how), tmp_path / name)
         drawn[name] = torch.cat([parts["latents"] for parts in held(tmp_path / name)[0].values()])
     spread = {name: (latents - latents[0]).abs().max() for name, latents in drawn.items()}
     assert spread["own"] > 1
-    assert max(spread["start"], spread["both"]) < 1e-4
-    assert (drawn["start"] - drawn["both"]).abs().max() > 0.1
-    with pytest.raises(ValueError, match="pictures of another negative_prompt, start; name another folder"):
+    assert max(spread["same"], spread["both"]) < 1e-4
+    assert (drawn["same"] - drawn["both"]).abs().max() > 0.1
+    with pytest.raises(ValueError, match="pictures of another latents, negative_prompt; name another folder"):
         experiment.evaluate(pipe, same, setting, tmp_path / "both")
 
 
-def test_a_start_that_is_none_is_named(tmp_path):
+def test_latents_that_are_none_are_named(tmp_path):
     torch.save({"latents": 1}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_text("no")
     for name, message in {"a.pt": "give a tensor of 1 × c × h × w", "b.pt": "could not be read", "c.pt": "No such file"}.items():
         with pytest.raises(ValueError, match=message):
-            experiment.load_start(str(tmp_path / name))
+            pictures.load_latents(str(tmp_path / name))
     with pytest.raises(ValueError, match="negative_prompt is blue; profiles are measured without one"):
         replace(SETTING, methods=("combined",), negative_prompt="blue")
 
