@@ -44,7 +44,7 @@ def calibrate(
     num_steps: Annotated[int, typer.Option(help="Timesteps of the path that is measured.")] = 32,
     estimator: Annotated[str, typer.Option(help="vjp, jvp, difference, path (free), or power (the spectral norm).")] = "vjp",
     adjoint_probes: Annotated[int, typer.Option(help="Sweeps back along the path, for dual-weighted grids; each costs three evaluations a timestep.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Two prompts over 24 steps, path alone: what an image of 50 steps costs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One prompt over 32 steps, path alone: costs less than two images of 20 steps.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder of batches that were measured: the same ones are not measured again.")] = CACHE,
     device: Device = "cpu",
     seed: int = 0,
@@ -58,7 +58,7 @@ def calibrate(
     from asddim_lib.prompts import load_prompts
 
     if quick:
-        count, num_steps, estimator, adjoint_probes = 2, 24, "path", 0
+        count, num_steps, estimator, adjoint_probes = 1, 32, "path", 0
     texts, norm = list(load_prompts(prompts, count)["prompt"]), "spectral" if estimator == "power" else "frobenius"
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "norm": norm, "estimator": estimator, "adjoint_probes": adjoint_probes, "seed": seed}
     pipe = load_pipeline(model, device=device)
@@ -275,6 +275,8 @@ def clock(
         str, typer.Option(help="Comma-separated: ddim (diffusers' own), noise, gradient, combined, online, online-4.")
     ] = "ddim,noise,gradient,combined,online",
     repeats: Annotated[int, typer.Option(help="Images of each method and step count.")] = 5,
+    pixels: Annotated[int | None, typer.Option(help="Pixels a side; by default as many as the model was made for.")] = None,
+    guidance_scale: Scale = 7.5,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
 ) -> None:
@@ -285,9 +287,10 @@ def clock(
     from asddim_lib.files import write_whole
 
     how: dict[str, Any] = {"steps": _numbers("steps", steps, int), "methods": tuple(methods.split(",")), "repeats": repeats}
+    how |= {"pixels": pixels, "guidance_scale": guidance_scale}
     found = fullsize.clock(model, **how, device=device, dtype=_dtype(dtype), progress=lambda waiting: tqdm(waiting, unit="image"))
     write_whole(out, lambda part: found.to_csv(part, index=False))
-    shown = found.groupby(["steps", "method"], sort=False)[["nfe", "seconds"]].agg({"nfe": "first", "seconds": ["median", "min", "max"]})
+    shown = found.groupby(["steps", "method"], sort=False)[["nfe", "seconds", "megabytes"]].agg({"nfe": "first", "seconds": ["median", "min", "max"], "megabytes": "max"})
     typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 
 from asddim_lib.experiment import Setting, cells, references
+from asddim_lib.memory import Peak
 from asddim_lib.models import Pipeline
 from asddim_lib.pictures import draw
 from asddim_lib.prompts import check_prompts
@@ -32,12 +31,11 @@ def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
     check_prompts(pipe, prompts)
     what: dict[str, Any] = {"prompts": prompts, "seeds": list(range(len(prompts))), "guidance_scale": scale, "batch_size": setting.batch_size}
     draw(pipe, **what, num_inference_steps=1)
-    if pipe.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(pipe.device)
+    peak = Peak(pipe.device)
     short, long = (draw(pipe, **what, num_inference_steps=steps) for steps in STEPS)
     seconds = max(long.seconds - short.seconds, 0) / (STEPS[1] - STEPS[0]) / each
     size = sum(part.nbytes for part in (long.images, long.latents)) / len(prompts)
-    return Cost(seconds, max(short.seconds - seconds * each, 0), size / 1e3, _peak(pipe.device))
+    return Cost(seconds, max(short.seconds - seconds * each, 0), size / 1e3, peak.megabytes())
 
 
 def plan(setting: Setting, count: int, cost: Cost) -> pd.DataFrame:
@@ -61,13 +59,3 @@ def calibration(setting: Setting) -> int:
         return 0
     each = [setting.calibrate_on * (2 if scale > 1 else 1) for scale in setting.guidance_scales]
     return sum(each) * ((setting.calibrate_steps + 1) * (1 + 3 * setting.adjoint_probes) + 3 * setting.calibrate_steps)
-
-
-def _peak(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows does not say
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

@@ -71,7 +71,7 @@ def grids(pipe) -> None:
         begun = time.perf_counter()
         return make(), time.perf_counter() - begun
 
-    for name, count, how in (("equidistributed, quick (2 prompts, 24 steps)", 2, {"num_steps": 24}), ("equidistributed (16, 64)", 16, {"num_steps": 64}),
+    for name, count, how in (("equidistributed, quick (1 prompt, 32 steps)", 1, {"num_steps": 32}), ("equidistributed (16, 64)", 16, {"num_steps": 64}),
                              ("dual-weighted (16, 64, 2 probes)", 16, {"num_steps": 64, "adjoint_probes": 2})):  # fmt: skip
         made, seconds = timed(lambda count=count, how=how: calibrate(pipe, prompts[:count], estimator="path", **how))
         kind = "dual-weighted" if "adjoint_probes" in how else "equidistributed"
