@@ -46,7 +46,7 @@ full: _build/inception/.ready ## the paper's experiment on its own models, on on
 	for model in sd15 sdxl; do \
 	  _build/inception/bin/asddim clock --model $$model --device cuda --out results/clock/$$model.csv && \
 	  _build/inception/bin/python book/build.py run experiment -p model=$$model -p prompts=coco -p count=1000 -p 'steps=[20, 50, 100]' -p device=cuda -p dtype=float16 \
-	    -p clip=openai/clip-vit-large-patch14 -p reference=$(REFERENCE) -p out=results/$$model || exit 1; \
+	    -p clip=openai/clip-vit-large-patch14 -p reference=$(REFERENCE) -p tuning_prompts=drawbench -p out=results/$$model || exit 1; \
 	done
 
 bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images

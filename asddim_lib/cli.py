@@ -28,6 +28,7 @@ Count = Annotated[int, typer.Option(help="How many prompts.")]
 Steps = Annotated[str, typer.Option(help="Sampling steps, comma-separated.")]
 Solvers = Annotated[str, typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc, euler (for flow matching, too).")]
 Reference = Annotated[int, typer.Option(help="Also measure each picture's distance from DDIM's with as many steps; 0 for none.")]
+Tuning = Annotated[str, typer.Option(help="What grids are measured on, a set like `prompts`, which is not reported on.")]
 Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 KINDS = ("float32", "float16", "bfloat16")
 Dtype = Annotated[str, typer.Option(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")]
@@ -159,10 +160,13 @@ def evaluate(
     prompt_seed: Annotated[int, typer.Option(help="Which of MS-COCO's images are taken, one caption each.")] = 0,
     clip: Annotated[str | None, typer.Option(help="The CLIP that scores pictures of prompts that are not bundled: a folder or a hub id.")] = None,
     reference: Annotated[str, typer.Option(help="Folder of real pictures, for FID and KID by Inception's features.")] = "",
+    dinov2: Annotated[str, typer.Option(help="Also by DINOv2's: facebook/dinov2-large, or a folder.")] = "",
     inception: Annotated[str, typer.Option(help="Inception's checkpoint, pt_inception-2015-12-05; torch-fidelity fetches it where no file is given.")] = "",
     prepare: Annotated[str, typer.Option(help="What Inception sees: paper (side 256, centre crop) or plain (torchmetrics' default).")] = "paper",
     negative_prompt: Annotated[str, typer.Option(help="What no picture is to show.")] = "",
     latents: Annotated[str, typer.Option(help="File of a tensor, 1 × c × h × w, from which every picture starts.")] = "",
+    tuning_prompts: Tuning = "bundled-tune",
+    save_memory: Annotated[str, typer.Option(help="Comma-separated: vae-slicing, vae-tiling, offload.")] = "",
     shard: Annotated[str, typer.Option(help="Draw only this part, such as 0/4, and judge nothing; later, a run without it judges.")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Only measure a few network evaluations, and say what the run will cost.")] = False,
 ) -> None:
@@ -175,7 +179,8 @@ def evaluate(
     """
     shape: dict[str, Any] = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
     shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan, "negative_prompt": negative_prompt, "latents": latents}
-    shape["inception"] = {"reference": reference, "weights": inception, "prepare": prepare}
+    shape |= {"tuning_prompts": tuning_prompts, "save_memory": save_memory}
+    shape["against"] = _against(reference, inception, prepare, dinov2)
     summary = _experiment(out, model, prompts, count, device, **shape, reference_steps=reference_steps, p=p, lam=lam, reading=reading, batch_size=batch_size)
     typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     typer.echo(json.dumps({"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}))
@@ -197,6 +202,7 @@ def compare(
     reference_steps: Reference = 1000,
     calibrate_on: Annotated[int, typer.Option(help="Tuning prompts that a profile is made on.")] = 16,
     calibrate_steps: Annotated[int, typer.Option(help="Timesteps of the path that it is made along.")] = 64,
+    tuning_prompts: Tuning = "bundled-tune",
     batch_size: Batch = 50,
     device: Device = "cpu",
 ) -> None:
@@ -205,11 +211,13 @@ def compare(
     Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200
     """
     from asddim_lib.errors import check
-    from asddim_lib.experiment import paired, read_records
+    from asddim_lib.experiment import read_records
     from asddim_lib.files import write_whole
+    from asddim_lib.scoring import paired
 
     shape: dict[str, Any] = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
     tuned: dict[str, Any] = {"calibrate_on": calibrate_on, "calibrate_steps": calibrate_steps, "adjoint_probes": 2, "tuning_seed": 1_000_000}
+    tuned |= {"tuning_prompts": tuning_prompts}
     summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
     records, key = read_records(out), "distance" if reference_steps else "right_all"
     check(key in records, "reference_steps", 0, "give some: these prompts have no attributes to compare by")
@@ -236,9 +244,9 @@ def choose(
     device: Device = "cpu",
 ) -> None:
     """Tries grids on a few prompts; prints how far each ends from a fine solution, the best last. Example: asddim choose --steps 8 --solver unipc"""
+    from asddim_lib.design import SOLVERS
     from asddim_lib.direct import direct_search, distances, solution
     from asddim_lib.errors import check
-    from asddim_lib.experiment import SOLVERS
     from asddim_lib.grids import timesteps
     from asddim_lib.models import load_pipeline
     from asddim_lib.noise import NoiseSchedule
@@ -316,7 +324,7 @@ def mlperf(
     draws and judges here. Exit code 1 where they do not."""
     shape: dict[str, Any] = {"methods": "ddim", "solvers": "euler", "steps": "20", "guidance_scales": "8", "batch_size": batch_size, "dtype": dtype, "clip": clip}
     shape |= {"latents": latents, "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"}
-    found = _experiment(out, model, prompts, count, device, **shape, inception={"reference": reference, "weights": inception, "prepare": "plain"})
+    found = _experiment(out, model, prompts, count, device, **shape, against=_against(reference, inception, "plain"))
     figures = {"FID": found["inception_fid"][0], "CLIP": 100 * found["clip"][0]}
     for name, (low, high) in ACCEPTED.items():
         typer.echo(f"{name} {figures[name]:.2f}, accepted {low} to {high}: {'right' if low <= figures[name] <= high else 'WRONG'}")
@@ -326,34 +334,31 @@ def mlperf(
 
 def _experiment(
     out: Path, model: str, prompts: str, count: int, device: str, *, methods: str, solvers: str, steps: str, guidance_scales: str,
-    dtype: str = "float32", prompt_seed: int = 0, clip: str | None = None, shard: str = "", plan: bool = False, inception: dict[str, str] | None = None, **rest: Any,
+    dtype: str = "float32", prompt_seed: int = 0, clip: str | None = None, shard: str = "", plan: bool = False, against: tuple = (),
+    save_memory: str = "", **rest: Any,
 ) -> Any:  # fmt: skip
     """The summary of the experiment that the options ask for; what is written as a list with commas becomes one.
 
     The process ends here where it has no summary to show: it only plans, or another process judges.
     """
-    from asddim_lib import experiment
-    from asddim_lib.errors import check
-    from asddim_lib.inception import Inception
+    from asddim_lib.design import Setting
+    from asddim_lib.experiment import evaluate
     from asddim_lib.models import load_pipeline
     from asddim_lib.prompts import load_prompts
     from asddim_lib.shards import joined
 
-    wanted = inception or {"reference": "", "weights": ""}
-    check(bool(wanted["reference"]) or not wanted["weights"], "reference", wanted["reference"], "give a folder of real pictures, too")
-    features = Inception(**wanted) if wanted["reference"] else None
-    setting = experiment.Setting(
+    setting = Setting(
         methods=tuple(dict.fromkeys(methods.split(","))), solvers=tuple(solvers.split(",")), steps=_numbers("steps", steps, int),
         guidance_scales=_numbers("guidance_scale", guidance_scales, float), **rest,
     )  # fmt: skip
     table = load_prompts(prompts, count, prompt_seed)
     with joined(shard) as place:
-        pipe = load_pipeline(model, dtype=_dtype(dtype), device=place.device(device))
+        pipe = load_pipeline(model, dtype=_dtype(dtype), device=place.device(device), save_memory=tuple(filter(None, save_memory.split(","))))
         if plan:
             if place.speaks:
                 _show_plan(pipe, table, setting)
             raise typer.Exit
-        found = experiment.evaluate(pipe, table, setting, out, lambda waiting: _bar(waiting, place), shard=place, clip=clip, inception=features)
+        found = evaluate(pipe, table, setting, out, lambda waiting: _bar(waiting, place), shard=place, clip=clip, against=against)
     if place.judges:
         return found
     if place.speaks:
@@ -362,7 +367,20 @@ def _experiment(
     raise typer.Exit
 
 
+def _against(reference: str, inception: str, prepare: str, dinov2: str = "") -> tuple:
+    """The kinds of features that pictures are set against real ones by."""
+    from asddim_lib.dinov2 import Dinov2
+    from asddim_lib.errors import check
+    from asddim_lib.inception import Inception
+
+    if not reference:
+        check(not inception and not dinov2, "reference", reference, "give a folder of real pictures, too")
+        return ()
+    return (Inception(reference, inception, prepare), *([Dinov2(reference, dinov2)] if dinov2 else []))
+
+
 def _show_plan(pipe: Any, table: Any, setting: Any) -> None:
+    from asddim_lib.models import device_of
     from asddim_lib.plan import calibration, measure, plan
 
     cost = measure(pipe, table, setting)
@@ -373,7 +391,7 @@ def _show_plan(pipe: Any, table: Any, setting: Any) -> None:
     typer.echo(f"{pictures} pictures, {evaluations} network evaluations, {hours:.3g} hours on one such device, {size:.3g} GB")
     typer.echo(f"besides: profiles, {profiles} evaluations, {profiles * cost.seconds / 3600:.3g} hours; judging; grids that are found by trying")
     typer.echo(
-        f"measured on {pipe.device}, {min(setting.batch_size, len(table))} pictures at once: {cost.seconds:.3g} s an evaluation, {cost.rest:.3g} s a picture "
+        f"measured on {device_of(pipe)}, {min(setting.batch_size, len(table))} pictures at once: {cost.seconds:.3g} s an evaluation, {cost.rest:.3g} s a picture "
         f"for text, decoding and copying{memory}"
     )
 

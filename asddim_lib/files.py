@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
 
 #: What was measured or fetched once.
 CACHE = Path.home() / ".cache" / "asddim"
@@ -30,6 +35,32 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(f"{file} could not be written ({error}); make room or name another place") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def seal(file: Path, value: Any) -> None:
+    """Keeps a value that JSON can hold, with its hash."""
+    write_whole(file, lambda part: part.write_text(json.dumps({"sha256": short_hash(value), "value": value}, sort_keys=True) + "\n"))
+
+
+def unseal(file: Path) -> Any:
+    """What `seal` kept; None where there is no file, or a damaged one, which is named: who asks then makes it anew."""
+    try:
+        held = json.loads(file.read_text())
+        if held["sha256"] == short_hash(held["value"]):
+            return held["value"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):  # no JSON, or another one
+        pass
+    log.warning("%s is damaged; it is made anew", file)
+    return None
+
+
+def locked(folder: Path) -> FileLock:
+    """Makes a folder, and lets one process at a time into it; a killed one's lock goes with it. Sweeps up what killed ones left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    return FileLock(folder / ".lock")
 
 
 def sweep(folder: Path, age: float = 3600) -> None:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import diffusers
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -19,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from asddim_lib.calibration import calibrate
 from asddim_lib.errors import check
 from asddim_lib.memory import Peak
-from asddim_lib.models import Pipeline, data_folder
+from asddim_lib.models import Pipeline, data_folder, device_of
 from asddim_lib.online import online
 from asddim_lib.scheduler import ASDDIMScheduler
 
@@ -88,7 +89,8 @@ def clock(
     pipe, side = random_pipeline(model, device, dtype), pixels or CONFIGS[model]["pixels"]
     what = {"prompt": PROMPT, "height": side, "width": side, "guidance_scale": guidance_scale}
     found = seconds_an_image(pipe, what, steps=steps, methods=methods, repeats=repeats, progress=progress)
-    return found.assign(model=model, pixels=side, dtype=str(dtype).removeprefix("torch."), device=device, threads=torch.get_num_threads())
+    where = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__}
+    return found.assign(model=model, pixels=side, dtype=str(dtype).removeprefix("torch."), **where)
 
 
 def seconds_an_image(
@@ -118,7 +120,7 @@ def seconds_an_image(
         spent[0] += time.perf_counter() - begun_at[0]
 
     def timed(draw: Callable[[], Any]) -> dict[str, Any]:
-        peak, begun, spent[0] = Peak(pipe.device), time.perf_counter(), 0.0
+        peak, begun, spent[0] = Peak(device_of(pipe)), time.perf_counter(), 0.0
         draw()
         return {"seconds": time.perf_counter() - begun, "network_seconds": spent[0], "megabytes": peak.megabytes()}
 
@@ -135,6 +137,7 @@ def seconds_an_image(
         if not {"ddim", "noise"}.issuperset(methods):
             cost = timed(measure)
             assert profile is not None
+            assert profile.local_error is not None
             rows.append({"steps": len(profile.local_error["timesteps"]), "method": "calibration", "repeat": 0, **cost, "nfe": profile.evaluations})
         for count, repeat, method in progress([(k, r, m) for k in steps for r in range(-1, repeats) for m in methods]):
             if method != "ddim":

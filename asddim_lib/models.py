@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ Pipeline = Any
 HUB = {
     "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),
+}
+
+#: What can be had for less memory: how a pipeline is told, for a device. Tiles of one picture are decoded apart, and can show where they meet.
+SAVERS: dict[str, Callable[[Pipeline, str], None]] = {
+    "vae-slicing": lambda pipe, device: pipe.vae.enable_slicing(),
+    "vae-tiling": lambda pipe, device: pipe.vae.enable_tiling(),
+    "offload": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),
 }
 
 
@@ -39,15 +47,21 @@ def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any
         raise ValueError(f"model is {str(model)!r}, which has no scheduler config that could be read; give bundled, a folder or a hub id") from error
 
 
-def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> Pipeline:
+def load_pipeline(
+    model: str | os.PathLike = "bundled", *, dtype: torch.dtype = torch.float32, device: str = "cpu", save_memory: Sequence[str] = (), **options: Any
+) -> Pipeline:  # fmt: skip
     """The diffusers pipeline of `model`: bundled, sd15, sdxl, a folder or a hub id, as `dtype` on `device`.
 
-    Other options go to diffusers' `from_pretrained`. sd15 and sdxl come in a fixed revision. Convolutions are laid out channels last, which
-    CPUs and tensor cores run faster.
-    Raises ValueError with one line that says what to do when the weights are missing or damaged.
+    `save_memory` holds any of vae-slicing (pictures are decoded one by one), vae-tiling (and each in tiles) and offload (each part lies on the
+    device only while it runs, which needs an accelerator). Other options go to diffusers' `from_pretrained`. sd15 and sdxl come in a fixed
+    revision. Convolutions are laid out channels last, which CPUs and tensor cores run faster.
+    Raises ValueError with one line that says what to do when the weights are missing or damaged, or a switch is unknown.
     """
     from diffusers import DiffusionPipeline
 
+    for switch in save_memory:
+        check(switch in SAVERS, "save_memory", switch, f"use some of {', '.join(SAVERS)}")
+    check("offload" not in save_memory or device != "cpu", "save_memory", "offload on a CPU", "leave it out: all lies there anyway")
     bundled, (source, revision) = str(model) == "bundled", _source(model)
     local = Path(source).exists()
     check(local or not bundled, "model", f"'bundled' (looked in {source})", "install asddim-lib again, or check the data folder out")
@@ -67,13 +81,21 @@ def load_pipeline(model: str | os.PathLike = "bundled", *, dtype: torch.dtype = 
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
-    pipe.register_to_config(_name_or_path=str(model))  # a profile names its model by this, never by a path of one machine
-    return pipe.to(device)
+    pipe.register_to_config(_name_or_path=str(model), _save_memory=list(save_memory))  # a profile names its model by this, never by a path of one machine
+    pipe = pipe if "offload" in save_memory else pipe.to(device)
+    for switch in save_memory:
+        SAVERS[switch](pipe, device)
+    return pipe
 
 
 def _source(model: str | os.PathLike) -> tuple[str, str | None]:
     """The folder or hub id of a model, and the revision where it is fixed."""
     return (str(data_folder() / "model"), None) if str(model) == "bundled" else HUB.get(str(model), (str(model), None))
+
+
+def device_of(pipe: Pipeline) -> torch.device:
+    """Where a pipeline computes, though its parts may wait elsewhere."""
+    return pipe._execution_device
 
 
 def network(pipe: Pipeline) -> Any:

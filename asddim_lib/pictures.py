@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import logging
 import time
 from functools import partial
@@ -99,22 +100,33 @@ def load_latents(file: str) -> Tensor | None:
     return held
 
 
-def save(file: Path, drawn: Drawn) -> None:
-    """Keeps pictures, with the number of threads that drew them, in a safetensors file that bears its content's checksum."""
+def save(file: Path, drawn: Drawn, made_from: dict[str, Any] | None = None) -> None:
+    """Keeps pictures, with what they were `made_from` (as JSON) and the number of threads that drew them, in a safetensors file with a checksum."""
     kept = {"images": drawn.images, "latents": drawn.latents, "finite": drawn.finite, "seconds": torch.tensor(drawn.seconds, dtype=torch.float64)}
     kept |= {"threads": torch.tensor(torch.get_num_threads()), "at_once": torch.tensor(drawn.at_once)}
-    write_whole(file, partial(save_file, kept, metadata={"sha256": _checksum(kept)}))
+    said = json.dumps(made_from)
+    write_whole(file, partial(save_file, kept, metadata={"made_from": said, "sha256": _checksum(kept, said)}))
 
 
 def load(file: Path) -> dict[str, Tensor]:
     """What `save` kept. Raises FileNotFoundError, and ValueError, which names the file, where it does not hold what was written."""
+    return _load(file)[0]
+
+
+def made_from(file: Path) -> dict[str, Any] | None:
+    """What `save` was told that the pictures were made from. Raises as `load` does."""
+    return _load(file)[1]
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
         with safe_open(file, "pt") as held:
-            kept, checksum = {name: held.get_tensor(name) for name in held.keys()}, (held.metadata() or {}).get("sha256")  # noqa: SIM118
+            kept, said = {name: held.get_tensor(name) for name in held.keys()}, held.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}); run the same command again to draw it anew") from error
-    check(checksum == _checksum(kept), str(file), "damaged (its checksum does not match)", "run the same command again to draw it anew")
-    return kept
+    right = said.get("sha256") == _checksum(kept, said.get("made_from", ""))
+    check(right, str(file), "damaged (its checksum does not match)", "run the same command again to draw it anew")
+    return kept, json.loads(said["made_from"])
 
 
 def whole(file: Path) -> bool:
@@ -128,8 +140,8 @@ def whole(file: Path) -> bool:
         return False
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, Tensor], said: str) -> str:
+    digest = hashlib.sha256(said.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from asddim_lib.experiment import Setting, cells, references
+from asddim_lib.design import Setting, cells, references
 from asddim_lib.memory import Peak
-from asddim_lib.models import Pipeline
+from asddim_lib.models import Pipeline, device_of
 from asddim_lib.pictures import draw
 from asddim_lib.prompts import check_prompts
 
@@ -31,7 +31,7 @@ def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
     check_prompts(pipe, prompts)
     what: dict[str, Any] = {"prompts": prompts, "seeds": list(range(len(prompts))), "guidance_scale": scale, "batch_size": setting.batch_size}
     draw(pipe, **what, num_inference_steps=1)
-    peak = Peak(pipe.device)
+    peak = Peak(device_of(pipe))
     short, long = (draw(pipe, **what, num_inference_steps=steps) for steps in STEPS)
     seconds = max(long.seconds - short.seconds, 0) / (STEPS[1] - STEPS[0]) / each
     size = sum(part.nbytes for part in (long.images, long.latents)) / len(prompts)

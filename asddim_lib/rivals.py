@@ -94,7 +94,8 @@ def beta(schedule: NoiseSchedule, steps: int, a: float = 0.6, b: float = 0.6) ->
 def dmn(schedule: NoiseSchedule, steps: int) -> list[int]:
     """DMN (Xue et al. 2024): the grid of the least bound on what a multistep solver of order 3 makes of the network's errors, model-free.
 
-    The search begins at uniform timesteps, as its authors advise for latent models. Raises ValueError beyond 64 steps, where it takes minutes.
+    The search begins at uniform timesteps, as its authors advise for latent models. The bound has many minima, and which one it ends in hangs on
+    rounding: another machine may find another grid, whose bound is some per cent higher or lower. Raises ValueError beyond 64 steps, where it takes minutes.
     """
     check(steps <= 64, "num_inference_steps", steps, "give at most 64 for dmn, whose search grows with their cube")
     levels = schedule.finite_sigmas

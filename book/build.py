@@ -136,13 +136,26 @@ def linked(executed: Path, name: str) -> Path:
 
 
 def status(done: dict[str, Path]) -> str:
-    """The page that says how the book is made, and lists how each chapter was executed."""
+    """The page that says how the book is made, and lists how each chapter was executed and where each record comes from."""
     rows = ["| chapter | parameters | seconds | commit | figures |", "| --- | --- | --- | --- | --- |"]
     for name, file in done.items():
         record = json.loads(file.with_suffix(".json").read_text())
         values = ", ".join(f"`{key} = {value}`" for key, value in record["parameters"].items())
         rows.append(f"| {{doc}}`{name}` | {values} | {record['seconds']} | {record['commit']} | {record['figures']} |")
-    return (BOOK / "chapters" / "status.md").read_text() + "\n" + "\n".join(rows) + "\n"
+    return (BOOK / "chapters" / "status.md").read_text().replace("{chapters}", "\n".join(rows)).replace("{records}", "\n".join(records()))
+
+
+def records() -> list[str]:
+    """The table of recorded experiments: what was drawn, from which prompts, seeds and weights, and the commit that holds its pictures' figures."""
+    rows = ["| record in `results/` | drawn | prompts | from seed | weights | figures | commit |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for file in sorted((ROOT / "results").rglob("provenance.json")):
+        said, held = json.loads(file.read_text()), file.with_name("records.parquet")
+        drawn = "; ".join(f"{key.replace('_', ' ')} {', '.join(map(str, said['setting'][key]))}" for key in ("methods", "solvers", "steps", "guidance_scales"))
+        landed = subprocess.run(["git", "log", "-1", "--format=%h", "--", str(held)], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        cells = (f"`{file.parent.relative_to(ROOT / 'results')}`", drawn, f"{said['prompts']}, `{said['prompts_sha256'][:8]}`", f"0 to {said['prompts'] - 1}",
+                 f"`{said['weights_sha256'][:8]}`", f"`{hashlib.sha256(held.read_bytes()).hexdigest()[:8]}`", landed)  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def check_numbers(pages: Path) -> None:

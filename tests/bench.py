@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.calibration import record
+from asddim_lib.design import FINE_STEPS
 from asddim_lib.direct import direct_search, solution
-from asddim_lib.experiment import FINE_STEPS
 from asddim_lib.files import write_whole
 from asddim_lib.models import quicken
 from asddim_lib.noise import NoiseSchedule

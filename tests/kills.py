@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from asddim_lib import experiment, load_pipeline, metrics
+from asddim_lib import design, experiment, load_pipeline, metrics
 from asddim_lib.prompts import load_prompts
 from asddim_lib.shards import joined
 
-SETTING = experiment.Setting(methods=("ddim", "combined"), steps=(1, 2), guidance_scales=(3.0,), reference_steps=3, calibrate_on=1, calibrate_steps=3, batch_size=2)
+SETTING = design.Setting(methods=("ddim", "combined"), steps=(1, 2), guidance_scales=(3.0,), reference_steps=3, calibrate_on=1, calibrate_steps=3, batch_size=2)
 COUNT = 7
 
 

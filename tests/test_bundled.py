@@ -15,7 +15,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load, load_file
 
-from asddim_lib import ASDDIMScheduler, calibrate, experiment, load_pipeline, metrics
+from asddim_lib import ASDDIMScheduler, calibrate, design, experiment, finder, load_pipeline, metrics, pictures, scoring
 from asddim_lib.models import load_scheduler_config, quicken
 from asddim_lib.prompts import check_prompts, load_prompts
 
@@ -108,9 +108,9 @@ def test_fid_of_endlessly_many_pictures_is_near_what_it_is_known_to_be():
 
 def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
     table = load_prompts("bundled", 6)
-    setting = experiment.Setting(methods=("ddim", "combined"), steps=(3,), solvers=("ddim", "dpm++", "unipc"), reference_steps=12, batch_size=4)
+    setting = design.Setting(methods=("ddim", "combined"), steps=(3,), solvers=("ddim", "dpm++", "unipc"), reference_steps=12, batch_size=4)
     profile = calibrate(pipe, list(table["prompt"])[:2], num_steps=3)
-    grids = {cell: experiment.grid_for(pipe.scheduler, cell, setting, profile) for cell in (*experiment.cells(setting), *experiment.references(setting))}
+    grids = {cell: finder.grid_for(pipe.scheduler, cell, setting, profile) for cell in (*design.cells(setting), *design.references(setting))}
     experiment.generate(pipe, table, setting, grids, tmp_path)
     files = sorted((tmp_path / "images").glob("*.safetensors"))
     kept = {f.name: f.read_bytes() for f in files}
@@ -120,32 +120,32 @@ def test_calibrated_methods_draw_and_resume(pipe, tmp_path):
     for name, before in kept.items():
         one, other = load(before), load((tmp_path / "images" / name).read_bytes())
         assert torch.equal(one["images"], other["images"]), name
-    records, features = experiment.judge(table, setting, tmp_path)
+    records, features = scoring.judge(table, setting, tmp_path)
     assert len(records) == 36
     assert len(kept) == 14
-    assert features[experiment.Cell("ddim", 3, 7.5)].shape == (6, 192)
+    assert features[design.Cell("ddim", 3, 7.5)].shape == (6, 192)
     assert set(records["nfe"]) == {6}
     with pytest.raises(ValueError, match="another batch_size"):
-        experiment.generate(pipe, table, experiment.Setting(methods=("ddim",), steps=(3,), batch_size=2), grids, tmp_path)
-    moved = {**grids, experiment.Cell("ddim", 3, 7.5): [900, 500, 100]}
+        experiment.generate(pipe, table, design.Setting(methods=("ddim",), steps=(3,), batch_size=2), grids, tmp_path)
+    moved = {**grids, design.Cell("ddim", 3, 7.5): [900, 500, 100]}
     with pytest.raises(ValueError, match=r"another grid of ddim-ddim-g7\.5-k3"):
         experiment.generate(pipe, table, setting, moved, tmp_path)
 
 
 def test_paired_differences_are_those_of_the_same_picture():
     rows = [{"guidance_scale": 3.0, "steps": 5, "solver": "ddim", "method": m, "index": i, "distance": i + d} for m, d in (("a", 0.0), ("b", 0.5)) for i in range(40)]
-    found = experiment.paired(pd.DataFrame(rows), "a", "distance")
+    found = scoring.paired(pd.DataFrame(rows), "a", "distance")
     assert found[["method", "difference", "half"]].to_numpy().tolist() == [["b", 0.5, 0.0]]
     assert found["p_value"][0] < 1e-6
     with pytest.raises(ValueError, match="baseline is c"):
-        experiment.paired(pd.DataFrame(rows), "c", "distance")
+        scoring.paired(pd.DataFrame(rows), "c", "distance")
 
 
 def test_distance_is_that_of_the_latents_from_the_fine_solution(pipe, tmp_path):
-    table, setting = load_prompts("bundled", 5), experiment.Setting(methods=("ddim-trailing",), steps=(4, 40), reference_steps=80, batch_size=5)
-    grids = {cell: experiment.grid_for(pipe.scheduler, cell, setting) for cell in (*experiment.cells(setting), *experiment.references(setting))}
+    table, setting = load_prompts("bundled", 5), design.Setting(methods=("ddim-trailing",), steps=(4, 40), reference_steps=80, batch_size=5)
+    grids = {cell: finder.grid_for(pipe.scheduler, cell, setting) for cell in (*design.cells(setting), *design.references(setting))}
     experiment.generate(pipe, table, setting, grids, tmp_path)
-    records, _ = experiment.judge(table, setting, tmp_path)
+    records, _ = scoring.judge(table, setting, tmp_path)
     ends = {}
     pipe.scheduler, original = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="trailing"), pipe.scheduler
     for steps in (4, 40, 80):
@@ -220,7 +220,7 @@ def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
     for file in record.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    setting = experiment.Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,), calibrate_on=1)
+    setting = design.Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,), calibrate_on=1)
     experiment.evaluate(pipe, load_prompts("bundled-tune", 200), setting, tmp_path)
     assert list(pd.read_csv(tmp_path / "summary.csv")["steps"]) == [1]
 
@@ -279,7 +279,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(arguments,
     assert done.returncode == 2
     assert "could not be written" in done.stderr.strip().splitlines()[-1]
     left = {f.name for f in tmp_path.rglob("*") if f.is_file()}
-    assert left <= {"profile-g7.5.json", "claim.json", ".lock"}  # what was whole before the disk was full
+    assert left <= {"profile-g7.5.json", "claim.json", "tuning.json", ".lock"}  # what was whole before the disk was full
 
 
 def test_compare_sets_grids_beside_the_trailing_one(tmp_path):
@@ -320,7 +320,7 @@ def test_missing_or_truncated_weights_are_named(hurt, how, tmp_path):
 
 
 def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
-    setting = experiment.Setting(
+    setting = design.Setting(
         methods=("trailing", "chosen"), steps=(2,), guidance_scales=(1.0,), reference_steps=6, calibrate_on=1, calibrate_steps=6, adjoint_probes=1, try_on=2
     )
     found = experiment.evaluate(pipe, load_prompts("bundled", 4), setting, tmp_path)
@@ -332,7 +332,7 @@ def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
 def test_a_quick_pipeline_draws_and_measures_the_same():
     prompts, how = ["a red boot on a white ground", "two blue bags on a tan ground"], {"num_inference_steps": 10, "guidance_scale": 7.5}
     plain, quick = load_pipeline(), quicken(load_pipeline())
-    drawn = [experiment.draw(pipe, prompts, [0, 1], **how) for pipe in (plain, quick)]
+    drawn = [pictures.draw(pipe, prompts, [0, 1], **how) for pipe in (plain, quick)]
     assert drawn[1].latents.dtype == torch.float32
     assert not torch.equal(drawn[0].latents, drawn[1].latents)
     assert (drawn[0].images.double() - drawn[1].images.double()).div(255).square().mean() < 1e-4  # 40 dB

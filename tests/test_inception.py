@@ -1,4 +1,4 @@
-"""FID by Inception's features: through a stand-in everywhere, and through the real network, with random weights, where torchvision is."""
+"""FID by Inception's features: through a stand-in everywhere, and through the real network, with random weights, where torchvision is. And by DINOv2's."""
 
 import importlib.util
 import json
@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import cli, inception, metrics
-from asddim_lib.inception import Inception, prepared
+from asddim_lib import cli, inception, metrics, reference
+from asddim_lib.dinov2 import Dinov2
+from asddim_lib.inception import Inception, cropped
 
 REAL = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception")
 PICTURES = torch.randint(0, 256, (12, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -33,7 +34,7 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     """No test finds what another kept."""
-    monkeypatch.setattr(inception, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def eight(monkeypatch):
 def test_the_paper_s_preparation_brings_the_shorter_side_to_256_and_cuts_the_middle():
     wide = torch.zeros(1, 3, 128, 512, dtype=torch.uint8)
     wide[..., 192:320] = 200
-    assert prepared(wide).shape == (1, 3, 256, 256)
-    assert (prepared(wide)[..., 8:-8] == 200).all(), "the middle alone is left"
+    assert cropped(wide).shape == (1, 3, 256, 256)
+    assert (cropped(wide)[..., 8:-8] == 200).all(), "the middle alone is left"
     square = PICTURES[:, :, :32, :32].repeat_interleave(8, 2).repeat_interleave(8, 3)
-    assert torch.equal(prepared(square), square), "what has the size stays as it is"
+    assert torch.equal(cropped(square), square), "what has the size stays as it is"
 
 
 def test_real_pictures_are_looked_at_once_for_the_same_content(folder, tmp_path, eight):
@@ -70,7 +71,7 @@ def test_real_pictures_are_looked_at_once_for_the_same_content(folder, tmp_path,
     names = {name, *(other.real()[1] for other in others)}
     Image.new("RGB", (9, 9)).save(folder / "more" / "0.png")
     assert len(names | {Inception(str(folder)).real()[1]}) == 4
-    torch.testing.assert_close(found[1], Inception(str(folder)).features(inception._read(sorted(folder.rglob("*.png"))[1]))[0])
+    torch.testing.assert_close(found[1], Inception(str(folder)).features(reference._read(sorted(folder.rglob("*.png"))[1]))[0])
 
 
 def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch):
@@ -122,6 +123,47 @@ def frechet(features, reference):
     x, y = features.double().numpy(), reference.double().numpy()
     root = scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)).real
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root)
+
+
+# DINOv2
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """A folder of a tiny DINOv2 with random weights, as the hub lays it."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("dino")
+    Dinov2Model(Dinov2Config(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56)).save_pretrained(place)
+    return str(place)
+
+
+def test_dinov2_sees_what_pillow_would_show_it(folder, dino):
+    from transformers import Dinov2Model
+
+    how = Dinov2(str(folder), dino)
+    shown = torch.stack([torch.from_numpy(np.array(Image.fromarray(one.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC))) for one in PICTURES])
+    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    wanted = ((shown / 255 - mean) / spread).permute(0, 3, 1, 2)
+    assert (how.prepared(PICTURES) - wanted).abs().max() < 2.01 / 255 / 0.224, "two levels of grey, by rounding"
+    model = Dinov2Model.from_pretrained(dino).eval()
+    with torch.no_grad():
+        token = model.layernorm(model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state)[:, 0]
+    torch.testing.assert_close(how.features(PICTURES), token.double())
+
+
+def test_the_experiment_adds_dinov2_s_figures_beside_inception_s(folder, tmp_path, eight, dino):
+    done = command(folder, tmp_path / "out", "--dinov2", dino)
+    assert done.exit_code == 0, (done.output, done.exception)
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert (summary[["inception_fid", "dinov2_fid"]] > 0).all(axis=None)
+    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert said["dinov2"]["weights"] == dino
+    assert said["dinov2"]["reference_sha256"] != said["inception"]["reference_sha256"]
+    for how, message in (("nowhere", "dinov2 is 'nowhere', which could not be loaded"), ("", "reference is ; give a folder")):
+        with pytest.raises(ValueError, match=message):
+            Dinov2(str(folder), how).network() if how else cli._against("", "", "paper", dino)
 
 
 # the real network

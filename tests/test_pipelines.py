@@ -29,7 +29,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, calibrate, cli, inception
+from asddim_lib import ASDDIMScheduler, calibrate, cli, inception, reference
 from asddim_lib.experiment import read_records
 from asddim_lib.models import HUB, data_folder, load_pipeline
 
@@ -196,7 +196,7 @@ def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch)
     for k in range(4):
         Image.effect_noise((64, 64), 20 + k).save(tmp_path / "real" / f"{k}.png")
     monkeypatch.setattr(inception, "_network", lambda weights, device: lambda images: images[:, :, ::32, ::32].float().flatten(1))
-    monkeypatch.setattr(inception, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
     options = {"prompts": "captions.tsv", "latents": "latents.pt", "reference": "real", "out": "out", "model": "model"}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(tmp_path / value))]
     arguments += ["--count", "2", "--clip", "bundled", "--device", "cpu", "--dtype", "float32"]

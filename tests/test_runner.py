@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from asddim_lib import calibrate, cli, experiment, load_pipeline, models, pictures
+from asddim_lib import calibrate, cli, design, experiment, finder, load_pipeline, memory, models, pictures, scoring
 from asddim_lib.files import sweep
 from asddim_lib.plan import Cost, calibration, measure, plan
 from asddim_lib.prompts import load_prompts
 from asddim_lib.shards import Shard, joined
 
 ROOT = Path(__file__).parents[1]
-SETTING = experiment.Setting(methods=("ddim", "noise"), steps=(1, 2), guidance_scales=(2.0,), calibrate_on=1, calibrate_steps=3, batch_size=2)
+SETTING = design.Setting(methods=("ddim", "noise"), steps=(1, 2), guidance_scales=(2.0,), calibrate_on=1, calibrate_steps=3, batch_size=2)
 TABLE = load_prompts("bundled", 5)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # the order of a sum is then the same in any process
 
@@ -151,9 +151,34 @@ def test_damage_is_named_and_mended_by_the_next_run(pipe, whole, tmp_path, caplo
         assert "records.parquet is damaged" in caplog.text
         assert_same(tmp_path, whole[0])
         assert (first.name in caplog.text) == (second.name in caplog.text) == ("safetensors" in caplog.text)
-    (tmp_path / "images" / "claim.json").write_text("{")
-    with pytest.raises(ValueError, match=r"claim\.json is damaged"):
-        experiment.evaluate(pipe, TABLE, SETTING, tmp_path)
+
+
+def test_what_a_folder_is_for_is_mended_from_its_pictures(pipe, whole, tmp_path, caplog):
+    """Claim, profile and grid: damaged or gone, they come back as they were; and another experiment is still refused."""
+    setting = replace(SETTING, methods=(*SETTING.methods, "gradient", "oracle"))
+    experiment.evaluate(pipe, TABLE, setting, tmp_path, teach_on=2)
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "images").glob("*.json")}
+    assert {"claim.json", "tuning.json", "profile-g2.json"} < set(kept)
+    assert any(name.startswith("grid-oracle") for name in kept)
+    for hurt in (lambda file: flip(file, 20), lambda file: flip(file, -10), lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: file.unlink()):
+        for name in kept:
+            hurt(tmp_path / "images" / name)
+        caplog.clear()
+        with pytest.raises(ValueError, match="pictures of another prompts"):
+            experiment.evaluate(pipe, TABLE.iloc[::-1], setting, tmp_path, teach_on=2)
+        assert ("claim.json is damaged; it is made anew" in caplog.text) == (tmp_path / "images" / "claim.json").exists()
+        experiment.evaluate(pipe, TABLE, setting, tmp_path, teach_on=2)
+        assert {name: (tmp_path / "images" / name).read_bytes() for name in kept} == kept
+    with pytest.raises(ValueError, match=r"holds profiles of another tuning_prompts, calibrate_on; name another folder"):
+        experiment.evaluate(pipe, TABLE, replace(setting, calibrate_on=2, tuning_prompts=str(words(tmp_path, "a blue shirt"))), tmp_path, teach_on=2)
+    with pytest.raises(ValueError, match=r"tuning_prompts is .*, 1 of which are reported on, too"):
+        experiment.evaluate(pipe, TABLE, replace(setting, tuning_prompts=str(words(tmp_path, TABLE["prompt"][0]))), tmp_path, teach_on=2)
+
+
+def words(folder, prompt):
+    """A file of one prompt."""
+    (folder / "prompts.txt").write_text(prompt + "\n")
+    return folder / "prompts.txt"
 
 
 def test_a_disk_that_was_full_is_gone_on_with(pipe, whole, tmp_path):
@@ -200,7 +225,7 @@ def test_a_picture_that_is_not_finite_fails_alone(pipe, whole, tmp_path, monkeyp
     for name, parts in wanted.items():
         assert torch.equal(files[name]["images"][files[name]["finite"]], parts["images"][files[name]["finite"]])  # the other picture of the batch is what it was
     assert list(records["clip"][good]) == pytest.approx(list(right["clip"][good]), rel=1e-5)
-    against = experiment.paired(records, "ddim", "clip")
+    against = scoring.paired(records, "ddim", "clip")
     assert against["difference"].notna().all()
     done = CliRunner().invoke(cli.app, arguments)  # the network is mended
     assert done.exit_code == 0, done.output
@@ -233,8 +258,8 @@ def test_where_memory_runs_out_fewer_are_drawn_at_once(pipe, tmp_path, message, 
             refused.append(len(args[0]))
             raise (torch.OutOfMemoryError if "CUDA" in message else RuntimeError)(message)
 
-    setting = experiment.Setting(methods=("ddim", "noise"), steps=(2,), guidance_scales=(2.0,), batch_size=5)
-    grids = {cell: experiment.grid_for(pipe.scheduler, cell, setting) for cell in experiment.cells(setting)}
+    setting = design.Setting(methods=("ddim", "noise"), steps=(2,), guidance_scales=(2.0,), batch_size=5)
+    grids = {cell: finder.grid_for(pipe.scheduler, cell, setting) for cell in design.cells(setting)}
     experiment.generate(pipe, TABLE, setting, grids, tmp_path / "free")
     handle = pipe.unet.register_forward_pre_hook(full)
     try:
@@ -246,8 +271,8 @@ def test_where_memory_runs_out_fewer_are_drawn_at_once(pipe, tmp_path, message, 
             pictures.draw(pipe, ["a red boot"], [0], guidance_scale=2.0, num_inference_steps=1)
     finally:
         handle.remove()
-    for cell in experiment.cells(setting):
-        free, full_up = (pictures.load(experiment.batches(cell, 5, setting)[0].file(tmp_path / name)) for name in ("free", "full"))
+    for cell in design.cells(setting):
+        free, full_up = (pictures.load(design.batches(cell, 5, setting)[0].file(tmp_path / name)) for name in ("free", "full"))
         assert (int(free["at_once"]), int(full_up["at_once"])) == (5, 2)
         torch.testing.assert_close(free["latents"], full_up["latents"], rtol=1e-3, atol=1e-3)
         assert (free["images"].int() - full_up["images"].int()).abs().max() <= 1
@@ -257,7 +282,7 @@ def test_where_memory_runs_out_fewer_are_drawn_at_once(pipe, tmp_path, message, 
 
 
 def test_a_plan_counts_what_a_run_evaluates(pipe):
-    setting = experiment.Setting(
+    setting = design.Setting(
         methods=("ddim", "noise"), steps=(4, 10), guidance_scales=(1.0, 5.0), reference_steps=50, adjoint_probes=2, calibrate_on=2, calibrate_steps=6
     )
     found = plan(setting, 100, Cost(seconds=0.5, rest=2.0, kilobytes=10.0, memory=None)).set_index(["guidance_scale", "steps"])
@@ -347,8 +372,8 @@ def test_latents_that_are_none_are_named(tmp_path):
 
 
 def test_the_bar_goes_by_evaluations_and_counts_images(capsys):
-    cells = [experiment.Cell("ddim", steps, 2.0) for steps in (1, 9)]
-    waiting = [batch for cell in cells for batch in experiment.batches(cell, 4, SETTING)]
+    cells = [design.Cell("ddim", steps, 2.0) for steps in (1, 9)]
+    waiting = [batch for cell in cells for batch in design.batches(cell, 4, SETTING)]
     assert list(cli._bar(waiting, Shard())) == waiting
     shown = capsys.readouterr().err
     assert "8/8 images" in shown
@@ -367,3 +392,41 @@ def test_only_what_was_left_long_ago_is_swept(tmp_path):
 @pytest.fixture(autouse=True)
 def _heard(caplog):
     caplog.set_level(logging.WARNING, "asddim_lib")
+
+
+def test_memory_is_saved_by_diffusers_switches(pipe, tmp_path, monkeypatch):
+    sliced = load_pipeline(save_memory=("vae-slicing", "vae-tiling"))
+    assert sliced.vae.use_slicing
+    assert sliced.vae.use_tiling
+    plain, less = (pictures.draw(one, list(TABLE["prompt"][:3]), [0, 1, 2], num_inference_steps=2, guidance_scale=2.0).images.short() for one in (pipe, sliced))
+    assert (plain - less).abs().max() <= 1, "pictures of 64 pixels are one tile; decoded one by one, they round otherwise"
+    experiment.evaluate(sliced, TABLE, SETTING, tmp_path)
+    assert json.loads((tmp_path / "provenance.json").read_text())["save_memory"] == ["vae-slicing", "vae-tiling"]
+    with pytest.raises(ValueError, match="pictures of another save_memory"):
+        experiment.evaluate(pipe, TABLE, SETTING, tmp_path)
+    for switches, message in ((("fewer",), "save_memory is fewer; use some of vae-slicing"), (("offload",), "save_memory is offload on a CPU; leave it out")):
+        with pytest.raises(ValueError, match=message):
+            load_pipeline(save_memory=switches)
+    told = []
+    monkeypatch.setattr(type(pipe), "enable_model_cpu_offload", lambda self, device: told.append((device, self.device.type)))
+    load_pipeline(device="cuda:1", save_memory=("offload",))
+    assert told == [("cuda:1", "cpu")], "nothing was moved there beforehand"
+
+
+def test_a_commit_is_named(tmp_path, monkeypatch):
+    found = experiment.commit()
+    assert found is None or re.fullmatch(r"[0-9a-f]{7,40}\+?", found)
+    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "lib" / "experiment.py"))
+    assert experiment.commit() is None, "an installed library has no checkout"
+
+
+def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "nowhere")
+    assert memory.Peak(torch.device("cpu")).megabytes() is None
+    monkeypatch.undo()
+    before = memory.Peak(torch.device("cpu"))
+    held = torch.ones(64_000_000)  # 256 MB
+    assert before.megabytes() > 256
+    now = memory.Peak(torch.device("cpu")).megabytes()
+    del held
+    assert memory.Peak(torch.device("cpu")).megabytes() < now - 200, "what was held before it was made does not count"

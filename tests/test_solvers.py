@@ -11,7 +11,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib import SensitivityProfile, experiment, load_pipeline, sigmas, timesteps
+from asddim_lib import SensitivityProfile, design, load_pipeline, sigmas, timesteps
 from asddim_lib.analytic import GaussianMixture
 from asddim_lib.noise import NoiseSchedule
 from asddim_lib.pictures import draw
@@ -68,7 +68,7 @@ def test_the_runner_s_euler_is_ddim():
     config = {**pipe.scheduler.config, "set_alpha_to_one": True}  # Euler's goes on to clean data
     grid = timesteps(config, 6, allocation="noise")
     for name in ("ddim", "euler"):
-        pipe.scheduler = experiment.SOLVERS[name][0].from_config(config)
+        pipe.scheduler = design.SOLVERS[name][0].from_config(config)
         made = draw(pipe, ["a red boot on a white ground", "two blue bags on a tan ground"], [0, 1], guidance_scale=5.0, timesteps=grid)
         ends[name] = made.latents
     torch.testing.assert_close(ends["euler"], ends["ddim"], rtol=1e-3, atol=1e-3)

@@ -13,8 +13,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from asddim_lib import metrics
-from asddim_lib.experiment import draw
 from asddim_lib.models import load_pipeline
+from asddim_lib.pictures import draw
 from training.assembly import prompts as draw_prompts
 from training.assembly import real
 from training.judge import blur

@@ -1,0 +1,109 @@
+"""Every recorded number of the book can be traced: tables to records, records to a setting, and a setting to pictures, which come out the same."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from asddim_lib import design, experiment, finder, load_pipeline, metrics, pictures, scoring
+from asddim_lib.files import short_hash
+from asddim_lib.grids import CALIBRATED, timesteps
+from asddim_lib.models import weights_hash
+from asddim_lib.noise import NoiseSchedule
+from asddim_lib.prompts import load_prompts
+from asddim_lib.rivals import _dmn_bound
+from asddim_lib.search import SEARCHED
+from asddim_lib.sensitivity import SensitivityProfile
+
+RESULTS = Path(__file__).parents[1] / "results"
+FOLDERS = sorted(file.parent for file in RESULTS.rglob("provenance.json"))
+KEYS = ["method", "steps", "guidance_scale", "solver"]
+
+
+def opened(folder):
+    """What a record says of itself, its setting, prompts and rows."""
+    said = json.loads((folder / "provenance.json").read_text())
+    setting = design.Setting(**{key: tuple(value) if isinstance(value, list) else value for key, value in said["setting"].items()})
+    table = load_prompts("bundled-tune" if folder.name == "tune" else "bundled", said["prompts"])
+    return said, setting, table, experiment.read_records(folder)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline()
+
+
+def test_there_are_records():
+    assert len(FOLDERS) > 10
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
+def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(folder, pipe):
+    said, setting, table, records = opened(folder)
+    assert said["weights_sha256"] == weights_hash(pipe)
+    assert said["prompts_sha256"] == short_hash(list(table["prompt"]))
+    cells = design.cells(setting)
+    assert len(records) == len(cells) * len(table)
+    summary = pd.read_csv(folder / "summary.csv").set_index(KEYS)
+    assert len(summary) == len(cells)
+    for cell in cells:
+        part = records[np.logical_and.reduce([records[key] == getattr(cell, key) for key in KEYS])]
+        assert part["index"].tolist() == list(range(len(table)))
+        row = summary.loc[tuple(getattr(cell, key) for key in KEYS)]
+        for name, column in (("clip", "clip"), ("right", "right_all"), ("distance", "distance")):
+            if name in row:
+                assert (row[name], row[f"{name}_ci"]) == pytest.approx(metrics.mean_interval(part[column]), rel=1e-9)
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if (folder / "paired.csv").exists()], ids=lambda folder: folder.name)
+def test_paired_differences_are_those_of_the_records(folder):
+    _, setting, _, records = opened(folder)
+    again = scoring.paired(records, "trailing", "distance" if setting.reference_steps else "right_all")
+    pd.testing.assert_frame_equal(again, pd.read_csv(folder / "paired.csv"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
+def test_grids_follow_from_the_setting(folder, pipe):
+    said, setting, _, _ = opened(folder)
+    profiles = {scale: folder / f"profile-g{scale:g}.json" for scale in setting.guidance_scales}
+    for cell in design.cells(setting):
+        if cell.method not in (*SEARCHED, *design.TRIED):
+            needed = design.METHODS.get(cell.method, cell.method) in CALIBRATED
+            profile = SensitivityProfile.load(profiles[cell.guidance_scale]) if needed else None
+            found, recorded = finder.grid_for(pipe.scheduler, cell, setting, profile), said["grids"][cell.name]
+            if cell.method == "dmn":  # of its bound's many minima, rounding chooses one
+                assert bound(pipe, recorded) < 1.15 * bound(pipe, found)
+                assert bound(pipe, recorded) < 0.8 * bound(pipe, timesteps(pipe.scheduler, cell.steps, allocation="trailing"))
+            else:
+                assert found == recorded
+
+
+def bound(pipe, grid):
+    """What DMN makes least."""
+    levels = NoiseSchedule.from_config(pipe.scheduler).finite_sigmas
+    return _dmn_bound(np.interp([*grid, 0], np.arange(len(levels)), -np.log(levels)))
+
+
+def test_a_seed_draws_its_recorded_picture_again(pipe):
+    """By CLIP's cosine, which the record has to many digits. Another machine rounds otherwise, and a path may part there; most do not."""
+    folder = RESULTS / "guidance-7.5" / "steps-20"
+    said, _, table, records = opened(folder)
+    for method in ("ddim", "combined"):
+        cell = design.Cell(method, 20, 7.5)
+        pipe.scheduler = design.SOLVERS["ddim"][0].from_config(pipe.scheduler.config)
+        prompts = list(table["prompt"][:8])
+        drawn = pictures.draw(pipe, prompts, list(range(8)), guidance_scale=7.5, timesteps=said["grids"][cell.name])
+        recorded = records[records["method"] == method]["clip"].to_numpy()[:8]
+        away = np.abs(metrics.clip_cosine(drawn.images, prompts).numpy() - recorded)
+        assert np.median(away) < 1e-3, away
+
+
+def test_the_hash_of_a_record_is_in_its_provenance():
+    held = [(folder / "records.parquet", json.loads((folder / "provenance.json").read_text()).get("records_sha256")) for folder in FOLDERS]
+    named = [(file, wanted) for file, wanted in held if wanted]
+    assert len(named) >= 4
+    for file, wanted in named:
+        assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(wanted)
