@@ -34,8 +34,9 @@ class Setting:
     """What an experiment runs. Two runs with the same setting and model give the same pictures.
 
     With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own. A profile is made on
-    `calibrate_on` of the `tuning_prompts` (a source for `load_prompts`, not reported on), over `calibrate_steps`, with `adjoint_probes`, from the seed `tuning_seed` on;
-    what is found by trying is tried on `try_on` of them. With `latents`, a file for `load_latents`, every picture starts from the same.
+    `calibrate_on` of the `tuning_prompts` (a source for `load_prompts`; what is reported on is left out) over `calibrate_steps`, with
+    `adjoint_probes`, from the seed `tuning_seed` on; what is found by trying is tried on `try_on` of them. With `latents`, a file for
+    `load_latents`, every picture starts from the same.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)

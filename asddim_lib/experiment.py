@@ -57,9 +57,9 @@ def evaluate(
         metrics.load_clip(clip, str(device_of(pipe)))  # a wrong name is told now, not after the pictures
     for real in against:
         real.network(str(device_of(pipe)))
-    both = set(table["prompt"]).intersection(load_prompts(setting.tuning_prompts)["prompt"]) if setting.measures else set()
-    check(not both, "tuning_prompts", f"{setting.tuning_prompts}, {len(both)} of which are reported on, too", "name another set")
-    grids, profiles = find_grids(pipe, setting, out, teach_on)
+    tune = [prompt for prompt in load_prompts(setting.tuning_prompts)["prompt"] if prompt not in set(table["prompt"])] if setting.measures else []
+    check(bool(tune) or not setting.measures, "tuning_prompts", f"{setting.tuning_prompts}, all of which are reported on, too", "name another set")
+    grids, profiles = find_grids(pipe, setting, out, tune, teach_on)
     failed = generate(pipe, table, setting, grids, out, progress, shard)
     shard.part()
     if not shard.judges:

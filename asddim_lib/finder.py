@@ -18,21 +18,20 @@ from asddim_lib.grids import CALIBRATED, sigmas, timesteps
 from asddim_lib.models import Pipeline, weights_hash
 from asddim_lib.noise import is_flow
 from asddim_lib.path import Trajectory
-from asddim_lib.prompts import check_prompts, load_prompts
+from asddim_lib.prompts import check_prompts
 from asddim_lib.search import SEARCHED
 from asddim_lib.sensitivity import SensitivityProfile
 
 
-def find_grids(pipe: Pipeline, setting: Setting, out: Path, teach_on: int = 256) -> tuple[dict[Cell, Any], dict[float, SensitivityProfile]]:
-    """Every cell's timesteps, and each guidance scale's profile where a method needs one: measured by the first process that comes here, kept,
-    and read by the others. A flow-matching pipeline has sigmas for timesteps, Euler's solver alone, and no method that measures."""
+def find_grids(pipe: Pipeline, setting: Setting, out: Path, tune: list[str], teach_on: int = 256) -> tuple[dict[Cell, Any], dict[float, SensitivityProfile]]:
+    """Every cell's timesteps, and each guidance scale's profile where a method needs one: measured by the first process that comes here on
+    the prompts `tune`, kept, and read by the others. A flow-matching pipeline has sigmas for timesteps, Euler's solver alone, and no method that measures."""
     if is_flow(pipe.scheduler):
         for solver in setting.solvers:
             check(solver == "euler", "solver", solver, "a flow-matching model has euler alone")
         for method in setting.methods:
             measured = METHODS.get(method, method) in (*CALIBRATED, *TRIED, *SEARCHED)
             check(not measured, "method", method, "it is measured on a UNet, which a flow-matching model has not: use ddim-trailing, noise or a fixed grid")
-    tune = list(load_prompts(setting.tuning_prompts)["prompt"]) if setting.measures else []
     check_prompts(pipe, tune)
     grids: dict[Cell, Any] = {}
     profiles: dict[float, SensitivityProfile] = {}

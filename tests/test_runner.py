@@ -171,7 +171,7 @@ def test_what_a_folder_is_for_is_mended_from_its_pictures(pipe, whole, tmp_path,
         assert {name: (tmp_path / "images" / name).read_bytes() for name in kept} == kept
     with pytest.raises(ValueError, match=r"holds profiles of another tuning_prompts, calibrate_on; name another folder"):
         experiment.evaluate(pipe, TABLE, replace(setting, calibrate_on=2, tuning_prompts=str(words(tmp_path, "a blue shirt"))), tmp_path, teach_on=2)
-    with pytest.raises(ValueError, match=r"tuning_prompts is .*, 1 of which are reported on, too"):
+    with pytest.raises(ValueError, match=r"tuning_prompts is .*, all of which are reported on, too"):
         experiment.evaluate(pipe, TABLE, replace(setting, tuning_prompts=str(words(tmp_path, TABLE["prompt"][0]))), tmp_path, teach_on=2)
 
 
