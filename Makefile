@@ -30,14 +30,13 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 	for scale in 7.5 3; do for steps in 20 50 100; do \
 	  $(BIN)/asddim evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
 	done; done
-	for part in ddim second-order fifty direct quality; do mkdir -p results/compare/$$part/images; done
+	for part in ddim second-order fifty direct; do mkdir -p results/compare/$$part/images; done
 	$(BIN)/asddim compare $(FEW) --steps 5,8,10,20 --out results/compare/ddim
-	for part in second-order fifty direct; do cp -n results/compare/ddim/images/*-k1000-* results/compare/ddim/images/profile-* results/compare/$$part/images; done
+	for part in second-order fifty direct; do cp -n results/compare/ddim/images/*-k1000-* results/compare/ddim/images/profile-* results/compare/ddim/images/tuning.json results/compare/$$part/images; done
 	$(BIN)/asddim compare $(FEW) --steps 5,8,10 --solvers dpm++,unipc --out results/compare/second-order \
 	  --grids trailing,leading,karras,logsnr,beta,equidistributed,dual-weighted,chosen
 	$(BIN)/asddim compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
 	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
-	cp -n results/compare/ddim/images/profile-* results/compare/ddim/images/grid-* results/compare/quality/images
 	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
 
 REFERENCE ?=# a folder of real pictures

@@ -102,9 +102,9 @@ def seconds_an_image(
 
     `what` is handed to the pipeline: its prompt, guidance_scale and so on. `ddim` is diffusers' own. Methods that need a profile share one:
     `calibrate` makes it from the path of one picture, which is the first row (method `calibration`). `online` measures g by a backward
-    derivative at every step, as the paper's algorithm does, and `online-4` at every fourth. Methods take turns, each is warmed up on two
-    steps first, and a picture counts as done when it lies in the CPU's memory. `network_seconds` are those of the network's forward passes,
-    on a CPU; an accelerator runs on while Python does.
+    derivative at every step, as the paper's algorithm does, and `online-4` at every fourth. Methods take turns, another one first each time,
+    so that a drift of the machine favours none; each is warmed up on two steps, and a picture counts as done when it lies in the CPU's memory.
+    `network_seconds` are those of the network's forward passes, on a CPU; an accelerator runs on while Python does.
     Raises ValueError for an unknown method.
     """
     check(repeats >= 1, "repeats", repeats, "give at least 1")
@@ -139,7 +139,8 @@ def seconds_an_image(
             assert profile is not None
             assert profile.local_error is not None
             rows.append({"steps": len(profile.local_error["timesteps"]), "method": "calibration", "repeat": 0, **cost, "nfe": profile.evaluations})
-        for count, repeat, method in progress([(k, r, m) for k in steps for r in range(-1, repeats) for m in methods]):
+        turns = [(k, r, methods[(place + r) % len(methods)]) for k in steps for r in range(-1, repeats) for place in range(len(methods))]
+        for count, repeat, method in progress(turns):
             if method != "ddim":
                 kind = "combined" if method.startswith("online") else method
                 held = profile.to_dict() if profile and kind != "noise" else None
