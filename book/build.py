@@ -146,15 +146,16 @@ def status(done: dict[str, Path]) -> str:
 
 
 def records() -> list[str]:
-    """The table of recorded experiments: what was drawn, from which prompts, seeds and weights, and the commit that holds its pictures' figures."""
-    rows = ["| record in `results/` | drawn | prompts | from seed | weights | figures | commit |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    """The table of recorded experiments: what was drawn, from which prompts and weights, and the commit that holds its pictures' figures."""
+    rows = ["| record in `results/` | drawn | prompts | weights | figures | commit |", "| --- | --- | --- | --- | --- | --- |"]
     for file in sorted((ROOT / "results").rglob("provenance.json")):
         said, held = json.loads(file.read_text()), file.with_name("records.parquet")
-        drawn = "; ".join(f"{key.replace('_', ' ')} {', '.join(map(str, said['setting'][key]))}" for key in ("methods", "solvers", "steps", "guidance_scales"))
+        setting = {key: ", ".join(map(str, said["setting"][key])) for key in ("solvers", "steps", "guidance_scales")}
+        drawn = f"{len(said['setting']['methods'])} grids; {setting['solvers']}; K = {setting['steps']}; guidance {setting['guidance_scales']}"
         landed = subprocess.run(["git", "log", "-1", "--format=%h", "--", str(held)], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        cells = (f"`{file.parent.relative_to(ROOT / 'results')}`", drawn, f"{said['prompts']}, `{said['prompts_sha256'][:8]}`", f"0 to {said['prompts'] - 1}",
-                 f"`{said['weights_sha256'][:8]}`", f"`{hashlib.sha256(held.read_bytes()).hexdigest()[:8]}`", landed)  # fmt: skip
-        rows.append(f"| {' | '.join(cells)} |")
+        hashes = (said["prompts_sha256"], said["weights_sha256"], hashlib.sha256(held.read_bytes()).hexdigest())
+        prompts, weights, figures = (f"`{one[:8]}`" for one in hashes)
+        rows.append(f"| `{file.parent.relative_to(ROOT / 'results')}` | {drawn} | {said['prompts']}, {prompts} | {weights} | {figures} | {landed} |")
     return rows
 
 
