@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +169,16 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
     return {
         "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), **table.attrs, "weights_sha256": weights_hash(pipe),
         "dtype": str(network(pipe).dtype), "save_memory": pipe.config.get("_save_memory", []), "torch": torch.__version__, "diffusers": diffusers.__version__,
-        "asddim_lib": version("asddim-lib"), "commit": commit(), "python": platform.python_version(), "machine": platform.machine(), "device": str(device_of(pipe)),
+        "commit": commit(), "python": platform.python_version(), "machine": platform.machine(), "device": str(device_of(pipe)),
     }  # fmt: skip
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the library is imported from, with a + where something was changed; None for an installed library."""
+    """The commit of the checkout that the library is imported from, with a + where something was changed; of an installed one its version, if known."""
     root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        with contextlib.suppress(PackageNotFoundError):
+            return version("asddim-lib")
         return None
     found = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=root, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None

@@ -58,6 +58,12 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
                 assert (row[name], row[f"{name}_ci"]) == pytest.approx(metrics.mean_interval(part[column]), rel=1e-9)
 
 
+def test_how_many_reported_prompts_were_tuned_on_is_what_is_said():
+    reported, tuned = (list(load_prompts(name)["prompt"]) for name in ("bundled", "bundled-tune"))
+    assert [sum(prompt in tuned for prompt in reported[:count]) for count in (64, 1000)] == [6, 126]
+    assert sum(prompt in reported for prompt in tuned) == 84
+
+
 @pytest.mark.parametrize("folder", [folder for folder in FOLDERS if (folder / "paired.csv").exists()], ids=lambda folder: folder.name)
 def test_paired_differences_are_those_of_the_records(folder):
     _, setting, _, records = opened(folder)

@@ -417,7 +417,7 @@ def test_a_commit_is_named(tmp_path, monkeypatch):
     found = experiment.commit()
     assert found is None or re.fullmatch(r"[0-9a-f]{7,40}\+?", found)
     monkeypatch.setattr(experiment, "__file__", str(tmp_path / "lib" / "experiment.py"))
-    assert experiment.commit() is None, "an installed library has no checkout"
+    assert re.fullmatch(r"\d+\.\d+\S*", experiment.commit()), "an installed library has a version"
 
 
 def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):
