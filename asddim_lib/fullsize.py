@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
+from statistics import median
 from typing import Any
 
 import diffusers
@@ -104,25 +105,30 @@ def seconds_an_image(
     `calibrate` makes it from the path of one picture, which is the first row (method `calibration`). `online` measures g by a backward
     derivative at every step, as the paper's algorithm does, and `online-4` at every fourth. Methods take turns, another one first each time,
     so that a drift of the machine favours none; each is warmed up on two steps, and a picture counts as done when it lies in the CPU's memory.
-    `network_seconds` are those of the network's forward passes, on a CPU; an accelerator runs on while Python does.
+    `network_seconds` are those of the network's forward passes, on a CPU; an accelerator runs on while Python does. `pass_seconds` is the
+    median of one of them, which a busy neighbour on a shared machine hardly moves.
     Raises ValueError for an unknown method.
     """
     check(repeats >= 1, "repeats", repeats, "give at least 1")
     for method in methods:
         check(method in METHODS, "method", method, f"use some of {', '.join(METHODS)}")
-    own, rows, spent, begun_at, profile = pipe.scheduler, [], [0.0], [0.0], None
+    own, rows, profile, begun_at = pipe.scheduler, [], None, 0.0
+    passes: list[float] = []
     guided = what.get("guidance_scale", 7.5) > 1
 
     def start(*_: Any) -> None:
-        begun_at[0] = time.perf_counter()
+        nonlocal begun_at
+        begun_at = time.perf_counter()
 
     def stop(*_: Any) -> None:
-        spent[0] += time.perf_counter() - begun_at[0]
+        passes.append(time.perf_counter() - begun_at)
 
     def timed(draw: Callable[[], Any]) -> dict[str, Any]:
-        peak, begun, spent[0] = Peak(device_of(pipe)), time.perf_counter(), 0.0
+        passes.clear()
+        peak, begun = Peak(device_of(pipe)), time.perf_counter()
         draw()
-        return {"seconds": time.perf_counter() - begun, "network_seconds": spent[0], "megabytes": peak.megabytes()}
+        seconds = time.perf_counter() - begun
+        return {"seconds": seconds, "network_seconds": sum(passes), "pass_seconds": median(passes), "megabytes": peak.megabytes()}
 
     def draw(count: int, repeat: int) -> None:
         pipe(**what, num_inference_steps=count, output_type="np", generator=torch.Generator().manual_seed(repeat))
