@@ -147,8 +147,8 @@ def clip_cosine(images: Tensor, prompts: list[str], folder: str | None = None, b
         pixels = _pixels(processor.image_processor, model.config.vision_config.image_size, images[chosen])
         words = processor.tokenizer(prompts[chosen], padding=True, return_tensors="pt")
         out = model(**words.to(device), pixel_values=pixels.to(device))
-        scores.append(nn.functional.cosine_similarity(out.image_embeds, out.text_embeds).cpu())
-    return torch.cat(scores).double()
+        scores.append(nn.functional.cosine_similarity(out.image_embeds.cpu().double(), out.text_embeds.cpu().double()))
+    return torch.cat(scores)
 
 
 def _pixels(processor: Any, size: int, images: Tensor) -> Tensor:

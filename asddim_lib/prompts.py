@@ -12,7 +12,7 @@ import pandas as pd
 
 from asddim_lib.errors import check
 from asddim_lib.files import CACHE
-from asddim_lib.models import Pipeline, data_folder
+from asddim_lib.models import data_folder
 
 BUNDLED = {"bundled": "prompts.csv", "bundled-tune": "prompts_tune.csv"}
 #: Sets that are fetched once: each one's file in the cache, and where it comes from.
@@ -79,9 +79,9 @@ def _lines(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"prompt": [line for line in path.read_text().splitlines() if line.strip()]})
 
 
-def check_prompts(pipe: Pipeline, prompts: list[str]) -> None:
-    """Raises ValueError for a prompt that is empty, or longer than the pipeline's tokenizer takes."""
-    tokenizer: Any = pipe.tokenizer
+def check_prompts(reader: Any, prompts: list[str]) -> None:
+    """Raises ValueError for a prompt that is empty, or longer than the tokenizer of `reader`, a pipeline or a processor, takes."""
+    tokenizer: Any = reader.tokenizer
     for prompt in prompts:
         check(isinstance(prompt, str) and bool(prompt.strip()), "prompt", repr(prompt), "give a text with at least one word")
         length, limit = len(tokenizer.tokenize(prompt)) + 2, tokenizer.model_max_length

@@ -68,6 +68,24 @@ def test_kid_interval_covers():
     assert halves.mean() < 2.5 * values.std()
 
 
+def test_kid_equals_its_definition():
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(0.2, 1.1, (150, 8)), draw.normal(size=(150, 8))
+    own, other, cross = ((a @ b.T / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    apart = [(k.sum() - np.trace(k)) / (150 * 149) for k in (own, other)]
+    assert metrics.kid(torch.from_numpy(x), torch.from_numpy(y))[0] == pytest.approx(sum(apart) - 2 * cross.mean(), rel=1e-6)
+
+
+def test_clip_cosine_is_that_of_the_embeddings():  # Eq 15
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    prompts, (model, processor) = list(load_prompts("bundled", 5)["prompt"]), metrics.load_clip()
+    with torch.no_grad():
+        seen = model.visual_projection(model.vision_model(processor(images=list(images), return_tensors="pt")["pixel_values"]).pooler_output).double().numpy()
+        said = [model.text_projection(model.text_model(**processor.tokenizer(one, return_tensors="pt")).pooler_output)[0].double().numpy() for one in prompts]
+    direct = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(seen, said, strict=True)]
+    assert metrics.clip_cosine(images, prompts).numpy() == pytest.approx(np.array(direct), rel=1e-5, abs=1e-6)
+
+
 def test_clip_score_equals_mean_cosine():  # Eqs 15–16
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     prompts = list(load_prompts("bundled", 8)["prompt"])

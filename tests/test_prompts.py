@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from asddim_lib import prompts
-from asddim_lib.prompts import load_prompts
+from asddim_lib import load_pipeline, prompts
+from asddim_lib.metrics import load_clip
+from asddim_lib.prompts import check_prompts, load_prompts
 
 DRAWBENCH = '"Prompts","Category"\n"A red colored car.","Colors"\n"One cat and one dog sitting on the grass.","Counting"\n"A sign that says \'Hello World\'.","Text"\n'
 
@@ -71,3 +72,12 @@ def test_what_is_no_set_of_prompts_is_named_in_one_line(tmp_path, name, content,
     with pytest.raises(ValueError, match=message) as caught:
         load_prompts(tmp_path / name, 2)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_a_reader_cannot_take_whole_is_named():
+    for reader in (load_pipeline(), load_clip()[1]):
+        check_prompts(reader, ["a red boot on a white ground"])
+        with pytest.raises(ValueError, match=r"prompt is 'a red boot a red boot .*, 26 tokens; shorten it to 16"):
+            check_prompts(reader, ["a red boot " * 8])
+        with pytest.raises(ValueError, match="give a text with at least one word"):
+            check_prompts(reader, [" "])
