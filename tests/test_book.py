@@ -6,7 +6,9 @@ import importlib.util
 import json
 import math
 import re
+import subprocess
 import symtable
+import sys
 from pathlib import Path
 
 import jupytext
@@ -119,6 +121,16 @@ def test_the_audit_types_no_figure():
     assert not re.findall(r"\d[.,]\d|\d ?%", prose.split("## Exercises")[0])
 
 
+@pytest.mark.parametrize("chapter", [chapter for chapter in ("start", *CHAPTERS) if read(chapter).startswith("---")])
+def test_a_chapter_s_code_is_clean(chapter, tmp_path):
+    """No import or name that is not used, none that is not there."""
+    (tmp_path / "chapter.py").write_text("\n\n".join(_plain(cell.source) for cell in code(chapter)) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,B", "--ignore", "B018", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_bibliography_is_what_the_chapters_cite():
     works = re.findall(r"^@\w+\{(\w+),$", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
     cited = {key for chapter in ("start", *CHAPTERS) for keys in re.findall(r"\{cite:[pt]\}`([^`]+)`", read(chapter)) for key in keys.split(",")}
@@ -137,6 +149,7 @@ def build():
     return module
 
 
+@pytest.mark.xdist_group("build")
 def test_a_chapter_runs_with_another_parameter_and_refuses_one_that_it_does_not_have(tmp_path):
     made = build()
     made.execute("equations", tmp_path / "e.ipynb", {"contract": str(ROOT / "book" / "equations.yml")})
@@ -147,6 +160,7 @@ def test_a_chapter_runs_with_another_parameter_and_refuses_one_that_it_does_not_
         made.execute("noise", tmp_path / "n.ipynb", {"samplez": 3})
 
 
+@pytest.mark.xdist_group("build")  # both fill _build/failed
 def test_a_chapter_that_fails_leaves_its_partial_notebook(tmp_path):
     made = build()
     with pytest.raises(papermill.PapermillExecutionError):

@@ -8,7 +8,6 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -296,27 +295,19 @@ def test_every_chapter_with_parameters_has_a_changed_one():
         assert all(names[name] != value for name, value in changed.items())
 
 
-def test_every_notebook_runs_in_a_fresh_environment_with_a_changed_parameter(tmp_path, published, head):
-    files = sorted(colab.write(tmp_path / "notebooks", head), key=lambda file: -file.stat().st_size)  # the longest first, so that both workers end together
-    with ThreadPoolExecutor(2) as pool:
-        failures = [failure for failure in pool.map(lambda file: tried(file, tmp_path / file.stem, published, head), files) if failure]
-    assert not failures, "\n\n".join(failures)
-
-
-def tried(file, folder, published, head):
-    """What went wrong when the notebook was executed in an empty folder on a machine of its own."""
-    machine, out = Machine(folder, published), folder / "out.ipynb"
-    if machine.run("-c", "import asddim_lib").returncode == 0:
-        return f"{file.stem}: asddim_lib was there before"
-    changed = ["-y", yaml.safe_dump(CHANGED[file.stem])] if file.stem in CHANGED else []
+@CHAPTERS
+def test_a_notebook_runs_in_a_fresh_environment_with_a_changed_parameter(chapter, tmp_path, published, head):
+    machine, file, out = Machine(tmp_path, published), tmp_path / "in.ipynb", tmp_path / "out.ipynb"
+    nbformat.write(colab.notebook(chapter, colab.pages()[chapter], head), file)
+    assert machine.run("-c", "import asddim_lib").returncode, "it was there before"
+    changed = ["-y", yaml.safe_dump(CHANGED[chapter])] if chapter in CHANGED else []
     done = machine.run("-m", "papermill", "-k", "python3", "--no-progress-bar", *changed, str(file), str(out))
-    if done.returncode:
-        return f"{file.stem}: {done.stderr[-2000:]}"
-    if machine.added() != {"asddim_lib", f"asddim_lib-{version('asddim-lib')}.dist-info"} or [path.name for path in machine.home.iterdir()] != [f"asddim-lib-{head[:8]}"]:
-        return f"{file.stem}: installed {machine.added()}, fetched {list(machine.home.iterdir())}"
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert machine.added() == {"asddim_lib", f"asddim_lib-{version('asddim-lib')}.dist-info"}
+    assert [path.name for path in machine.home.iterdir()] == [f"asddim-lib-{head[:8]}"]
     outputs = [output.get("data", {}) for cell in nbformat.read(out, 4).cells if cell.cell_type == "code" for output in cell.outputs]
-    raw = [raw for data in outputs for raw in colab.leftovers(data.get("text/markdown", ""))]
-    return f"{file.stem}: printed {raw}" if raw else None if outputs else f"{file.stem}: printed nothing"
+    assert outputs
+    assert not [raw for data in outputs for raw in colab.leftovers(data.get("text/markdown", ""))]
 
 
 # where it is public
