@@ -1,4 +1,4 @@
-"""The command line: asddim calibrate | generate | export | evaluate | compare | choose | clock | mlperf."""
+"""The command line: asddim calibrate | generate | export | evaluate | compare | report | choose | clock | mlperf."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 KINDS = ("float32", "float16", "bfloat16")
 Dtype = Annotated[str, typer.Option(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
+Clip = Annotated[str | None, typer.Option(help="The CLIP that scores pictures of prompts that are not bundled: a folder or a hub id.")]
+Savers = Annotated[str, typer.Option(help="Comma-separated: vae-slicing, vae-tiling, offload.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 @app.command()
@@ -48,7 +51,9 @@ def calibrate(
     quick: Annotated[bool, typer.Option("--quick", help="One prompt over 32 steps, path alone: costs less than two images of 20 steps.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder of batches that were measured: the same ones are not measured again.")] = CACHE,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: int = 0,
+    as_json: Json = False,
 ) -> None:
     """Measures g(t) and the error of a step along the model's own path. Example: asddim calibrate profile.json --guidance-scale 7.5"""
     from tqdm import tqdm
@@ -62,14 +67,17 @@ def calibrate(
         count, num_steps, estimator, adjoint_probes = 1, 32, "path", 0
     texts, norm = list(load_prompts(prompts, count)["prompt"]), "spectral" if estimator == "power" else "frobenius"
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "norm": norm, "estimator": estimator, "adjoint_probes": adjoint_probes, "seed": seed}
-    pipe = load_pipeline(model, device=device)
+    pipe = load_pipeline(model, device=device, dtype=_dtype(dtype))
     profile = measure(pipe, texts, **how, cache=cache, progress=lambda batches: tqdm(batches, unit="batch"))
     profile.save(out)
     best, schedule = "dual-weighted" if adjoint_probes else "equidistributed", NoiseSchedule.from_config(pipe.scheduler)
     p, lam, excess = profile.fit(schedule, carried=bool(adjoint_probes))
-    typer.echo(f"{out}: {profile.evaluations} network evaluations, {count} prompts, {len(profile.timesteps)} timesteps")
-    typer.echo(
-        f"nearest to many steps: allocation {best}; the paper's combined at its best, p {p:.2f} and lambda {lam:.2f}, is expected to err {excess:.2f} times as much"
+    found = {"profile": str(out), "evaluations": profile.evaluations, "prompts": count, "timesteps": len(profile.timesteps)}
+    _say(
+        found | {"allocation": best, "p": p, "lam": lam, "excess": excess},
+        f"{out}: {profile.evaluations} network evaluations, {count} prompts, {len(profile.timesteps)} timesteps\n"
+        f"nearest to many steps: allocation {best}; the paper's combined at its best, p {p:.2f} and lambda {lam:.2f}, is expected to err {excess:.2f} times as much",
+        as_json,
     )
 
 
@@ -83,7 +91,10 @@ def generate(
     allocation: Annotated[str, typer.Option(help=ALLOCATION)] = "noise",
     profile: Annotated[Path | None, typer.Option(help="A profile made by calibrate.")] = None,
     override: Override = "",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: int = 0,
+    as_json: Json = False,
 ) -> None:
     """Draws one picture. Example: asddim generate "a red boot on a white ground" boot.png --steps 20"""
     import torch
@@ -95,7 +106,7 @@ def generate(
     from asddim_lib.scheduler import ASDDIMScheduler
     from asddim_lib.sensitivity import SensitivityProfile
 
-    pipe = load_pipeline(model)
+    pipe = load_pipeline(model, device=device, dtype=_dtype(dtype))
     check_prompts(pipe, [prompt])
     schedule, may_differ = NoiseSchedule.from_config(pipe.scheduler), tuple(filter(None, override.split(",")))
     made_for: dict[str, Any] = {"model": model, "schedule": schedule, "guidance_scale": guidance_scale, "override": may_differ}
@@ -104,7 +115,9 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     picture = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator).images[0]
     write_whole(out, picture.save)
-    typer.echo(f"{out}: {picture.width}×{picture.height}, timesteps {pipe.scheduler.timesteps.tolist()}")
+    grid = pipe.scheduler.timesteps.tolist()
+    found = {"image": str(out), "width": picture.width, "height": picture.height, "timesteps": grid, "seed": seed}
+    _say(found, f"{out}: {picture.width}×{picture.height}, timesteps {grid}", as_json)
 
 
 @app.command()
@@ -158,7 +171,7 @@ def evaluate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     prompt_seed: Annotated[int, typer.Option(help="Which of MS-COCO's images are taken, one caption each.")] = 0,
-    clip: Annotated[str | None, typer.Option(help="The CLIP that scores pictures of prompts that are not bundled: a folder or a hub id.")] = None,
+    clip: Clip = None,
     reference: Annotated[str, typer.Option(help="Folder of real pictures, for FID and KID by Inception's features.")] = "",
     dinov2: Annotated[str, typer.Option(help="Also by DINOv2's: facebook/dinov2-large, or a folder.")] = "",
     inception: Annotated[str, typer.Option(help="Inception's checkpoint, pt_inception-2015-12-05; torch-fidelity fetches it where no file is given.")] = "",
@@ -166,9 +179,10 @@ def evaluate(
     negative_prompt: Annotated[str, typer.Option(help="What no picture is to show.")] = "",
     latents: Annotated[str, typer.Option(help="File of a tensor, 1 × c × h × w, from which every picture starts.")] = "",
     tuning_prompts: Tuning = "bundled-tune",
-    save_memory: Annotated[str, typer.Option(help="Comma-separated: vae-slicing, vae-tiling, offload.")] = "",
+    save_memory: Savers = "",
     shard: Annotated[str, typer.Option(help="Draw only this part, such as 0/4, and judge nothing; later, a run without it judges.")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Only measure a few network evaluations, and say what the run will cost.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Runs the ablation and writes records; the same command goes on where it was stopped, and mends what it finds damaged.
 
@@ -179,11 +193,11 @@ def evaluate(
     """
     shape: dict[str, Any] = {"methods": methods, "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
     shape |= {"dtype": dtype, "prompt_seed": prompt_seed, "clip": clip, "shard": shard, "plan": plan, "negative_prompt": negative_prompt, "latents": latents}
-    shape |= {"tuning_prompts": tuning_prompts, "save_memory": save_memory}
+    shape |= {"tuning_prompts": tuning_prompts, "save_memory": save_memory, "as_json": as_json}
     shape["against"] = _against(reference, inception, prepare, dinov2)
     summary = _experiment(out, model, prompts, count, device, **shape, reference_steps=reference_steps, p=p, lam=lam, reading=reading, batch_size=batch_size)
-    typer.echo(summary.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
-    typer.echo(json.dumps({"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}))
+    files = {"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}
+    _say(files | {"rows": _rows(summary)}, summary.to_string(index=False, float_format=lambda v: f"{v:.4g}") + f"\n{files['records']}, {files['summary']}", as_json)
     _end(summary)
 
 
@@ -203,8 +217,12 @@ def compare(
     calibrate_on: Annotated[int, typer.Option(help="Tuning prompts that a profile is made on.")] = 16,
     calibrate_steps: Annotated[int, typer.Option(help="Timesteps of the path that it is made along.")] = 64,
     tuning_prompts: Tuning = "bundled-tune",
+    clip: Clip = None,
     batch_size: Batch = 50,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
+    save_memory: Savers = "",
+    as_json: Json = False,
 ) -> None:
     """Sets every grid beside the trailing one, paired (by distance; by attributes, without a reference).
 
@@ -217,7 +235,7 @@ def compare(
 
     shape: dict[str, Any] = {"methods": f"trailing,{grids}", "solvers": solvers, "steps": steps, "guidance_scales": guidance_scales}
     tuned: dict[str, Any] = {"calibrate_on": calibrate_on, "calibrate_steps": calibrate_steps, "adjoint_probes": 2, "tuning_seed": 1_000_000}
-    tuned |= {"tuning_prompts": tuning_prompts}
+    tuned |= {"tuning_prompts": tuning_prompts, "clip": clip, "dtype": dtype, "save_memory": save_memory, "as_json": as_json}
     summary = _experiment(out, model, prompts, count, device, **shape, **tuned, reference_steps=reference_steps, batch_size=batch_size)
     records, key = read_records(out), "distance" if reference_steps else "right_all"
     check(key in records, "reference_steps", 0, "give some: these prompts have no attributes to compare by")
@@ -225,8 +243,18 @@ def compare(
     write_whole(out / "paired.csv", lambda part: against.to_csv(part, index=False))
     keys = ["guidance_scale", "steps", "solver", "method"]
     shown = summary[[*keys, *(c for c in ("distance", "distance_ci", "fid", "fid_ci", "clip", "right") if c in summary)]].merge(against, on=keys, how="left")
-    typer.echo(shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+    _say({"paired": str(out / "paired.csv"), "rows": _rows(shown)}, shown.to_string(index=False, float_format=lambda v: f"{v:.3g}"), as_json)
     _end(summary)
+
+
+@app.command()
+def report(folders: Annotated[list[Path], typer.Argument(help="Folders that evaluate, compare or mlperf wrote.")], as_json: Json = False) -> None:
+    """Prints the paper's tables from what is on record (Markdown), its own figures beside them. Example: asddim report results/ablation"""
+    from asddim_lib.report import markdown, read_run
+
+    runs = [read_run(folder) for folder in folders]
+    found = [{"folder": str(run.folder), "provenance": run.provenance, "rows": _rows(run.summary)} for run in runs]
+    _say(found, "\n\n".join(map(markdown, runs)), as_json)
 
 
 @app.command()
@@ -242,6 +270,8 @@ def choose(
     reference_steps: Annotated[int, typer.Option(help="DDIM steps of the solution that distances are measured from.")] = 200,
     search: Annotated[bool, typer.Option("--search", help="Then move the best one's timesteps while that helps; it takes up to as long as the solution.")] = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Tries grids on a few prompts; prints how far each ends from a fine solution, the best last. Example: asddim choose --steps 8 --solver unipc"""
     from asddim_lib.design import SOLVERS
@@ -254,7 +284,7 @@ def choose(
     from asddim_lib.sensitivity import SensitivityProfile
 
     check(solver in SOLVERS, "solver", solver, f"use one of {', '.join(SOLVERS)}")
-    pipe, (kind, order) = load_pipeline(model, device=device), SOLVERS[solver]
+    pipe, (kind, order) = load_pipeline(model, device=device, dtype=_dtype(dtype)), SOLVERS[solver]
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
     tried = {name: timesteps(pipe.scheduler, steps, allocation=name) for name in grids.split(",")}
     if profile is not None:
@@ -270,8 +300,8 @@ def choose(
     if search:
         moved = direct_search(pipe, texts, [tried[min(found, key=found.__getitem__)]], budget=reference_steps, **how)
         found["searched"], tried["searched"] = moved.distance, moved.timesteps
-    for name in sorted(found, key=found.__getitem__, reverse=True):
-        typer.echo(f"{found[name]:8.4f}  {name:28s} {json.dumps(tried[name])}")
+    worst_first = [{"grid": name, "distance": found[name], "timesteps": tried[name]} for name in sorted(found, key=found.__getitem__, reverse=True)]
+    _say(worst_first, "\n".join(f"{one['distance']:8.4f}  {one['grid']:28s} {one['timesteps']}" for one in worst_first), as_json)
 
 
 @app.command()
@@ -287,6 +317,7 @@ def clock(
     guidance_scale: Scale = 7.5,
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Times the methods on the paper's networks (Tables 4-6), no weights needed. Example: asddim clock --model sd15 --steps 20 --device cuda"""
     from tqdm import tqdm
@@ -299,7 +330,7 @@ def clock(
     found = fullsize.clock(model, **how, device=device, dtype=_dtype(dtype), progress=lambda waiting: tqdm(waiting, unit="image"))
     write_whole(out, lambda part: found.to_csv(part, index=False))
     shown = found.groupby(["steps", "method"], sort=False)[["nfe", "seconds", "megabytes"]].agg({"nfe": "first", "seconds": ["median", "min", "max"], "megabytes": "max"})
-    typer.echo(shown.to_string(float_format=lambda v: f"{v:.3f}"))
+    _say({"times": str(out), "rows": _rows(found)}, shown.to_string(float_format=lambda v: f"{v:.3f}"), as_json)
 
 
 #: What MLPerf Inference accepts of SDXL: FID, and CLIP score in percent.
@@ -319,23 +350,28 @@ def mlperf(
     batch_size: Batch = 8,
     device: Device = "cuda",
     dtype: Dtype = "float16",
+    as_json: Json = False,
 ) -> None:
     """Draws and judges SDXL as MLPerf Inference does, and says whether the figures land where its rules accept them: a known answer for all that
-    draws and judges here. Exit code 1 where they do not."""
+    draws and judges here. Exit code 1 where they do not.
+
+    Example: asddim mlperf --prompts captions_source.tsv --latents latents.pt --reference val2014
+    """
     shape: dict[str, Any] = {"methods": "ddim", "solvers": "euler", "steps": "20", "guidance_scales": "8", "batch_size": batch_size, "dtype": dtype, "clip": clip}
-    shape |= {"latents": latents, "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"}
+    shape |= {"as_json": as_json, "latents": latents, "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"}
     found = _experiment(out, model, prompts, count, device, **shape, against=_against(reference, inception, "plain"))
-    figures = {"FID": found["inception_fid"][0], "CLIP": 100 * found["clip"][0]}
-    for name, (low, high) in ACCEPTED.items():
-        typer.echo(f"{name} {figures[name]:.2f}, accepted {low} to {high}: {'right' if low <= figures[name] <= high else 'WRONG'}")
+    figures = {"FID": float(found["inception_fid"][0]), "CLIP": 100 * float(found["clip"][0])}
+    right = {name: low <= figures[name] <= high for name, (low, high) in ACCEPTED.items()}
+    lines = [f"{name} {figures[name]:.2f}, accepted {low} to {high}: {'right' if right[name] else 'WRONG'}" for name, (low, high) in ACCEPTED.items()]
+    _say({"figures": figures, "accepted": ACCEPTED, "right": right}, "\n".join(lines), as_json)
     _end(found)
-    raise typer.Exit(int(any(not low <= figures[name] <= high for name, (low, high) in ACCEPTED.items())))
+    raise typer.Exit(int(not all(right.values())))
 
 
 def _experiment(
     out: Path, model: str, prompts: str, count: int, device: str, *, methods: str, solvers: str, steps: str, guidance_scales: str,
     dtype: str = "float32", prompt_seed: int = 0, clip: str | None = None, shard: str = "", plan: bool = False, against: tuple = (),
-    save_memory: str = "", **rest: Any,
+    save_memory: str = "", as_json: bool = False, **rest: Any,
 ) -> Any:  # fmt: skip
     """The summary of the experiment that the options ask for; what is written as a list with commas becomes one.
 
@@ -356,13 +392,13 @@ def _experiment(
         pipe = load_pipeline(model, dtype=_dtype(dtype), device=place.device(device), save_memory=tuple(filter(None, save_memory.split(","))))
         if plan:
             if place.speaks:
-                _show_plan(pipe, table, setting)
+                _show_plan(pipe, table, setting, as_json)
             raise typer.Exit
         found = evaluate(pipe, table, setting, out, lambda waiting: _bar(waiting, place), shard=place, clip=clip, against=against)
     if place.judges:
         return found
     if place.speaks:
-        typer.echo(f"shard {shard} is drawn; when all are, run the same command without --shard to judge")
+        _say(_rows(found), f"shard {shard} is drawn; when all are, run the same command without --shard to judge", as_json)
         _end(found)
     raise typer.Exit
 
@@ -379,7 +415,7 @@ def _against(reference: str, inception: str, prepare: str, dinov2: str = "") -> 
     return (Inception(reference, inception, prepare), *([Dinov2(reference, dinov2)] if dinov2 else []))
 
 
-def _show_plan(pipe: Any, table: Any, setting: Any) -> None:
+def _show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
     from asddim_lib.models import device_of
     from asddim_lib.plan import calibration, measure, plan
 
@@ -387,13 +423,14 @@ def _show_plan(pipe: Any, table: Any, setting: Any) -> None:
     found, profiles = plan(setting, len(table), cost), calibration(setting)
     pictures, evaluations, hours, size = (found[name].sum() for name in ("pictures", "evaluations", "hours", "gigabytes"))
     memory = "" if cost.memory is None else f", {cost.memory:.0f} MB of memory at its peak"
-    typer.echo(found.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
-    typer.echo(f"{pictures} pictures, {evaluations} network evaluations, {hours:.3g} hours on one such device, {size:.3g} GB")
-    typer.echo(f"besides: profiles, {profiles} evaluations, {profiles * cost.seconds / 3600:.3g} hours; judging; grids that are found by trying")
-    typer.echo(
+    lines = [
+        found.to_string(index=False, float_format=lambda v: f"{v:.3g}"),
+        f"{pictures} pictures, {evaluations} network evaluations, {hours:.3g} hours on one such device, {size:.3g} GB",
+        f"besides: profiles, {profiles} evaluations, {profiles * cost.seconds / 3600:.3g} hours; judging; grids that are found by trying",
         f"measured on {device_of(pipe)}, {min(setting.batch_size, len(table))} pictures at once: {cost.seconds:.3g} s an evaluation, {cost.rest:.3g} s a picture "
-        f"for text, decoding and copying{memory}"
-    )
+        f"for text, decoding and copying{memory}",
+    ]
+    _say({"rows": _rows(found), "profile_evaluations": profiles, "device": str(device_of(pipe)), **cost._asdict()}, "\n".join(lines), as_json)
 
 
 def _bar(waiting: list, shard: Any) -> Iterator:
@@ -411,6 +448,16 @@ def _bar(waiting: list, shard: Any) -> Iterator:
             done += batch.pictures
             bar.set_postfix_str(f"{done}/{total} images, {done / (time.perf_counter() - begun):.3g} images/s", refresh=False)
             bar.update(batch.evaluations)
+
+
+def _say(found: Any, text: str, as_json: bool) -> None:
+    """What a command has to tell: JSON for machines, or a text for people."""
+    typer.echo(json.dumps(found) if as_json else text)
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    """A table as JSON holds it; what is no number becomes null."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def _end(found: Any) -> None:

@@ -56,7 +56,7 @@ def evaluate(
     pictures failed. Raises ValueError as `generate` does.
     """
     if clip:
-        metrics.load_clip(clip, str(device_of(pipe)))  # a wrong name is told now, not after the pictures
+        check_prompts(metrics.load_clip(clip, str(device_of(pipe)))[1], list(table["prompt"]))  # what does not serve is told now, not after the pictures
     for real in against:
         real.network(str(device_of(pipe)))
     tune = [prompt for prompt in load_prompts(setting.tuning_prompts)["prompt"] if prompt not in set(table["prompt"])] if setting.measures else []
@@ -167,7 +167,8 @@ def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[st
     import diffusers
 
     return {
-        "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), **table.attrs, "weights_sha256": weights_hash(pipe),
+        "setting": asdict(setting), "prompts": len(table), "prompts_sha256": short_hash(list(table["prompt"])), **table.attrs,
+        "model": pipe.config.get("_name_or_path"), "revision": pipe.config.get("_revision"), "weights_sha256": weights_hash(pipe),
         "dtype": str(network(pipe).dtype), "save_memory": pipe.config.get("_save_memory", []), "torch": torch.__version__, "diffusers": diffusers.__version__,
         "commit": commit(), "python": platform.python_version(), "machine": platform.machine(), "device": str(device_of(pipe)),
     }  # fmt: skip

@@ -81,7 +81,8 @@ def load_pipeline(
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
-    pipe.register_to_config(_name_or_path=str(model), _save_memory=list(save_memory))  # a profile names its model by this, never by a path of one machine
+    # A profile and a record name their model by this, never by a path of one machine.
+    pipe.register_to_config(_name_or_path=str(model), _revision=options.get("revision", revision), _save_memory=list(save_memory))
     pipe = pipe if "offload" in save_memory else pipe.to(device)
     for switch in save_memory:
         SAVERS[switch](pipe, device)
