@@ -38,7 +38,8 @@ def paper_tables() -> pd.DataFrame:
 
 def table(summary: pd.DataFrame, figures: dict[str, Figure]) -> pd.DataFrame:
     """A summary's rows as they are printed: each of the `figures` that it has, with half its 95 % interval, and what the paper prints of the same
-    method at the same step count, where it does."""
+    method at the same step count, where it does. Time stands beside the network evaluations that it took; N is a column where it is not the
+    same in all rows."""
     paper = paper_tables()
     shown = {key: how for key, how in figures.items() if key in summary}
     known = any(same in paper.index for same in zip(summary["steps"], summary["method"], strict=True))
@@ -46,7 +47,9 @@ def table(summary: pd.DataFrame, figures: dict[str, Figure]) -> pd.DataFrame:
 
     def cells(row: pd.Series) -> dict[str, Any]:
         same = (row["steps"], row["method"])
-        found = {"steps": row["steps"], "method": row["method"], "N": row["n"], "evaluations": row["nfe"]}
+        found = {"steps": row["steps"], "method": row["method"]}
+        found |= {"N": row["n"]} if summary["n"].nunique() > 1 else {}
+        found |= {"evaluations": row["nfe"]} if "seconds" in shown else {}
         found |= {how.title: plus_minus(row[key], row[f"{key}_ci"], how) for key, how in shown.items()}
         return found | {_PAPER[name]: f"{paper.loc[same, name]:g}" if same in paper.index else "–" for name in asked}
 
@@ -78,7 +81,8 @@ def read_run(folder: Path) -> Run:
 def markdown(run: Run) -> str:
     """The tables of a run, under a line that says what they are of."""
     said, parts = run.provenance, []
-    origin = f"{said['prompts']} prompts{' of ' + said['prompts_from'] if 'prompts_from' in said else ''}, {said['dtype'].removeprefix('torch.')} on {said['device']}"
+    origin = f"{said['prompts']} prompts a row{', of ' + said['prompts_from'] if 'prompts_from' in said else ''}"
+    origin += f", {said['dtype'].removeprefix('torch.')} on {said['device']}"
     origin += f", model {said['model']}" if said.get("model") else ""
     origin += f", weights {said['weights_sha256']}, commit {said.get('commit') or 'unknown'}"
     for (scale, solver), part in run.summary.groupby(["guidance_scale", "solver"], sort=False):
