@@ -32,18 +32,26 @@ class _Given(nn.Module):
         return features
 
 
-@cache
 def load_judge(device: str = "cpu") -> Judge:
     """The bundled judge, float32, for evaluation."""
+    return _judge(device)
+
+
+@cache  # goes by how it is called: named and left-out arguments would each load a network of their own
+def _judge(device: str) -> Judge:
     return Judge.from_pretrained(data_folder() / "judge", dtype=torch.float32).eval().to(device)
 
 
-@cache
 def load_clip(folder: str | None = None, device: str = "cpu") -> tuple[CLIPModel, CLIPProcessor]:
     """A CLIP model (float32) and its processor; the bundled one unless a folder or hub id is given. Raises ValueError where there is none."""
+    return _clip(folder or "bundled", device)
+
+
+@cache
+def _clip(folder: str, device: str) -> tuple[CLIPModel, CLIPProcessor]:
     from transformers import CLIPModel, CLIPProcessor
 
-    source = data_folder() / "clip" if folder in (None, "bundled") else folder
+    source = data_folder() / "clip" if folder == "bundled" else folder
     try:
         return CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device), CLIPProcessor.from_pretrained(source)
     except Exception as error:  # as in load_pipeline

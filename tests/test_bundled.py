@@ -93,6 +93,11 @@ def test_clip_score_equals_mean_cosine():  # Eqs 15–16
     assert metrics.clip_score(images, prompts) == pytest.approx(float(found.mean()), abs=1e-5)
 
 
+def test_a_network_is_loaded_once_however_it_is_asked_for():
+    assert metrics.load_clip() is metrics.load_clip(None, "cpu") is metrics.load_clip("bundled", device="cpu")
+    assert metrics.load_judge() is metrics.load_judge("cpu") is metrics.load_judge(device="cpu")
+
+
 def test_clip_sees_what_its_processor_makes():
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model, processor = metrics.load_clip()
