@@ -87,6 +87,7 @@ def clock(
     Raises ValueError for an unknown model or method, and for pixels that its autoencoder does not divide.
     """
     check(pixels is None or (pixels >= 64 and pixels % 64 == 0), "pixels", pixels, "give a multiple of 64")
+    _check_turns(methods, repeats)  # before the networks are built, which takes a while
     pipe, side = random_pipeline(model, device, dtype), pixels or CONFIGS[model]["pixels"]
     what = {"prompt": PROMPT, "height": side, "width": side, "guidance_scale": guidance_scale}
     found = seconds_an_image(pipe, what, steps=steps, methods=methods, repeats=repeats, progress=progress)
@@ -109,9 +110,7 @@ def seconds_an_image(
     median of one of them, which a busy neighbour on a shared machine hardly moves.
     Raises ValueError for an unknown method.
     """
-    check(repeats >= 1, "repeats", repeats, "give at least 1")
-    for method in methods:
-        check(method in METHODS, "method", method, f"use some of {', '.join(METHODS)}")
+    _check_turns(methods, repeats)
     own, rows, profile, begun_at = pipe.scheduler, [], None, 0.0
     passes: list[float] = []
     guided = what.get("guidance_scale", 7.5) > 1
@@ -163,3 +162,9 @@ def seconds_an_image(
         for handle in handles:
             handle.remove()
     return pd.DataFrame(rows)
+
+
+def _check_turns(methods: tuple[str, ...], repeats: int) -> None:
+    check(repeats >= 1, "repeats", repeats, "give at least 1")
+    for method in methods:
+        check(method in METHODS, "method", method, f"use some of {', '.join(METHODS)}")

@@ -12,6 +12,7 @@ from pypdf import PdfReader
 from asddim_lib.widgets import explore
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("look")  # the pages are made and looked at once
 ICON = '<link rel="icon" href="data:,">'  # or the browser asks the server for one
 PAGE = '<!doctype html><html lang="en"{root}><head><title>A page</title>' + ICON + "{head}</head><body><main><h1>A page</h1>{body}</main></body></html>"
 SLIDER = '<div class="asddim-explorer"><img alt="A dot." src="dot.png"><label>size <input type="range"></label><p aria-live="polite">A dot.</p></div>'
