@@ -80,17 +80,26 @@ def read_run(folder: Path) -> Run:
 
 def markdown(run: Run) -> str:
     """The tables of a run, under a line that says what they are of."""
-    said, parts = run.provenance, []
-    origin = f"{said['prompts']} prompts a row{', of ' + said['prompts_from'] if 'prompts_from' in said else ''}"
-    origin += f", {said['dtype'].removeprefix('torch.')} on {said['device']}"
-    origin += f", model {said['model']}" if said.get("model") else ""
-    origin += f", weights {said['weights_sha256']}, commit {said.get('commit') or 'unknown'}"
+    origin, parts = ", ".join(_origin(run.provenance)), []
     for (scale, solver), part in run.summary.groupby(["guidance_scale", "solver"], sort=False):
         parts.append(f"**{run.folder}**, guidance {scale:g}, {solver}: {origin}")
         parts += [f"{title}\n\n{_lines(table(part, figures))}" for title, figures in (("Tables 1–3: quality", QUALITY), ("Tables 4–6: time", TIME))]
         if failed := int(part["failed"].sum()) if "failed" in part else 0:
             parts.append(f"{failed} pictures failed, and are in no figure.")
     return "\n\n".join(parts)
+
+
+def _origin(said: dict[str, Any]) -> list[str]:
+    """What the figures of a record hang on; older records say less."""
+    found = [f"{said['prompts']} prompts a row{', of ' + said['prompts_from'] if 'prompts_from' in said else ''}"]
+    found += [f"{said['dtype'].removeprefix('torch.')} on {said['device']}"]
+    found += [f"{key} {said[key]}" for key in ("model", "revision", "clip") if said.get(key)]
+    found += [f"weights {said['weights_sha256']}", f"commit {said.get('commit') or 'unknown'}"]
+    for name, against in {"judge": said, **{key: said[key] for key in ("inception", "dinov2") if key in said}}.items():
+        if "reference_sha256" in against:
+            how = f", prepared as {against['prepare']}" if "prepare" in against else ""
+            found.append(f"{name} against {against['reference_n']} real pictures ({against['reference_sha256']}{how})")
+    return found
 
 
 def _lines(shown: pd.DataFrame) -> str:

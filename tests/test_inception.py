@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from asddim_lib import cli, inception, metrics, reference
 from asddim_lib.dinov2 import Dinov2
+from asddim_lib.experiment import commit
 from asddim_lib.inception import Inception, cropped
 
 REAL = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception")
@@ -108,7 +109,12 @@ def test_the_experiment_adds_its_figures(folder, tmp_path, eight, monkeypatch):
     assert (summary["inception_fid"] > 0).all()
     assert summary[["inception_fid_ci", "inception_kid", "inception_kid_ci"]].notna().all(axis=None)
     said = json.loads((tmp_path / "out" / "provenance.json").read_text())["inception"]
-    assert said == {"reference": str(folder), "weights": "", "prepare": "paper", "reference_sha256": Inception(str(folder)).real()[1], "reference_n": 12}
+    name = Inception(str(folder)).real()[1]
+    assert said == {"reference": str(folder), "weights": "", "prepare": "paper", "reference_sha256": name, "reference_n": 12}
+    shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")]).stdout
+    assert f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}, judge against 10000 real pictures" in shown
+    assert f"inception against 12 real pictures ({name}, prepared as paper)" in shown
+    assert "| steps | method | KID | FID, Inception | KID, Inception | CLIP | all right, % |" in shown
 
 
 def test_a_fid_of_too_few_pictures_is_given_to_who_asks():
