@@ -95,8 +95,8 @@ def _origin(said: dict[str, Any]) -> list[str]:
     found += [f"{said['dtype'].removeprefix('torch.')} on {said['device']}"]
     found += [f"{key} {said[key]}" for key in ("model", "revision", "clip") if said.get(key)]
     found += [f"weights {said['weights_sha256']}", f"commit {said.get('commit') or 'unknown'}"]
-    for name, against in {"judge": said, **{key: said[key] for key in ("inception", "dinov2") if key in said}}.items():
-        if "reference_sha256" in against:
+    for name, against in (("judge", said), ("inception", said.get("inception")), ("dinov2", said.get("dinov2"))):
+        if against and "reference_sha256" in against:
             how = f", prepared as {against['prepare']}" if "prepare" in against else ""
             found.append(f"{name} against {against['reference_n']} real pictures ({against['reference_sha256']}{how})")
     return found
