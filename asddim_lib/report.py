@@ -23,7 +23,7 @@ class Figure(NamedTuple):
 
 
 QUALITY = {
-    "fid": Figure("FID", 1, paper="fid"), "kid": Figure("KID", 1), "inception_fid": Figure("FID, Inception", 1, paper="fid"),
+    "fid": Figure("FID", 1, paper="fid"), "kid": Figure("KID", 0), "inception_fid": Figure("FID, Inception", 1, paper="fid"),
     "inception_kid": Figure("KID, Inception", 4), "dinov2_fid": Figure("FD-DINOv2", 1), "dinov2_kid": Figure("KD-DINOv2", 4),
     "clip": Figure("CLIP", 3, paper="clip"), "right": Figure("all right, %", 1, times=100), "distance": Figure("distance", 3),
 }  # fmt: skip
