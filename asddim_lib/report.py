@@ -28,7 +28,7 @@ QUALITY = {
     "clip": Figure("CLIP", 3, paper="clip"), "right": Figure("all right, %", 1, times=100), "distance": Figure("distance", 3),
 }  # fmt: skip
 TIME = {"seconds": Figure("seconds an image", 3, paper="seconds")}
-_PAPER = {"fid": "paper's FID", "clip": "paper's CLIP", "seconds": "paper's seconds"}
+_PAPER = {"fid": ("paper's FID", 1), "clip": ("paper's CLIP", 3), "seconds": ("paper's seconds", 2)}  # with as many decimals as it prints
 
 
 def paper_tables() -> pd.DataFrame:
@@ -51,7 +51,8 @@ def table(summary: pd.DataFrame, figures: dict[str, Figure]) -> pd.DataFrame:
         found |= {"N": row["n"]} if summary["n"].nunique() > 1 else {}
         found |= {"evaluations": row["nfe"]} if "seconds" in shown else {}
         found |= {how.title: plus_minus(row[key], row[f"{key}_ci"], how) for key, how in shown.items()}
-        return found | {_PAPER[name]: f"{paper.loc[same, name]:g}" if same in paper.index else "–" for name in asked}
+        printed = {_PAPER[name][0]: f"{paper.loc[same, name]:.{_PAPER[name][1]}f}" if same in paper.index else "–" for name in asked}
+        return found | printed
 
     return pd.DataFrame([cells(row) for _, row in summary.iterrows()])
 

@@ -137,11 +137,11 @@ def linked(executed: Path, name: str) -> Path:
 
 def status(done: dict[str, Path]) -> str:
     """The page that says how the book is made, and lists how each chapter was executed and where each record comes from."""
-    rows = ["| chapter | parameters | seconds | commit | figures |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| chapter | parameters | time | commit | figures |", "| --- | --- | --- | --- | --- |"]
     for name, file in done.items():
         record = json.loads(file.with_suffix(".json").read_text())
         values = ", ".join(f"`{key} = {value}`" for key, value in record["parameters"].items())
-        rows.append(f"| {{doc}}`{name}` | {values} | {record['seconds']} | {record['commit']} | {record['figures']} |")
+        rows.append(f"| {{doc}}`{name}` | {values} | {record['seconds']} s | {record['commit']} | {record['figures']} |")
     return (BOOK / "chapters" / "status.md").read_text().replace("{chapters}", "\n".join(rows)).replace("{records}", "\n".join(records()))
 
 
