@@ -249,7 +249,7 @@ def compare(
 
 @app.command()
 def report(folders: Annotated[list[Path], typer.Argument(help="Folders that evaluate, compare or mlperf wrote.")], as_json: Json = False) -> None:
-    """Prints the paper's tables from what is on record (Markdown), its own figures beside them. Example: asddim report results/ablation"""
+    """Prints the paper's tables from what is on record (Markdown), its own figures beside them. Example: asddim report results/guidance-7.5/steps-20"""
     from asddim_lib.report import markdown, read_run
 
     runs = [read_run(folder) for folder in folders]
