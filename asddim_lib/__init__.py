@@ -6,21 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asddim_lib.calibration import calibrate as calibrate
-    from asddim_lib.grids import sigmas as sigmas
-    from asddim_lib.grids import timesteps as timesteps
-    from asddim_lib.models import load_pipeline as load_pipeline
-    from asddim_lib.scheduler import ASDDIMScheduler as ASDDIMScheduler
-    from asddim_lib.sensitivity import SensitivityProfile as SensitivityProfile
+    from asddim_lib.evidence.profile import SensitivityProfile as SensitivityProfile
+    from asddim_lib.grids.methods import sigmas as sigmas
+    from asddim_lib.grids.methods import timesteps as timesteps
+    from asddim_lib.measure.calibrate import calibrate as calibrate
+    from asddim_lib.models.load import load_pipeline as load_pipeline
+    from asddim_lib.schedulers import ASDDIMScheduler as ASDDIMScheduler
 
 __version__ = "0.1.0"
 _HOMES = {
-    "ASDDIMScheduler": "scheduler",
-    "SensitivityProfile": "sensitivity",
-    "calibrate": "calibration",
-    "load_pipeline": "models",
-    "sigmas": "grids",
-    "timesteps": "grids",
+    "ASDDIMScheduler": "schedulers",
+    "SensitivityProfile": "evidence.profile",
+    "calibrate": "measure.calibrate",
+    "load_pipeline": "models.load",
+    "sigmas": "grids.methods",
+    "timesteps": "grids.methods",
 }
 __all__ = [*_HOMES, "__version__"]
 

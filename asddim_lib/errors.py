@@ -6,4 +6,6 @@ from __future__ import annotations
 def check(holds: bool, argument: str, value: object, remedy: str) -> None:
     """Raises ValueError "<argument> is <value>; <remedy>" unless `holds`."""
     if not holds:
-        raise ValueError(f"{argument} is {value if isinstance(value, str) else repr(value)}; {remedy}")
+        raise ValueError(
+            f"{argument} is {value if isinstance(value, str) else repr(value)}; {remedy}"
+        )

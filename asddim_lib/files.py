@@ -25,21 +25,32 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
 
     Raises OSError with one line that names the file, whatever library failed to write it.
     """
-    part = file.with_name(f".part-{uuid4().hex[:8]}-{file.name}")  # each process has its own; the ending stays: some writers go by it
+    part = file.with_name(
+        f".part-{uuid4().hex[:8]}-{file.name}"
+    )  # each process has its own; the ending stays: some writers go by it
     try:
         write(part)
         with part.open("rb+") as written:
             os.fsync(written.fileno())  # or a power cut may leave an empty file under the name
         part.replace(file)
-    except Exception as error:  # safetensors, Arrow and Pillow each have their own errors for a full disk
-        raise OSError(f"{file} could not be written ({error}); make room or name another place") from error
+    except (
+        Exception
+    ) as error:  # safetensors, Arrow and Pillow each have their own errors for a full disk
+        raise OSError(
+            f"{file} could not be written ({error}); make room or name another place"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def seal(file: Path, value: Any) -> None:
     """Keeps a value that JSON can hold, with its hash."""
-    write_whole(file, lambda part: part.write_text(json.dumps({"sha256": short_hash(value), "value": value}, sort_keys=True) + "\n"))
+    write_whole(
+        file,
+        lambda part: part.write_text(
+            json.dumps({"sha256": short_hash(value), "value": value}, sort_keys=True) + "\n"
+        ),
+    )
 
 
 def unseal(file: Path) -> Any:

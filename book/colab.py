@@ -28,7 +28,10 @@ from pybtex.database import BibliographyData, Entry, parse_file
 ROOT = Path(__file__).parents[1]
 BOOK, OUT = ROOT / "book", ROOT / "_build" / "colab"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-EXTENSIONS = {*yaml.safe_load((BOOK / "_config.yml").read_text())["parse"]["myst_enable_extensions"], "substitution"}
+EXTENSIONS = {
+    *yaml.safe_load((BOOK / "_config.yml").read_text())["parse"]["myst_enable_extensions"],
+    "substitution",
+}
 SYNTAX = re.compile(
     r"^(?P<mark>`{3,}|~{3,}|:{3,})(?P<info>[^\n]*)\n(?P<body>(?:[^\n]*\n)*?)(?P=mark)[ \t]*$"  # a fence, or a directive
     r"|^\$\$(?P<display>(?:(?!\$\$).)+)\$\$(?:[ \t]*\((?P<label>[^)\s]+)\))?[ \t]*$"
@@ -39,23 +42,36 @@ SYNTAX = re.compile(
     r"|(?<![\\$])\$(?P<inline>[^$]+)\$",
     re.MULTILINE | re.DOTALL,
 )
-CODE_ROLE = re.compile(r"(?P<open>\{\{?)(?P<role>eq|doc|ref|term|cite|cite:[a-z]+|py:[a-z]+)\}\}?`(?P<text>[^`]+)`")  # in what a cell prints
+CODE_ROLE = re.compile(
+    r"(?P<open>\{\{?)(?P<role>eq|doc|ref|term|cite|cite:[a-z]+|py:[a-z]+)\}\}?`(?P<text>[^`]+)`"
+)  # in what a cell prints
 TABLES = {"eq": "EQUATIONS", "doc": "CHAPTERS"}
 
 
 def main() -> None:
     """Writes the notebook of every chapter that has code."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     if changed:
-        print(f"not all is committed: the notebooks will fetch the library as it is in {commit[:8]}")
+        print(
+            f"not all is committed: the notebooks will fetch the library as it is in {commit[:8]}"
+        )
     for file in write(OUT, commit):
         print(file.relative_to(ROOT))
 
 
 def write(out: Path, commit: str) -> list[Path]:
     """Writes the notebooks into the folder `out`, removes others there, and returns their paths. Raises ValueError as `notebook` does."""
-    made = {f"{name}.ipynb": nbformat.writes(notebook(name, (BOOK / "chapters" / f"{name}.md").read_text(), commit)) for name in chapters()}
+    made = {
+        f"{name}.ipynb": nbformat.writes(
+            notebook(name, (BOOK / "chapters" / f"{name}.md").read_text(), commit)
+        )
+        for name in chapters()
+    }
     out.mkdir(parents=True, exist_ok=True)
     for file in out.glob("*.ipynb"):
         file.unlink()
@@ -95,7 +111,10 @@ def pages() -> dict[str, str]:
             elif isinstance(value, dict | list):
                 yield from files(value)
 
-    sources = {name: BOOK / "chapters" / f"{name}.md" for name in files(yaml.safe_load((BOOK / "_toc.yml").read_text()))}
+    sources = {
+        name: BOOK / "chapters" / f"{name}.md"
+        for name in files(yaml.safe_load((BOOK / "_toc.yml").read_text()))
+    }
     return {name: source.read_text() if source.exists() else "" for name, source in sources.items()}
 
 
@@ -107,13 +126,20 @@ def chapters() -> list[str]:
 @cache
 def equations() -> dict[str, dict[str, Any]]:
     """The equation contract by label."""
-    return {equation["label"]: equation for equation in yaml.safe_load((BOOK / "equations.yml").read_text())}
+    return {
+        equation["label"]: equation
+        for equation in yaml.safe_load((BOOK / "equations.yml").read_text())
+    }
 
 
 @cache
 def targets() -> dict[str, tuple[str, str | None]]:
     """The page of each target, and the heading that follows it: none before a solution's code."""
-    return {label: (name, heading) for name, source in pages().items() for label, heading in re.findall(r"^\((\S+)\)=\n+(?:#+ (.+))?", source, re.MULTILINE)}
+    return {
+        label: (name, heading)
+        for name, source in pages().items()
+        for label, heading in re.findall(r"^\((\S+)\)=\n+(?:#+ (.+))?", source, re.MULTILINE)
+    }
 
 
 @cache
@@ -140,34 +166,65 @@ def notebook(chapter: str, source: str, commit: str) -> nbformat.NotebookNode:
         else:
             cells.append(code_cell(cell, chapter, solution))
             refuse([found[0] for found in CODE_ROLE.finditer(cells[-1].source)], chapter, source)
-    cells[0].source = under_title(cells[0].source, f"[![Open in Colab]({BADGE})]({colab_link(chapter)})")
+    cells[0].source = under_title(
+        cells[0].source, f"[![Open in Colab]({BADGE})]({colab_link(chapter)})"
+    )
     cells.insert(1, nbformat.v4.new_code_cell(setup(commit), metadata={"cellView": "form"}))
     for place, cell in enumerate(cells):
         cell.id = f"{chapter}-{place}"
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}, "colab": {"name": f"{chapter}.ipynb"}})
+    return nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": kernel,
+            "language_info": {"name": "python"},
+            "colab": {"name": f"{chapter}.ipynb"},
+        },
+    )
 
 
 def under_title(text: str, line: str) -> str:
     """A page's text with a line of its own under the title."""
-    return re.sub(r"^# .*$", lambda title: f"{title[0]}\n\n{line}", text, count=1, flags=re.MULTILINE)
+    return re.sub(
+        r"^# .*$", lambda title: f"{title[0]}\n\n{line}", text, count=1, flags=re.MULTILINE
+    )
 
 
 def setup(commit: str) -> str:
     """The first code cell: `setup_cell.py` with the repository's address and the commit."""
-    return (BOOK / "setup_cell.py").read_text().replace("{repository}", address()).replace("{commit}", commit).strip()
+    return (
+        (BOOK / "setup_cell.py")
+        .read_text()
+        .replace("{repository}", address())
+        .replace("{commit}", commit)
+        .strip()
+    )
 
 
 def code_cell(cell: nbformat.NotebookNode, chapter: str, solution: int) -> nbformat.NotebookNode:
     """A code cell as Colab folds it: what the page hides becomes a form, whose title is the figure's caption, or what the cell is for."""
     tags = cell.metadata.get("tags", [])
     hidden = "hide-input" in tags
-    purpose = {"solution": f"Solution {solution}", "check": f"Check {solution}", "remove-output": "Preparation"}
+    purpose = {
+        "solution": f"Solution {solution}",
+        "check": f"Check {solution}",
+        "remove-output": "Preparation",
+    }
     caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
-    title = caption or next((name for tag, name in purpose.items() if tag in tags), "Code") if caption or hidden else None
-    source = re.sub(r"^live = False\b", "live = True", code(cell.source, chapter), flags=re.MULTILINE) if "parameters" in tags else code(cell.source, chapter)
+    title = (
+        caption or next((name for tag, name in purpose.items() if tag in tags), "Code")
+        if caption or hidden
+        else None
+    )
+    source = (
+        re.sub(r"^live = False\b", "live = True", code(cell.source, chapter), flags=re.MULTILINE)
+        if "parameters" in tags
+        else code(cell.source, chapter)
+    )
     metadata = {**({"tags": tags} if tags else {}), **({"cellView": "form"} if hidden else {})}
-    return nbformat.v4.new_code_cell(f"# @title {title}\n{source}" if title else source, metadata=metadata)
+    return nbformat.v4.new_code_cell(
+        f"# @title {title}\n{source}" if title else source, metadata=metadata
+    )
 
 
 # text
@@ -185,7 +242,11 @@ def _translated(found: re.Match[str], chapter: str) -> str:
     if part["role"]:
         return role(part["role"], " ".join(part["text"].split()), chapter) or found[0]
     if part["label"]:
-        return f"$${part['display'].rstrip()} \\tag{{{equations()[part['label']]['number']}}}\n$$" if part["label"] in equations() else found[0]
+        return (
+            f"$${part['display'].rstrip()} \\tag{{{equations()[part['label']]['number']}}}\n$$"
+            if part["label"] in equations()
+            else found[0]
+        )
     if part["inline"]:
         return " ".join(found[0].split("\n"))  # Colab ends a formula with its line
     return found[0] if part["display"] or part["tick"] else ""
@@ -200,10 +261,30 @@ def directive(found: re.Match[str], chapter: str) -> str:
     body = re.sub(r"\A(?::[\w-]+:.*\n|---\n(?:.*\n)*?---\n)*\n*", "", found["body"])
     if kind in ("code", "code-block"):
         return f"```{argument}\n{body}```"
-    if kind in ("admonition", "attention", "caution", "danger", "dropdown", "error", "hint", "important", "note", "seealso", "tip", "warning"):
-        title = argument if kind in ("admonition", "dropdown") else {"seealso": "See also"}.get(kind, kind.capitalize())
+    if kind in (
+        "admonition",
+        "attention",
+        "caution",
+        "danger",
+        "dropdown",
+        "error",
+        "hint",
+        "important",
+        "note",
+        "seealso",
+        "tip",
+        "warning",
+    ):
+        title = (
+            argument
+            if kind in ("admonition", "dropdown")
+            else {"seealso": "See also"}.get(kind, kind.capitalize())
+        )
         inside = body if argument == title else f"{argument}\n{body}"
-        return "\n".join(f"> {line}".rstrip() for line in f"**{title}**\n\n{markdown(inside, chapter)}".splitlines())
+        return "\n".join(
+            f"> {line}".rstrip()
+            for line in f"**{title}**\n\n{markdown(inside, chapter)}".splitlines()
+        )
     return found[0]
 
 
@@ -214,7 +295,9 @@ def role(name: str, text: str, chapter: str) -> str | None:
     if name.startswith("py:"):
         return f"`{shown or (target.rsplit('.', 1)[-1] if target.startswith('~') else target)}`"
     if name.startswith("cite"):
-        return cited(name.removeprefix("cite").removeprefix(":"), [key.strip() for key in text.split(",")])
+        return cited(
+            name.removeprefix("cite").removeprefix(":"), [key.strip() for key in text.split(",")]
+        )
     if name in ("term", "abbr"):
         return shown or target
     if name == "math":
@@ -240,28 +323,44 @@ def chapter_link(name: str, shown: str | None = None) -> str:
 def equation_link(label: str, chapter: str) -> str:
     """An equation's number, with a link where it is another chapter's."""
     equation = equations()[label]
-    return f"Eq. ({equation['number']})" if equation["chapter"] == chapter else f"[Eq. ({equation['number']})]({colab_link(equation['chapter'])})"
+    return (
+        f"Eq. ({equation['number']})"
+        if equation["chapter"] == chapter
+        else f"[Eq. ({equation['number']})]({colab_link(equation['chapter'])})"
+    )
 
 
 def cited(style: str, keys: list[str]) -> str:
     """Authors and years with links to the works, as `cite:p` (in brackets), `cite:t` (in the text) or `cite:alp` sets them; a key that is not known as it is."""
     found = {key: bibliography().entries.get(key) for key in keys}
     if style == "t":
-        return ", ".join(_linked(f"{authors(work)} ({work.fields.get('year', 'n.d.')})", work) if work else key for key, work in found.items())
-    listed = "; ".join(_linked(f"{authors(work)}, {work.fields.get('year', 'n.d.')}", work) if work else key for key, work in found.items())
+        return ", ".join(
+            _linked(f"{authors(work)} ({work.fields.get('year', 'n.d.')})", work) if work else key
+            for key, work in found.items()
+        )
+    listed = "; ".join(
+        _linked(f"{authors(work)}, {work.fields.get('year', 'n.d.')}", work) if work else key
+        for key, work in found.items()
+    )
     return listed if style == "alp" else f"({listed})"
 
 
 def authors(work: Entry) -> str:
     """A work's authors by last name: one, two, or the first and others."""
     people = work.persons.get("author") or work.persons.get("editor") or []
-    names = [" ".join(str(part) for part in (*one.rich_prelast_names, *one.rich_last_names)) for one in people] or [work.fields.get("title", work.key)]
+    names = [
+        " ".join(str(part) for part in (*one.rich_prelast_names, *one.rich_last_names))
+        for one in people
+    ] or [work.fields.get("title", work.key)]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
 
 
 def _linked(text: str, work: Entry) -> str:
     starts = {"url": "", "doi": "https://doi.org/", "eprint": "https://arxiv.org/abs/"}
-    link = next((start + work.fields[field] for field, start in starts.items() if field in work.fields), None)
+    link = next(
+        (start + work.fields[field] for field, start in starts.items() if field in work.fields),
+        None,
+    )
     return f"[{text}]({quote(link, safe=':/')})" if link else text
 
 
@@ -278,19 +377,33 @@ def code(source: str, chapter: str) -> str:
         if filled and name.startswith("py:"):
             return f"`{{{filled[1]}}}`"
         if filled and name in TABLES:
-            known = {label: equation_link(label, chapter) for label in equations()} if name == "eq" else {page: chapter_link(page) for page in pages()}
+            known = (
+                {label: equation_link(label, chapter) for label in equations()}
+                if name == "eq"
+                else {page: chapter_link(page) for page in pages()}
+            )
             tables[TABLES[name]] = known
             return f"{{{TABLES[name]}[{filled[1]}]}}"
         made = role(name, text, chapter)
         return made if made and _parses(source.replace(found[0], made)) else found[0]
 
     translated = CODE_ROLE.sub(plain, source)
-    return "".join(f"{name} = {{\n" + "".join(f"    {key!r}: {link!r},\n" for key, link in known.items()) + "}\n" for name, known in tables.items()) + translated
+    return (
+        "".join(
+            f"{name} = {{\n"
+            + "".join(f"    {key!r}: {link!r},\n" for key, link in known.items())
+            + "}\n"
+            for name, known in tables.items()
+        )
+        + translated
+    )
 
 
 def _parses(source: str) -> bool:
     try:
-        ast.parse("\n".join(line for line in source.splitlines() if not line.startswith(("%", "!"))))
+        ast.parse(
+            "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
+        )
     except SyntaxError:
         return False
     return True
@@ -316,7 +429,11 @@ def _raw(token: Token) -> str | None:
     if where is not None:
         return None if re.match(r"[a-z]+:", str(where)) else str(where)
     if token.type in ("fence", "colon_fence"):
-        return token.info.strip() if token.type == "colon_fence" or token.info.strip().startswith("{") else None
+        return (
+            token.info.strip()
+            if token.type == "colon_fence" or token.info.strip().startswith("{")
+            else None
+        )
     shapes = {
         "myst_role": lambda: f"{{{token.meta['name']}}}`{token.content}`",
         "myst_target": lambda: f"({token.content})=",
@@ -335,7 +452,9 @@ def refuse(found: list[str], chapter: str, source: str) -> None:
     if found:
         place = re.search(r"\s*".join(re.escape(word) for word in found[0].split()), source)
         line = source.count("\n", 0, place.start()) + 1 if place else "?"
-        raise ValueError(f"book/chapters/{chapter}.md:{line} has {found[0]}, which Colab would show as it is; write it otherwise, or teach book/colab.py")
+        raise ValueError(
+            f"book/chapters/{chapter}.md:{line} has {found[0]}, which Colab would show as it is; write it otherwise, or teach book/colab.py"
+        )
 
 
 if __name__ == "__main__":

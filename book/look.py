@@ -73,7 +73,11 @@ def main(
 def look(folder: Path, shots: Path, equations: list[dict[str, Any]] | None = None) -> list[Finding]:
     """Everything that is wrong with a folder of HTML: pages are visited in all looks, but for those that only lead on."""
     shots.mkdir(parents=True, exist_ok=True)
-    sheets = {file.relative_to(folder).as_posix(): Sheet(file) for file in sorted(folder.rglob("*.html")) if "_static" not in file.parts}  # where themes keep templates
+    sheets = {
+        file.relative_to(folder).as_posix(): Sheet(file)
+        for file in sorted(folder.rglob("*.html"))
+        if "_static" not in file.parts
+    }  # where themes keep templates
     found = links(folder, sheets)
     with served(folder) as base, chromium() as browser:
         for name, how in LOOKS.items():
@@ -117,11 +121,20 @@ def links(folder: Path, sheets: dict[str, Sheet]) -> list[Finding]:
             parts = urlsplit(target)
             if parts.scheme or parts.netloc:
                 continue
-            file = ((folder / path).parent / unquote(parts.path)).resolve() if parts.path else (folder / path).resolve()
+            file = (
+                ((folder / path).parent / unquote(parts.path)).resolve()
+                if parts.path
+                else (folder / path).resolve()
+            )
             file = file / "index.html" if file.is_dir() else file
             if not file.is_file():
                 found.append(Finding("link", path, f"{target} leads to no file"))
-            elif parts.fragment and file.suffix == ".html" and unquote(parts.fragment) not in sheets[file.relative_to(folder.resolve()).as_posix()].anchors:
+            elif (
+                parts.fragment
+                and file.suffix == ".html"
+                and unquote(parts.fragment)
+                not in sheets[file.relative_to(folder.resolve()).as_posix()].anchors
+            ):
                 found.append(Finding("link", path, f"{target} leads to no place on its page"))
     return found
 
@@ -143,7 +156,9 @@ def served(folder: Path) -> Iterator[str]:
 def installed() -> str | None:
     """Where the machine's own Chromium is, or else Playwright's."""
     with sync_playwright() as tool:
-        return shutil.which("chromium") or (tool.chromium.executable_path if Path(tool.chromium.executable_path).exists() else None)
+        return shutil.which("chromium") or (
+            tool.chromium.executable_path if Path(tool.chromium.executable_path).exists() else None
+        )
 
 
 @contextmanager
@@ -151,7 +166,9 @@ def chromium() -> Iterator[Browser]:
     """Chromium, started and ended. It runs as root in a container, hence without its sandbox; it opens nothing but our pages."""
     path = installed()
     if not path:
-        raise SystemExit("there is no Chromium; `apt-get install chromium` or `playwright install chromium` brings one")
+        raise SystemExit(
+            "there is no Chromium; `apt-get install chromium` or `playwright install chromium` brings one"
+        )
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -159,7 +176,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def watched(browser: Browser, base: str, found: list[Finding], **how: Any) -> Iterator[BrowserContext]:
+def watched(
+    browser: Browser, base: str, found: list[Finding], **how: Any
+) -> Iterator[BrowserContext]:
     """A browser's window from which nothing gets out, and whose failures are written down."""
 
     def note(kind: str, page: Page | None, what: str) -> None:
@@ -167,10 +186,25 @@ def watched(browser: Browser, base: str, found: list[Finding], **how: Any) -> It
 
     context = browser.new_context(**how)
     context.set_default_timeout(120_000)  # a busy machine is no finding
-    context.route(lambda url: url.startswith("http") and not url.startswith(base), lambda route: route.abort())
-    context.on("requestfailed", lambda request: note("request", request.frame.page, f"{request.url} failed"))
-    context.on("response", lambda answer: answer.ok or answer.status == 304 or note("request", answer.frame.page, f"{answer.url} gave {answer.status}"))
-    context.on("console", lambda message: message.type == "error" and note("console", message.page, message.text))
+    context.route(
+        lambda url: url.startswith("http") and not url.startswith(base), lambda route: route.abort()
+    )
+    context.on(
+        "requestfailed",
+        lambda request: note("request", request.frame.page, f"{request.url} failed"),
+    )
+    context.on(
+        "response",
+        lambda answer: (
+            answer.ok
+            or answer.status == 304
+            or note("request", answer.frame.page, f"{answer.url} gave {answer.status}")
+        ),
+    )
+    context.on(
+        "console",
+        lambda message: message.type == "error" and note("console", message.page, message.text),
+    )
     context.on("weberror", lambda error: note("console", error.page, str(error.error)))
     yield context
     context.close()
@@ -178,7 +212,9 @@ def watched(browser: Browser, base: str, found: list[Finding], **how: Any) -> It
 
 def settle(page: Page) -> None:
     """Waits until the formulas are typeset and the fonts are there."""
-    page.evaluate("async () => { if (window.MathJax?.startup?.promise) await MathJax.startup.promise; await document.fonts.ready; }")
+    page.evaluate(
+        "async () => { if (window.MathJax?.startup?.promise) await MathJax.startup.promise; await document.fonts.ready; }"
+    )
 
 
 PAGE = """phone => {
@@ -202,7 +238,9 @@ PAGE = """phone => {
 }"""
 
 
-def visit(context: BrowserContext, base: str, path: str, look: str, shots: Path, found: list[Finding]) -> None:
+def visit(
+    context: BrowserContext, base: str, path: str, look: str, shots: Path, found: list[Finding]
+) -> None:
     """Opens a page, checks what is on it, and takes its picture."""
     page = context.new_page()
     page.goto(base + path)
@@ -210,11 +248,23 @@ def visit(context: BrowserContext, base: str, path: str, look: str, shots: Path,
     settle(page)
     place = f"{path} ({look})"
     found += [Finding(kind, place, what) for kind, what in page.evaluate(PAGE, look == "phone")]
-    page.screenshot(path=shots / f"{path.removesuffix('.html').replace('/', '-')}-{look}.png", full_page=True)
-    for rule in Axe().run(page, options={"resultTypes": ["violations"], "preload": False}).response["violations"]:  # it would look for @import beside the page
+    page.screenshot(
+        path=shots / f"{path.removesuffix('.html').replace('/', '-')}-{look}.png", full_page=True
+    )
+    for rule in (
+        Axe()
+        .run(page, options={"resultTypes": ["violations"], "preload": False})
+        .response["violations"]
+    ):  # it would look for @import beside the page
         if rule["impact"] in ("serious", "critical"):
             nodes = "; ".join(str(node["target"][-1]) for node in rule["nodes"][:3])
-            found.append(Finding("axe", place, f"{rule['id']}, {rule['impact']}, {len(rule['nodes'])} times: {rule['help']}: {nodes}"))
+            found.append(
+                Finding(
+                    "axe",
+                    place,
+                    f"{rule['id']}, {rule['impact']}, {len(rule['nodes'])} times: {rule['help']}: {nodes}",
+                )
+            )
     if look != "dark":  # the same keys
         found += [Finding("slider", place, what) for what in sliders(page)]
         found += [Finding("focus", place, what) for what in focus(page)]
@@ -228,7 +278,11 @@ def sliders(page: Page) -> list[str]:
         for k, slider in enumerate(explorer.locator("input[type=range]").all()):
 
             def shown(explorer: Any = explorer, slider: Any = slider) -> tuple[str, str, str]:
-                return explorer.locator("img").get_attribute("src"), explorer.locator("[aria-live]").inner_text(), slider.get_attribute("aria-valuetext")
+                return (
+                    explorer.locator("img").get_attribute("src"),
+                    explorer.locator("[aria-live]").inner_text(),
+                    slider.get_attribute("aria-valuetext"),
+                )
 
             before = shown()
             last = slider.input_value() == slider.get_attribute("max")
@@ -236,7 +290,9 @@ def sliders(page: Page) -> list[str]:
                 slider.press(key)
                 after = shown()
                 if any(one == other for one, other in zip(before, after, strict=True)):
-                    found.append(f"slider {k + 1} of {explorer.get_attribute('id')} does not change everything by {key}")
+                    found.append(
+                        f"slider {k + 1} of {explorer.get_attribute('id')} does not change everything by {key}"
+                    )
                 before = after
     return found
 
@@ -288,21 +344,34 @@ def reader(page: Page, base: str, equation: dict[str, Any], found: list[Finding]
     if not click(f"#{spot}") and not (click("equations.html") and click(f"#{spot}")):
         return fail("is not two clicks from the landing page")
     typeset = page.locator(f"[id='{spot}'] mjx-container").first
-    if not typeset.count() or f"({equation['number']})" not in page.locator(f"[id='{spot}'] .eqno").inner_text():
+    if (
+        not typeset.count()
+        or f"({equation['number']})" not in page.locator(f"[id='{spot}'] .eqno").inner_text()
+    ):
         return fail("is not typeset with its number")
     if not in_view(page, spot):
         return fail("is not where its link leads")
     name = equation["function"].split(".", 2)[2]
-    if not click(f"_modules/{'/'.join(equation['function'].split('.')[:2])}.html#{name}", f"section:has(> [id='{spot}'])"):
+    if not click(
+        f"_modules/{'/'.join(equation['function'].split('.')[:2])}.html#{name}",
+        f"section:has(> [id='{spot}'])",
+    ):
         return fail(f"{name}'s source is not one click from its derivation")
-    if not in_view(page, name) or f"def {name.rsplit('.', 1)[-1]}" not in page.locator(f"[id='{name}']").inner_text():
+    if (
+        not in_view(page, name)
+        or f"def {name.rsplit('.', 1)[-1]}" not in page.locator(f"[id='{name}']").inner_text()
+    ):
         return fail(f"{name}'s source is not where its link leads")
 
 
 def in_view(page: Page, spot: str) -> bool:
     """Whether the browser has gone to an element."""
     page.wait_for_timeout(100)
-    box = page.locator(f"[id='{spot}']").first.bounding_box() if page.locator(f"[id='{spot}']").count() else None
+    box = (
+        page.locator(f"[id='{spot}']").first.bounding_box()
+        if page.locator(f"[id='{spot}']").count()
+        else None
+    )
     return bool(box) and box["y"] < page.viewport_size["height"] and box["y"] + box["height"] > 0
 
 
@@ -313,9 +382,13 @@ def search(page: Page, base: str, found: list[Finding]) -> None:
         page.locator("main input[name=q]:visible, input[name=q]:visible").first.fill(word)
         page.keyboard.press("Enter")
         page.wait_for_url("**q=*")
-        page.wait_for_function("() => /finished|matching|match/i.test(document.querySelector('#search-results')?.innerText ?? '')")
+        page.wait_for_function(
+            "() => /finished|matching|match/i.test(document.querySelector('#search-results')?.innerText ?? '')"
+        )
         if bool(page.locator("#search-results li a").count()) is not known:
-            found.append(Finding("search", "search.html", f"{word} is {'not ' if known else ''}found"))
+            found.append(
+                Finding("search", "search.html", f"{word} is {'not ' if known else ''}found")
+            )
 
 
 if __name__ == "__main__":

@@ -67,9 +67,23 @@ def main() -> None:
     """Prints the book, and checks the print."""
     if not (STAGE / "_config.yml").exists():
         raise SystemExit(f"{STAGE.relative_to(ROOT)} is empty; run `make book` first")
-    subprocess.run([str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "-n", "-W", "--keep-going", "--builder", "singlehtml"], check=True)
+    subprocess.run(
+        [
+            str(Path(sys.executable).with_name("jupyter-book")),
+            "build",
+            str(STAGE),
+            "-n",
+            "-W",
+            "--keep-going",
+            "--builder",
+            "singlehtml",
+        ],
+        check=True,
+    )
     page = (SINGLE / "chapters" / "start.html").read_text()
-    (SINGLE / "book.html").write_text(page.replace('href="chapters/start.html#', 'href="#'))  # its files are named from the folder above
+    (SINGLE / "book.html").write_text(
+        page.replace('href="chapters/start.html#', 'href="#')
+    )  # its files are named from the folder above
     config = yaml.safe_load((STAGE / "_config.yml").read_text())
     with served(SINGLE) as base, chromium() as browser:
         page = browser.new_page(color_scheme="light")
@@ -88,14 +102,23 @@ def main() -> None:
         printed(page)
     reader = PdfReader(PDF)
     check_print(reader, yaml.safe_load((ROOT / "book" / "equations.yml").read_text()), figures())
-    print(f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {figures()} figures and sliders, {PDF.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {figures()} figures and sliders, {PDF.stat().st_size / 1e6:.1f} MB"
+    )
 
 
 def printed(page: Page) -> None:
     """Writes the page as a PDF."""
     foot = '<p style="width: 100%; text-align: center; font: 8pt sans-serif"><span class="pageNumber"></span></p>'
     margins = {"display_header_footer": True, "header_template": "<p></p>", "footer_template": foot}
-    page.pdf(path=PDF, prefer_css_page_size=True, print_background=True, outline=True, tagged=True, **margins)
+    page.pdf(
+        path=PDF,
+        prefer_css_page_size=True,
+        print_background=True,
+        outline=True,
+        tagged=True,
+        **margins,
+    )
 
 
 def headings(reader: PdfReader) -> list[int]:
@@ -105,7 +128,11 @@ def headings(reader: PdfReader) -> list[int]:
         found: list[int] = []
         for entry in entries:
             if isinstance(entry, Destination):
-                found += [reader.get_destination_page_number(entry) + 1] if entry.title != "Exercises" else []
+                found += (
+                    [reader.get_destination_page_number(entry) + 1]
+                    if entry.title != "Exercises"
+                    else []
+                )
             elif depth < 2:
                 found += walk(entry, depth + 1)
         return found
@@ -117,7 +144,11 @@ def figures() -> int:
     """How many pictures the executed chapters hold, a slider's counted once."""
     count = 0
     for file in (STAGE / "chapters").glob("*.ipynb"):
-        outputs = [json.dumps(output.get("data", {})) for cell in json.loads(file.read_text())["cells"] for output in cell.get("outputs", [])]
+        outputs = [
+            json.dumps(output.get("data", {}))
+            for cell in json.loads(file.read_text())["cells"]
+            for output in cell.get("outputs", [])
+        ]
         count += sum('"image/png"' in output or "asddim-explorer" in output for output in outputs)
     return count
 
@@ -128,18 +159,31 @@ def check_print(reader: PdfReader, equations: list[dict[str, Any]], figures: int
     if pictures < figures:
         raise ValueError(f"the PDF has {pictures} pictures of {figures}")
     text = [page.extract_text() for page in reader.pages]
-    doubtful = [k + 1 for k, said in enumerate(text) if re.search(r"\?\?|\[\?\]|\{eq\}|\{ref\}|\{doc\}", said)]
+    doubtful = [
+        k + 1
+        for k, said in enumerate(text)
+        if re.search(r"\?\?|\[\?\]|\{eq\}|\{ref\}|\{doc\}", said)
+    ]
     if doubtful:
         raise ValueError(f"the PDF has unresolved references on pages {doubtful}")
     places = reader.named_destinations
     for page_number, page in enumerate(reader.pages, 1):
         for note in (one.get_object() for one in page.get("/Annots", [])):
             target, action = note.get("/Dest"), note.get("/A", {})
-            if (isinstance(target, str) and target not in places) or "127.0.0.1" in str(action.get("/URI", "")):
-                raise ValueError(f"page {page_number} of the PDF has a link that leads nowhere: {target or action['/URI']}")
+            if (isinstance(target, str) and target not in places) or "127.0.0.1" in str(
+                action.get("/URI", "")
+            ):
+                raise ValueError(
+                    f"page {page_number} of the PDF has a link that leads nowhere: {target or action['/URI']}"
+                )
     for equation in equations:
-        place = places.get(f"equation-{equation['label']}") or places.get(f"/equation-{equation['label']}")
-        if place is None or f"({equation['number']})" not in text[reader.get_destination_page_number(place)]:
+        place = places.get(f"equation-{equation['label']}") or places.get(
+            f"/equation-{equation['label']}"
+        )
+        if (
+            place is None
+            or f"({equation['number']})" not in text[reader.get_destination_page_number(place)]
+        ):
             raise ValueError(f"the PDF has no Eq. {equation['number']} where its links lead")
 
 

@@ -29,7 +29,9 @@ def version(name):
 
 
 def lacks(one):
-    return one.name not in KEPT and (version(one.name) is None or not one.specifier.contains(version(one.name), prereleases=True))
+    return one.name not in KEPT and (
+        version(one.name) is None or not one.specifier.contains(version(one.name), prereleases=True)
+    )
 
 
 installed = importlib.util.find_spec("asddim_lib") is not None
@@ -37,14 +39,42 @@ if not (installed and Path("results").is_dir()):
     folder = Path(f"asddim-lib-{COMMIT[:8]}").resolve()
     if not (folder / "results").is_dir():
         run("git did not start", "git", "init", "--quiet", str(folder))
-        run(f"could not clone {REPOSITORY} at {COMMIT}", "git", "-C", str(folder), "fetch", "--quiet", "--depth", "1", REPOSITORY, COMMIT)
-        run("could not unpack the clone", "git", "-C", str(folder), "checkout", "--quiet", "FETCH_HEAD")
+        run(
+            f"could not clone {REPOSITORY} at {COMMIT}",
+            "git",
+            "-C",
+            str(folder),
+            "fetch",
+            "--quiet",
+            "--depth",
+            "1",
+            REPOSITORY,
+            COMMIT,
+        )
+        run(
+            "could not unpack the clone",
+            "git",
+            "-C",
+            str(folder),
+            "checkout",
+            "--quiet",
+            "FETCH_HEAD",
+        )
     os.chdir(folder)
     project = tomllib.loads(Path("pyproject.toml").read_text())
-    wanted = [Requirement(one) for one in [*project["project"]["dependencies"], *project["build-system"]["requires"], *ALSO]]
+    wanted = [
+        Requirement(one)
+        for one in [
+            *project["project"]["dependencies"],
+            *project["build-system"]["requires"],
+            *ALSO,
+        ]
+    ]
     lacking = [one.name for one in wanted if lacks(one)]
     pins = dict(line.split("==") for line in Path("requirements.lock").read_text().split())
-    held = {name: pin if name.lower() in lacking else version(name) or pin for name, pin in pins.items()}
+    held = {
+        name: pin if name.lower() in lacking else version(name) or pin for name, pin in pins.items()
+    }
     Path("held.txt").write_text("\n".join(f"{name}=={number}" for name, number in held.items()))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if lacking:

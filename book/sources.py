@@ -24,14 +24,25 @@ class SourceLinks(SphinxPostTransform):
             section = mention
             while section.parent and not isinstance(section, nodes.section):
                 section = section.parent
-            if mention.get("refdomain") != "py" or (name, id(section)) in seen or name not in (known.get(module.replace("/", ".")) or [(), (), ()])[2]:
+            if (
+                mention.get("refdomain") != "py"
+                or (name, id(section)) in seen
+                or name not in (known.get(module.replace("/", ".")) or [(), (), ()])[2]
+            ):
                 continue
             seen.add((name, id(section)))
             place = mention.parent.index(mention) + 1
-            mention.parent.insert(place, viewcode_anchor(reftarget=f"_modules/{module}", refid=name, refdoc=self.env.docname))
+            mention.parent.insert(
+                place,
+                viewcode_anchor(
+                    reftarget=f"_modules/{module}", refid=name, refdoc=self.env.docname
+                ),
+            )
 
 
-def list_works(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+def list_works(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
     """docutils calls the bibliography a list, whose entries are no list items: a role that WAI-ARIA has withdrawn."""
     if "body" in context:
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')

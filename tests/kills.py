@@ -15,11 +15,21 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from asddim_lib import design, experiment, load_pipeline, metrics
-from asddim_lib.prompts import load_prompts
-from asddim_lib.shards import joined
+from asddim_lib import load_pipeline, metrics
+from asddim_lib.experiment import evaluate as experiment
+from asddim_lib.experiment import setting as design
+from asddim_lib.experiment.shards import joined
+from asddim_lib.models.prompts import load_prompts
 
-SETTING = design.Setting(methods=("ddim", "combined"), steps=(1, 2), guidance_scales=(3.0,), reference_steps=3, calibrate_on=1, calibrate_steps=3, batch_size=2)
+SETTING = design.Setting(
+    methods=("ddim", "combined"),
+    steps=(1, 2),
+    guidance_scales=(3.0,),
+    reference_steps=3,
+    calibrate_on=1,
+    calibrate_steps=3,
+    batch_size=2,
+)
 COUNT = 7
 
 
@@ -31,7 +41,9 @@ def start(out: Path, size: int) -> list[int]:
     children = []
     for rank in range(size):
         if not (child := os.fork()):
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(
+                RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            )
             with joined() as shard:
                 experiment.evaluate(PIPE, TABLE, SETTING, out, shard=shard)
             os._exit(0)
@@ -48,11 +60,20 @@ def end(children: list[int]) -> bool:
 
 def check(out: Path, whole: Path) -> None:
     """Nothing lost, nothing twice, every byte the same."""
-    held, wanted = ({file.name: load_file(file) for file in (folder / "images").glob("[!.]*.safetensors")} for folder in (out, whole))
+    held, wanted = (
+        {file.name: load_file(file) for file in (folder / "images").glob("[!.]*.safetensors")}
+        for folder in (out, whole)
+    )
     assert set(held) == set(wanted)
     for name in wanted:
-        assert all(torch.equal(held[name][key], wanted[name][key]) for key in wanted[name] if key != "seconds"), name
-    records, right = (experiment.read_records(folder).drop(columns="seconds") for folder in (out, whole))
+        assert all(
+            torch.equal(held[name][key], wanted[name][key])
+            for key in wanted[name]
+            if key != "seconds"
+        ), name
+    records, right = (
+        experiment.read_records(folder).drop(columns="seconds") for folder in (out, whole)
+    )
     assert not records.duplicated(["method", "steps", "index"]).any()
     assert len(records) == COUNT * 4
     pd.testing.assert_frame_equal(records, right, check_exact=True)

@@ -21,8 +21,14 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = yaml.safe_load((ROOT / "book" / "equations.yml").read_text())
-CHAPTERS = [Path(entry["file"]).name for part in yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"] for entry in part["chapters"]]
-BY_NUMBER = pytest.mark.parametrize("equation", CONTRACT, ids=[f"Eq {e['number']}" for e in CONTRACT])
+CHAPTERS = [
+    Path(entry["file"]).name
+    for part in yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"]
+    for entry in part["chapters"]
+]
+BY_NUMBER = pytest.mark.parametrize(
+    "equation", CONTRACT, ids=[f"Eq {e['number']}" for e in CONTRACT]
+)
 
 
 def read(chapter):
@@ -30,10 +36,18 @@ def read(chapter):
 
 
 def code(chapter):
-    return [cell for cell in jupytext.read(ROOT / "book" / "chapters" / f"{chapter}.md").cells if cell.cell_type == "code"]
+    return [
+        cell
+        for cell in jupytext.read(ROOT / "book" / "chapters" / f"{chapter}.md").cells
+        if cell.cell_type == "code"
+    ]
 
 
-WITH_EXERCISES = [chapter for chapter in CHAPTERS if re.search(r"^:tags: .*\bsolution\b", read(chapter), re.MULTILINE)]
+WITH_EXERCISES = [
+    chapter
+    for chapter in CHAPTERS
+    if re.search(r"^:tags: .*\bsolution\b", read(chapter), re.MULTILINE)
+]
 
 
 def found(function):
@@ -44,7 +58,11 @@ def found(function):
 
 def test_the_sixteen_equations_are_labelled_once_and_in_the_paper_s_order():
     assert [e["number"] for e in CONTRACT] == list(range(1, 17))
-    labels = [(label, chapter) for chapter in CHAPTERS for label in re.findall(r"^\$\$ \((\S+)\)$", read(chapter), re.MULTILINE)]
+    labels = [
+        (label, chapter)
+        for chapter in CHAPTERS
+        for label in re.findall(r"^\$\$ \((\S+)\)$", read(chapter), re.MULTILINE)
+    ]
     assert labels == [(e["label"], e["chapter"]) for e in CONTRACT]
 
 
@@ -52,8 +70,14 @@ def test_the_sixteen_equations_are_labelled_once_and_in_the_paper_s_order():
 def test_an_equation_s_chapter_uses_its_function(equation):
     name, _ = found(equation["function"])
     last = equation["function"].rsplit(".", 1)[1]
-    nodes = [node for cell in code(equation["chapter"]) for node in ast.walk(ast.parse(_plain(cell.source)))]
-    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    nodes = [
+        node
+        for cell in code(equation["chapter"])
+        for node in ast.walk(ast.parse(_plain(cell.source)))
+    ]
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
     assert name in imported or equation["function"].split(".")[1] in imported
     assert re.search(rf"\b{last}\b", "\n".join(cell.source for cell in code(equation["chapter"])))
     assert f"{last}`" in read(equation["chapter"]), "the text names it, too"
@@ -80,11 +104,19 @@ def names_in(cell):
     """What a cell binds, and what it needs from the cells before it."""
 
     def free(table):
-        own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")}
+        own = {
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")
+        }
         return own.union(*(free(child) for child in table.get_children()))
 
     table = symtable.symtable(_plain(cell.source), "cell", "exec")
-    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}, free(table)
+    return {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_assigned() or symbol.is_imported()
+    }, free(table)
 
 
 def needed(cells):
@@ -106,7 +138,11 @@ def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkey
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if "solution" in cell.metadata.get("tags", []):
             assert "check" in after.metadata["tags"]
-            stubs = {node.name: lambda *args, **kwargs: None for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)}
+            stubs = {
+                node.name: lambda *args, **kwargs: None
+                for node in ast.parse(cell.source).body
+                if isinstance(node, ast.FunctionDef)
+            }
             with pytest.raises((AssertionError, TypeError, AttributeError)):
                 exec(after.source, {**names, **stubs})
             solved += 1
@@ -117,23 +153,52 @@ def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkey
 
 def test_the_audit_types_no_figure():
     """What the paper's tables or our records say is computed: prose has whole numbers alone, such as step counts and years."""
-    prose = "\n".join(cell.source for cell in jupytext.read(ROOT / "book" / "chapters" / "audit.md").cells if cell.cell_type == "markdown")
+    prose = "\n".join(
+        cell.source
+        for cell in jupytext.read(ROOT / "book" / "chapters" / "audit.md").cells
+        if cell.cell_type == "markdown"
+    )
     assert not re.findall(r"\d[.,]\d|\d ?%", prose.split("## Exercises")[0])
 
 
-@pytest.mark.parametrize("chapter", [chapter for chapter in ("start", *CHAPTERS) if read(chapter).startswith("---")])
+@pytest.mark.parametrize(
+    "chapter", [chapter for chapter in ("start", *CHAPTERS) if read(chapter).startswith("---")]
+)
 def test_a_chapter_s_code_is_clean(chapter, tmp_path):
     """No import or name that is not used, none that is not there."""
-    (tmp_path / "chapter.py").write_text("\n\n".join(_plain(cell.source) for cell in code(chapter)) + "\n")
+    (tmp_path / "chapter.py").write_text(
+        "\n\n".join(_plain(cell.source) for cell in code(chapter)) + "\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,B", "--ignore", "B018", str(tmp_path)], capture_output=True, text=True, check=False
+        [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--isolated",
+            "--select",
+            "F,B",
+            "--ignore",
+            "B018",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
 
 def test_the_bibliography_is_what_the_chapters_cite():
-    works = re.findall(r"^@\w+\{(\w+),$", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
-    cited = {key for chapter in ("start", *CHAPTERS) for keys in re.findall(r"\{cite:[pt]\}`([^`]+)`", read(chapter)) for key in keys.split(",")}
+    works = re.findall(
+        r"^@\w+\{(\w+),$", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE
+    )
+    cited = {
+        key
+        for chapter in ("start", *CHAPTERS)
+        for keys in re.findall(r"\{cite:[pt]\}`([^`]+)`", read(chapter))
+        for key in keys.split(",")
+    }
     assert len(works) == len(set(works))
     assert set(works) == cited
 
@@ -152,7 +217,9 @@ def build():
 @pytest.mark.xdist_group("build")
 def test_a_chapter_runs_with_another_parameter_and_refuses_one_that_it_does_not_have(tmp_path):
     made = build()
-    made.execute("equations", tmp_path / "e.ipynb", {"contract": str(ROOT / "book" / "equations.yml")})
+    made.execute(
+        "equations", tmp_path / "e.ipynb", {"contract": str(ROOT / "book" / "equations.yml")}
+    )
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["parameters"] == {"contract": str(ROOT / "book" / "equations.yml")}
     assert "clip_score" in (tmp_path / "e.ipynb").read_text()
@@ -179,7 +246,9 @@ def test_a_chapter_hangs_on_what_it_reads():
 def test_a_wrong_number_fails_the_build(tmp_path):
     for equation in CONTRACT:
         with (tmp_path / f"{equation['chapter']}.html").open("a") as page:
-            page.write(f'<div id="equation-{equation["label"]}"><span class="eqno">({equation["number"]})</span></div>\n')
+            page.write(
+                f'<div id="equation-{equation["label"]}"><span class="eqno">({equation["number"]})</span></div>\n'
+            )
     build().check_numbers(tmp_path)
     page = tmp_path / "ddim.html"
     page.write_text(page.read_text().replace("(3)", "(4)"))

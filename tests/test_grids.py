@@ -11,28 +11,47 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.grids import ALLOCATIONS, CALIBRATED
-from asddim_lib.noise import NoiseSchedule
-from asddim_lib.rivals import LEVELS, _dmn_bound, arctan
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.grids.methods import ALLOCATIONS, CALIBRATED
+from asddim_lib.grids.rivals import LEVELS, _dmn_bound, arctan
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
 FREE = [name for name in ALLOCATIONS if name not in (*CALIBRATED, "uniform", "dmn")]
 
 
-@pytest.mark.parametrize(("name", "flag"), [("karras", "karras"), ("exponential", "exponential"), ("logsnr", "exponential"), ("beta-sigmas", "beta")])
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("karras", "karras"),
+        ("exponential", "exponential"),
+        ("logsnr", "exponential"),
+        ("beta-sigmas", "beta"),
+    ],
+)
 @pytest.mark.parametrize("steps", [2, 10, 37])
 def test_levels_equal_diffusers(name, flag, steps):
-    theirs = EulerDiscreteScheduler(**SD, timestep_spacing="trailing", **{f"use_{flag}_sigmas": True})
+    theirs = EulerDiscreteScheduler(
+        **SD, timestep_spacing="trailing", **{f"use_{flag}_sigmas": True}
+    )
     theirs.set_timesteps(steps)
     # diffusers takes its ends from the K uniform timesteps; from the same ends, the levels are the same.
     high, low = float(theirs.sigmas[0]), float(theirs.sigmas[-2])
-    np.testing.assert_allclose(LEVELS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        LEVELS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5
+    )
 
 
 def test_align_your_steps_at_its_own_length():
     for name, key in (("ays-sd15", "StableDiffusion"), ("ays-sdxl", "StableDiffusionXL")):
         found = timesteps(SD, 10, allocation=name)
-        assert np.abs(np.array(found) - AysSchedules[f"{key}Timesteps"]).max() <= 2  # its lists of levels and of timesteps are rounded apart
+        assert (
+            np.abs(np.array(found) - AysSchedules[f"{key}Timesteps"]).max() <= 2
+        )  # its lists of levels and of timesteps are rounded apart
 
 
 def test_beta_cuts_its_distribution_evenly():
@@ -47,7 +66,12 @@ def test_arctan_is_even_in_its_angle():
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(FREE), steps=st.integers(1, 1000), schedule=st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]), zero=st.booleans())
+@given(
+    name=st.sampled_from(FREE),
+    steps=st.integers(1, 1000),
+    schedule=st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]),
+    zero=st.booleans(),
+)
 def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
     config = {"beta_schedule": schedule, "rescale_betas_zero_snr": zero}
     grid = timesteps(config, steps, allocation=name)
@@ -59,7 +83,9 @@ def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
 def dmn_bound_by_integration(nodes):
     """DMN's bound from its definition: SciPy integrates e^λ times each Lagrange polynomial."""
     steps = len(nodes) - 1
-    error = [1 / (np.exp(v) * np.sqrt(1 + np.exp(2 * v))) for v in nodes]  # σ² / α at half-log-SNR v
+    error = [
+        1 / (np.exp(v) * np.sqrt(1 + np.exp(2 * v))) for v in nodes
+    ]  # σ² / α at half-log-SNR v
     total, summed = 0.0, np.zeros(steps)
     for s in range(steps):
         first = s + 1 - min(s + 1, 3, steps - s)
@@ -89,7 +115,9 @@ def test_dmn_makes_its_bound_least(steps):
 
     found = timesteps(SD, steps, allocation="dmn")
     assert found[0] == 999
-    assert _dmn_bound(np.array([*levels[found], levels[0]])) == pytest.approx(bound(found), rel=1e-9)
+    assert _dmn_bound(np.array([*levels[found], levels[0]])) == pytest.approx(
+        bound(found), rel=1e-9
+    )
     assert bound(found) <= bound(timesteps(SD, steps, allocation="trailing")) * (1 + 1e-9)
     if steps <= 4:  # more have ties, where a rounded step away may be as good
         for k in range(1, steps):
@@ -108,7 +136,10 @@ def test_spacings_by_name_are_diffusers_own():
         theirs = DDIMScheduler(**SD, timestep_spacing=spacing, steps_offset=1)
         for steps in (1, 7, 20, 500):
             theirs.set_timesteps(steps)
-            assert timesteps({**SD, "steps_offset": 1}, steps, allocation=spacing) == theirs.timesteps.tolist()
+            assert (
+                timesteps({**SD, "steps_offset": 1}, steps, allocation=spacing)
+                == theirs.timesteps.tolist()
+            )
 
 
 def test_a_leading_grid_beyond_the_schedule_is_refused():
@@ -122,7 +153,9 @@ def test_flow_matching_lands_on_the_grid(shift, allocation):
     solver = FlowMatchEulerDiscreteScheduler(shift=shift)
     schedule = NoiseSchedule.from_config(solver)
     every = solver.sigmas.numpy()[::-1].astype(float)  # diffusers' own shares of noise, least first
-    np.testing.assert_allclose(schedule.variance, every**2 / (every**2 + (1 - every) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        schedule.variance, every**2 / (every**2 + (1 - every) ** 2), rtol=1e-4
+    )
     solver.set_timesteps(sigmas=sigmas(solver, 8, allocation=allocation))
     assert len(solver.timesteps) == 8
     assert solver.sigmas[-1] == 0

@@ -7,9 +7,16 @@ import pytest
 import torch
 
 from asddim_lib import timesteps
-from asddim_lib.allocation import allocate, combined_weight, distinct, gradient_step, noise_weights, step_sizes
-from asddim_lib.noise import NoiseSchedule, flow_shift, is_flow
-from asddim_lib.step import ddim_step, predict
+from asddim_lib.core.allocation import (
+    allocate,
+    combined_weight,
+    distinct,
+    gradient_step,
+    noise_weights,
+    step_sizes,
+)
+from asddim_lib.core.noise import NoiseSchedule, flow_shift, is_flow
+from asddim_lib.core.step import ddim_step, predict
 
 ONE, HALF = torch.ones(1), torch.tensor(0.5)
 SCHEDULE = NoiseSchedule(np.array([0.1, 0.2, 0.5]))
@@ -25,8 +32,12 @@ def test_the_three_readings_of_eqs_10_to_12():
 
 
 def test_eq_9_takes_g_by_its_mean_or_raw():
-    np.testing.assert_allclose(gradient_step(np.array([0.0, 1.0, 5.0]), 3.0), [1.0, 1 / 2.5, 1 / 8.5])
-    np.testing.assert_allclose(gradient_step(np.array([0.0, 1.0, 5.0]), 3.0, normalized=False), [1.0, 1 / 4, 1 / 16])
+    np.testing.assert_allclose(
+        gradient_step(np.array([0.0, 1.0, 5.0]), 3.0), [1.0, 1 / 2.5, 1 / 8.5]
+    )
+    np.testing.assert_allclose(
+        gradient_step(np.array([0.0, 1.0, 5.0]), 3.0, normalized=False), [1.0, 1 / 4, 1 / 16]
+    )
 
 
 def test_steps_are_in_proportion_and_distinct():
@@ -48,15 +59,26 @@ def test_the_first_reverse_steps():  # Eq 2 where there is little or nothing bef
 
 def test_the_cosine_schedule_is_capped_and_a_rescaled_one_keeps_its_start():
     assert NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"}).betas.max() == 0.999
-    plain, rescaled = (NoiseSchedule.from_config({"rescale_betas_zero_snr": flag}).alphas_cumprod for flag in (False, True))
+    plain, rescaled = (
+        NoiseSchedule.from_config({"rescale_betas_zero_snr": flag}).alphas_cumprod
+        for flag in (False, True)
+    )
     assert rescaled[0] == pytest.approx(plain[0], rel=1e-12)
     assert rescaled[-1] == 0.0
 
 
 def test_all_is_float64_whatever_comes_in():
     single = np.array([0.1, 0.25], np.float32)
-    schedules = NoiseSchedule(single), NoiseSchedule([0.1, 0.25]), NoiseSchedule.from_config({"trained_betas": single})
-    assert {made.betas.dtype for made in schedules} == {made.alphas_cumprod.dtype for made in schedules} == {np.dtype(np.float64)}
+    schedules = (
+        NoiseSchedule(single),
+        NoiseSchedule([0.1, 0.25]),
+        NoiseSchedule.from_config({"trained_betas": single}),
+    )
+    assert (
+        {made.betas.dtype for made in schedules}
+        == {made.alphas_cumprod.dtype for made in schedules}
+        == {np.dtype(np.float64)}
+    )
     assert gradient_step(single, 1.0).dtype == np.float64
     assert allocate(np.array([1, 1, 2, 2], np.float32), 2) == allocate([1.0, 1.0, 2.0, 2.0], 2)
 
@@ -69,39 +91,111 @@ def test_flow_matching_is_known_by_its_shift():
 
 
 def test_defaults_are_the_common_case():
-    assert [float(v) for v in predict(ONE, ONE, HALF)] == [float(v) for v in predict(ONE, ONE, HALF, "epsilon")]
+    assert [float(v) for v in predict(ONE, ONE, HALF)] == [
+        float(v) for v in predict(ONE, ONE, HALF, "epsilon")
+    ]
     halved = {"clean": lambda x0: 0.5 * x0}
-    kept, agreed = (float(ddim_step(2 * ONE, ONE, HALF, 0.8 * ONE, keep_epsilon=keep, **halved)[0]) for keep in (True, False))
+    kept, agreed = (
+        float(ddim_step(2 * ONE, ONE, HALF, 0.8 * ONE, keep_epsilon=keep, **halved)[0])
+        for keep in (True, False)
+    )
     assert float(ddim_step(2 * ONE, ONE, HALF, 0.8 * ONE, **halved)[0]) == kept != agreed
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: NoiseSchedule(np.ones((2, 2))), "betas is (2, 2); give one number a training timestep"),
-    (lambda: NoiseSchedule(np.array([0.0])), "betas is some outside (0, 1]; give variances of single noising steps"),
-    (lambda: NoiseSchedule.from_config({"beta_schedule": "cubic"}), "beta_schedule is 'cubic'; use linear, scaled_linear, squaredcos_cap_v2 or trained_betas"),
-    (lambda: NoiseSchedule.from_config(3), "scheduler is int; give a diffusers scheduler or its config"),
-    (lambda: SCHEDULE.reverse_step(ONE, ONE, 1, "medium"), "variance is medium; use small or large"),
-    (
-        lambda: flow_shift(np.ones(1), {"shift": 1.0, "use_dynamic_shifting": True}),
-        "use_dynamic_shifting is True; give a scheduler with a fixed shift: from_config(…, use_dynamic_shifting=False, shift=…)",
-    ),
-    (lambda: predict(ONE, ONE, HALF, "score"), "prediction_type is score; use one of epsilon, v_prediction, sample"),
-    (lambda: ddim_step(ONE, ONE, HALF, HALF, eta=1.5, noise=ONE), "eta is 1.5; give a number from 0 (deterministic) to 1 (DDPM's noise)"),
-    (lambda: ddim_step(ONE, ONE, HALF, HALF, eta=0.5), "noise is None; eta > 0 needs standard normal noise of the sample's shape"),
-    (lambda: noise_weights(np.ones(1), -1.0), "p is -1.0; give a finite number of at least 0 (0 ignores the noise level)"),
-    (lambda: noise_weights(np.ones(1), np.inf), "p is inf; give a finite number of at least 0 (0 ignores the noise level)"),
-    (lambda: noise_weights(np.ones(1), 1.0, -1.0), "eps is -1.0; give a small number of at least 0"),
-    (lambda: noise_weights(np.ones(1), 1.0, np.inf), "eps is inf; give a small number of at least 0"),
-    (lambda: gradient_step(np.ones(2), -1.0), "lam is -1.0; give a finite number of at least 0 (0 ignores the gradient)"),
-    (lambda: gradient_step(np.ones(2), np.inf), "lam is inf; give a finite number of at least 0 (0 ignores the gradient)"),
-    *[(lambda g=g: gradient_step(np.array(g), 1.0), "g is not all finite, non-negative, some positive; calibrate again")
-      for g in ([np.nan, 1.0], [-1.0, 2.0], [0.0, 0.0], [np.inf, 1.0])],
-    (lambda: step_sizes(np.ones(1), np.ones(1), "free"), "reading is free; use one of intent, density, literal"),
-    *[(lambda k=k: allocate(np.ones(3), k), f"num_inference_steps is {k!r}; give a whole number, 1 to 3") for k in (0, 4, 2.5, -1)],
-    *[(lambda h=h: allocate(np.array(h), 1), "h is not all finite and positive; give a step size for every timestep")
-      for h in ([np.nan, 1.0], [-1.0, 1.0], [np.inf, 1.0])],
-    (lambda: timesteps({}, 5, allocation="noise", p=0.0), "p is 0.0; give a positive number, or use allocation uniform or gradient"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: NoiseSchedule(np.ones((2, 2))),
+            "betas is (2, 2); give one number a training timestep",
+        ),
+        (
+            lambda: NoiseSchedule(np.array([0.0])),
+            "betas is some outside (0, 1]; give variances of single noising steps",
+        ),
+        (
+            lambda: NoiseSchedule.from_config({"beta_schedule": "cubic"}),
+            "beta_schedule is 'cubic'; use linear, scaled_linear, squaredcos_cap_v2 or trained_betas",
+        ),
+        (
+            lambda: NoiseSchedule.from_config(3),
+            "scheduler is int; give a diffusers scheduler or its config",
+        ),
+        (
+            lambda: SCHEDULE.reverse_step(ONE, ONE, 1, "medium"),
+            "variance is medium; use small or large",
+        ),
+        (
+            lambda: flow_shift(np.ones(1), {"shift": 1.0, "use_dynamic_shifting": True}),
+            "use_dynamic_shifting is True; give a scheduler with a fixed shift: from_config(…, use_dynamic_shifting=False, shift=…)",
+        ),
+        (
+            lambda: predict(ONE, ONE, HALF, "score"),
+            "prediction_type is score; use one of epsilon, v_prediction, sample",
+        ),
+        (
+            lambda: ddim_step(ONE, ONE, HALF, HALF, eta=1.5, noise=ONE),
+            "eta is 1.5; give a number from 0 (deterministic) to 1 (DDPM's noise)",
+        ),
+        (
+            lambda: ddim_step(ONE, ONE, HALF, HALF, eta=0.5),
+            "noise is None; eta > 0 needs standard normal noise of the sample's shape",
+        ),
+        (
+            lambda: noise_weights(np.ones(1), -1.0),
+            "p is -1.0; give a finite number of at least 0 (0 ignores the noise level)",
+        ),
+        (
+            lambda: noise_weights(np.ones(1), np.inf),
+            "p is inf; give a finite number of at least 0 (0 ignores the noise level)",
+        ),
+        (
+            lambda: noise_weights(np.ones(1), 1.0, -1.0),
+            "eps is -1.0; give a small number of at least 0",
+        ),
+        (
+            lambda: noise_weights(np.ones(1), 1.0, np.inf),
+            "eps is inf; give a small number of at least 0",
+        ),
+        (
+            lambda: gradient_step(np.ones(2), -1.0),
+            "lam is -1.0; give a finite number of at least 0 (0 ignores the gradient)",
+        ),
+        (
+            lambda: gradient_step(np.ones(2), np.inf),
+            "lam is inf; give a finite number of at least 0 (0 ignores the gradient)",
+        ),
+        *[
+            (
+                lambda g=g: gradient_step(np.array(g), 1.0),
+                "g is not all finite, non-negative, some positive; calibrate again",
+            )
+            for g in ([np.nan, 1.0], [-1.0, 2.0], [0.0, 0.0], [np.inf, 1.0])
+        ],
+        (
+            lambda: step_sizes(np.ones(1), np.ones(1), "free"),
+            "reading is free; use one of intent, density, literal",
+        ),
+        *[
+            (
+                lambda k=k: allocate(np.ones(3), k),
+                f"num_inference_steps is {k!r}; give a whole number, 1 to 3",
+            )
+            for k in (0, 4, 2.5, -1)
+        ],
+        *[
+            (
+                lambda h=h: allocate(np.array(h), 1),
+                "h is not all finite and positive; give a step size for every timestep",
+            )
+            for h in ([np.nan, 1.0], [-1.0, 1.0], [np.inf, 1.0])
+        ],
+        (
+            lambda: timesteps({}, 5, allocation="noise", p=0.0),
+            "p is 0.0; give a positive number, or use allocation uniform or gradient",
+        ),
+    ],
+)
 def test_every_refusal_names_the_argument_its_value_and_what_to_do(call, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()

@@ -11,13 +11,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import cli, inception, metrics, reference
-from asddim_lib.dinov2 import Dinov2
-from asddim_lib.experiment import commit
-from asddim_lib.inception import Inception, cropped
+from asddim_lib import metrics
+from asddim_lib.cli import app as cli
+from asddim_lib.experiment.evaluate import commit
+from asddim_lib.metrics.features import inception, reference
+from asddim_lib.metrics.features.dinov2 import Dinov2
+from asddim_lib.metrics.features.inception import Inception, cropped
 
-REAL = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception")
-PICTURES = torch.randint(0, 256, (12, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+REAL = pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception"
+)
+PICTURES = torch.randint(
+    0, 256, (12, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 @pytest.fixture
@@ -68,15 +74,24 @@ def test_real_pictures_are_looked_at_once_for_the_same_content(folder, tmp_path,
     assert (sum(eight), same) == (looked, name)
     assert torch.equal(found, again)
     (tmp_path / "w.pth").write_bytes(b"w")
-    others = [Inception(str(folder), prepare="plain"), Inception(str(folder), weights=str(tmp_path / "w.pth"))]
+    others = [
+        Inception(str(folder), prepare="plain"),
+        Inception(str(folder), weights=str(tmp_path / "w.pth")),
+    ]
     names = {name, *(other.real()[1] for other in others)}
     Image.new("RGB", (9, 9)).save(folder / "more" / "0.png")
     assert len(names | {Inception(str(folder)).real()[1]}) == 4
-    torch.testing.assert_close(found[1], Inception(str(folder)).features(reference._read(sorted(folder.rglob("*.png"))[1]))[0])
+    torch.testing.assert_close(
+        found[1],
+        Inception(str(folder)).features(reference._read(sorted(folder.rglob("*.png"))[1]))[0],
+    )
 
 
 def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch):
-    for how, message in (({"reference": "nowhere"}, "reference is nowhere"), ({"reference": str(folder), "prepare": "crop"}, "prepare is crop")):
+    for how, message in (
+        ({"reference": "nowhere"}, "reference is nowhere"),
+        ({"reference": str(folder), "prepare": "crop"}, "prepare is crop"),
+    ):
         with pytest.raises(ValueError, match=message):
             Inception(**how)
     (folder / "bad.png").write_text("no picture")
@@ -90,16 +105,34 @@ def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch):
     assert "reference is ; give a folder of real pictures, too" in str(done.exception)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="it is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch_fidelity") is not None, reason="it is installed"
+)
 def test_without_torch_fidelity_the_remedy_is_named(folder):
     with pytest.raises(ValueError, match=r"pip install 'asddim-lib\[inception\]'"):
         Inception(str(folder)).network()
 
 
 def command(folder, out, *more):
-    return CliRunner().invoke(cli.app, [
-        "evaluate", "--count", "5", "--steps", "1,2", "--methods", "ddim,noise", "--guidance-scale", "2", "--reference", str(folder), "--out", str(out), *more
-    ])  # fmt: skip
+    return CliRunner().invoke(
+        cli.app,
+        [
+            "evaluate",
+            "--count",
+            "5",
+            "--steps",
+            "1,2",
+            "--methods",
+            "ddim,noise",
+            "--guidance-scale",
+            "2",
+            "--reference",
+            str(folder),
+            "--out",
+            str(out),
+            *more,
+        ],
+    )
 
 
 def test_the_experiment_adds_its_figures(folder, tmp_path, eight, monkeypatch):
@@ -110,25 +143,43 @@ def test_the_experiment_adds_its_figures(folder, tmp_path, eight, monkeypatch):
     assert summary[["inception_fid_ci", "inception_kid", "inception_kid_ci"]].notna().all(axis=None)
     said = json.loads((tmp_path / "out" / "provenance.json").read_text())["inception"]
     name = Inception(str(folder)).real()[1]
-    assert said == {"reference": str(folder), "weights": "", "prepare": "paper", "reference_sha256": name, "reference_n": 12}
+    assert said == {
+        "reference": str(folder),
+        "weights": "",
+        "prepare": "paper",
+        "reference_sha256": name,
+        "reference_n": 12,
+    }
     shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")]).stdout
-    assert f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}, judge against 10000 real pictures" in shown
+    assert (
+        f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}, judge against 10000 real pictures"
+        in shown
+    )
     assert f"inception against 12 real pictures ({name}, prepared as paper)" in shown
-    assert "| steps | method | KID | FID, Inception | KID, Inception | CLIP | all right, % |" in shown
+    assert (
+        "| steps | method | KID | FID, Inception | KID, Inception | CLIP | all right, % |" in shown
+    )
 
 
 def test_a_fid_of_too_few_pictures_is_given_to_who_asks():
-    few, many = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), torch.randn(90, 8, generator=torch.Generator().manual_seed(2))
+    few, many = (
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(1)),
+        torch.randn(90, 8, generator=torch.Generator().manual_seed(2)),
+    )
     with pytest.raises(ValueError, match="more images than feature dimensions"):
         metrics.fid(few, many)
-    assert metrics.fid(few, many, rank_deficient=True) == pytest.approx(frechet(few, many), rel=1e-6)
+    assert metrics.fid(few, many, rank_deficient=True) == pytest.approx(
+        frechet(few, many), rel=1e-6
+    )
 
 
 def frechet(features, reference):
     """FID again, by SciPy's matrix root in float64."""
     x, y = features.double().numpy(), reference.double().numpy()
     root = scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)).real
-    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(
+        np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root
+    )
 
 
 # DINOv2
@@ -141,7 +192,11 @@ def dino(tmp_path_factory):
 
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("dino")
-    Dinov2Model(Dinov2Config(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56)).save_pretrained(place)
+    Dinov2Model(
+        Dinov2Config(
+            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56
+        )
+    ).save_pretrained(place)
     return str(place)
 
 
@@ -149,13 +204,28 @@ def test_dinov2_sees_what_pillow_would_show_it(folder, dino):
     from transformers import Dinov2Model
 
     how = Dinov2(str(folder), dino)
-    shown = torch.stack([torch.from_numpy(np.array(Image.fromarray(one.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC))) for one in PICTURES])
+    shown = torch.stack(
+        [
+            torch.from_numpy(
+                np.array(
+                    Image.fromarray(one.permute(1, 2, 0).numpy()).resize(
+                        (224, 224), Image.Resampling.BICUBIC
+                    )
+                )
+            )
+            for one in PICTURES
+        ]
+    )
     mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     wanted = ((shown / 255 - mean) / spread).permute(0, 3, 1, 2)
-    assert (how.prepared(PICTURES) - wanted).abs().max() < 2.01 / 255 / 0.224, "two levels of grey, by rounding"
+    assert (how.prepared(PICTURES) - wanted).abs().max() < 2.01 / 255 / 0.224, (
+        "two levels of grey, by rounding"
+    )
     model = Dinov2Model.from_pretrained(dino).eval()
     with torch.no_grad():
-        token = model.layernorm(model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state)[:, 0]
+        token = model.layernorm(
+            model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state
+        )[:, 0]
     torch.testing.assert_close(how.features(PICTURES), token.double())
 
 
@@ -167,7 +237,10 @@ def test_the_experiment_adds_dinov2_s_figures_beside_inception_s(folder, tmp_pat
     said = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert said["dinov2"]["weights"] == dino
     assert said["dinov2"]["reference_sha256"] != said["inception"]["reference_sha256"]
-    for how, message in (("nowhere", "dinov2 is 'nowhere', which could not be loaded"), ("", "reference is ; give a folder")):
+    for how, message in (
+        ("nowhere", "dinov2 is 'nowhere', which could not be loaded"),
+        ("", "reference is ; give a folder"),
+    ):
         with pytest.raises(ValueError, match=message):
             Dinov2(str(folder), how).network() if how else cli._against("", "", "paper", dino)
 
@@ -180,10 +253,17 @@ def weights(tmp_path_factory):
     """A checkpoint of random weights, with the keys and shapes of the published one."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    file, load = tmp_path_factory.mktemp("weights") / "random.pth", FeatureExtractorInceptionV3.load_state_dict
+    file, load = (
+        tmp_path_factory.mktemp("weights") / "random.pth",
+        FeatureExtractorInceptionV3.load_state_dict,
+    )
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:  # it is made with the weights that it was made with
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: load(self, self.state_dict()))
+        patch.setattr(
+            FeatureExtractorInceptionV3,
+            "load_state_dict",
+            lambda self, state: load(self, self.state_dict()),
+        )
         torch.save({}, file)
         state = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(file)).state_dict()
     assert len(state) == 566
@@ -201,19 +281,27 @@ def test_figures_are_torchmetrics_own(weights, folder, tmp_path):
     features, others = how.features(PICTURES), how.features(255 - PICTURES)
     assert features.shape == (12, 2048)
     assert features.std() > 0
-    fid = FrechetInceptionDistance(2048, feature_extractor_weights_path=weights).set_dtype(torch.float64)
+    fid = FrechetInceptionDistance(2048, feature_extractor_weights_path=weights).set_dtype(
+        torch.float64
+    )
     fid.update(255 - PICTURES, real=True)
     fid.update(PICTURES, real=False)
-    assert metrics.fid(features, others, rank_deficient=True) == pytest.approx(float(fid.compute()), rel=1e-3, abs=1e-6)  # its network is float64 then, ours float32
+    assert metrics.fid(features, others, rank_deficient=True) == pytest.approx(
+        float(fid.compute()), rel=1e-3, abs=1e-6
+    )  # its network is float64 then, ours float32
     kid = KernelInceptionDistance(how.network(), subset_size=12, subsets=2)
     kid.update(255 - PICTURES, real=True)
     kid.update(PICTURES, real=False)
-    assert metrics.kid(features, others)[0] == pytest.approx(float(kid.compute()[0]), rel=1e-3, abs=1e-5)
+    assert metrics.kid(features, others)[0] == pytest.approx(
+        float(kid.compute()[0]), rel=1e-3, abs=1e-5
+    )
 
 
 @REAL
 def test_the_whole_command_runs_on_it(weights, folder, tmp_path, monkeypatch):
-    done = command(folder, tmp_path / "out", "--inception", weights, "--steps", "1", "--methods", "ddim")
+    done = command(
+        folder, tmp_path / "out", "--inception", weights, "--steps", "1", "--methods", "ddim"
+    )
     assert done.exit_code == 0, (done.output, done.exception)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert summary[["inception_fid", "inception_fid_ci", "inception_kid"]].notna().all(axis=None)

@@ -14,7 +14,11 @@ from asddim_lib.widgets import explore
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("look")  # the pages are made and looked at once
 ICON = '<link rel="icon" href="data:,">'  # or the browser asks the server for one
-PAGE = '<!doctype html><html lang="en"{root}><head><title>A page</title>' + ICON + "{head}</head><body><main><h1>A page</h1>{body}</main></body></html>"
+PAGE = (
+    '<!doctype html><html lang="en"{root}><head><title>A page</title>'
+    + ICON
+    + "{head}</head><body><main><h1>A page</h1>{body}</main></body></html>"
+)
 SLIDER = '<div class="asddim-explorer"><img alt="A dot." src="dot.png"><label>size <input type="range"></label><p aria-live="polite">A dot.</p></div>'
 FAULTS = {
     "file": ("link", {"body": '<a href="nowhere.html">There</a>'}),
@@ -29,14 +33,20 @@ FAULTS = {
     "broken": ("picture", {"body": '<img src="nowhere.png" alt="A dot.">'}),
     "math": ("math", {"body": '<span class="math">\\(x\\)</span>'}),
     "width": ("width", {"body": '<div style="width: 900px">wide</div>'}),
-    "clipped": ("width", {"body": '<div style="overflow: hidden"><div style="width: 900px">wide</div></div>'}),
+    "clipped": (
+        "width",
+        {"body": '<div style="overflow: hidden"><div style="width: 900px">wide</div></div>'},
+    ),
     "label": ("axe", {"body": "<input>"}),
     "contrast": ("axe", {"body": '<p style="color: #ccc; background: #fff">pale</p>'}),
     "outline": ("focus", {"body": '<a href="clean.html" style="outline: none">There</a>'}),
-    "hidden": ("focus", {"body": '<a href="clean.html" style="position: absolute; left: 0; top: -99px">There</a>'}),
+    "hidden": (
+        "focus",
+        {"body": '<a href="clean.html" style="position: absolute; left: 0; top: -99px">There</a>'},
+    ),
     "slider": ("slider", {"body": SLIDER}),
 }
-EQUATION = {"number": 3, "label": "eq-x", "function": "asddim_lib.step.ddim_step"}
+EQUATION = {"number": 3, "label": "eq-x", "function": "asddim_lib.core.step.ddim_step"}
 BOOK = {
     "index.html": '<meta http-equiv="Refresh" content="0; url=chapters/start.html" />',
     "chapters/start.html": '<a href="equations.html">All</a>',
@@ -60,7 +70,9 @@ def look():
 def write(folder, pages):
     for name, body in pages.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(body if body.startswith("<meta") else PAGE.format(root="", head="", body=body))
+        (folder / name).write_text(
+            body if body.startswith("<meta") else PAGE.format(root="", head="", body=body)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +90,17 @@ def found(look, tmp_path_factory):
     clean = f'<img src="dot.png" alt="A dot."><a href="#place">There</a><p id="place">Text</p>{scrolls}{explore(draw, title="A dot", size=(5, 9, 20)).data}'
     write(folder, {"clean.html": clean})
     for name, (_, given) in FAULTS.items():
-        (folder / f"{name}.html").write_text(PAGE.format(**{"root": "", "head": "", "body": "", **given}))
+        (folder / f"{name}.html").write_text(
+            PAGE.format(**{"root": "", "head": "", "body": "", **given})
+        )
     return look.look(folder, tmp_path_factory.mktemp("shots"))
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_on_its_page(found, name):
-    assert FAULTS[name][0] in {finding.kind for finding in found if finding.page.startswith(f"{name}.html")}
+    assert FAULTS[name][0] in {
+        finding.kind for finding in found if finding.page.startswith(f"{name}.html")
+    }
 
 
 def test_a_clean_page_has_no_finding(found):
@@ -102,14 +118,31 @@ def read(look, folder):
     ("page", "old", "new", "said"),
     [
         ("chapters/start.html", "", "", None),
-        ("chapters/start.html", "equations.html", "ddim.html", "is not two clicks from the landing page"),
+        (
+            "chapters/start.html",
+            "equations.html",
+            "ddim.html",
+            "is not two clicks from the landing page",
+        ),
         ("chapters/ddim.html", "(3)", "(4)", "is not typeset with its number"),
         ("chapters/ddim.html", "mjx-container", "span", "is not typeset with its number"),
-        ("chapters/ddim.html", "</div><a", "</div></section><section><a", "ddim_step's source is not one click from its derivation"),
-        ("_modules/asddim_lib/step.html", "def ", "", "ddim_step's source is not where its link leads"),
+        (
+            "chapters/ddim.html",
+            "</div><a",
+            "</div></section><section><a",
+            "ddim_step's source is not one click from its derivation",
+        ),
+        (
+            "_modules/asddim_lib/step.html",
+            "def ",
+            "",
+            "ddim_step's source is not where its link leads",
+        ),
     ],
 )
-def test_a_reader_finds_an_equation_and_its_source_or_says_where_it_got_lost(look, tmp_path, page, old, new, said):
+def test_a_reader_finds_an_equation_and_its_source_or_says_where_it_got_lost(
+    look, tmp_path, page, old, new, said
+):
     write(tmp_path, {**BOOK, page: BOOK[page].replace(old, new) if old else BOOK[page]})
     assert read(look, tmp_path) == ([said] if said else [])
 
@@ -125,14 +158,23 @@ def test_a_search_that_misses_a_word_or_finds_nonsense_is_found(look, tmp_path, 
     with look.served(tmp_path) as base, look.chromium() as browser:
         found = []
         look.search(browser.new_page(), base, found)
-    assert [finding.what for finding in found] == {"timestep": [], "nothing": ["timestep is not found"], "all": ["qwrtzpfg is found"]}[answers]
+    assert [finding.what for finding in found] == {
+        "timestep": [],
+        "nothing": ["timestep is not found"],
+        "all": ["qwrtzpfg is found"],
+    }[answers]
 
 
-def test_a_folder_without_a_book_and_a_machine_without_a_browser_get_one_line(look, tmp_path, monkeypatch):
+def test_a_folder_without_a_book_and_a_machine_without_a_browser_get_one_line(
+    look, tmp_path, monkeypatch
+):
     with pytest.raises(SystemExit, match=r"there is no index\.html; run `make book` first"):
         look.main(html=tmp_path, shots=tmp_path)
     monkeypatch.setattr(look, "installed", lambda: None)
-    with pytest.raises(SystemExit, match="there is no Chromium; `apt-get install chromium`"), look.chromium():
+    with (
+        pytest.raises(SystemExit, match="there is no Chromium; `apt-get install chromium`"),
+        look.chromium(),
+    ):
         pass
 
 

@@ -8,17 +8,29 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, load_pipeline, timesteps
-from asddim_lib.allocation import allocate, excess, fit_paper, gradient_step, noise_weights, step_sizes
-from asddim_lib.analytic import GaussianMixture
-from asddim_lib.calibration import record
-from asddim_lib.noise import NoiseSchedule
-from asddim_lib.path import Trajectory, carry_back, follow, local_errors, shares
-from asddim_lib.sensitivity import fingerprint
+from asddim_lib.core.allocation import (
+    allocate,
+    excess,
+    fit_paper,
+    gradient_step,
+    noise_weights,
+    step_sizes,
+)
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.evidence.adjoint import carry_back
+from asddim_lib.evidence.profile import fingerprint
+from asddim_lib.evidence.trajectory import Trajectory, follow, local_errors, shares
+from asddim_lib.measure.calibrate import record
+from asddim_lib.testing.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = NoiseSchedule.from_config(SD)
 BARS = SCHEDULE.alphas_cumprod
-PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress on a black ground"]
+PROMPTS = [
+    "a red boot on a white ground",
+    "two blue bags on a tan ground",
+    "a pink dress on a black ground",
+]
 
 
 def path_of(noises, grid):
@@ -30,21 +42,32 @@ def test_local_error_is_the_step_s_power_times_the_derivative(order):
     grid = [999, 940, 800, 700, 450, 300, 120, 30]
     sigma = SCHEDULE.sigmas[grid]
     half = -np.log(sigma)
-    noises = torch.from_numpy(5 * half**order - half ** (order - 1)).reshape(-1, 1, 1)  # the derivative of this order is 5 · order! everywhere
+    noises = torch.from_numpy(5 * half**order - half ** (order - 1)).reshape(
+        -1, 1, 1
+    )  # the derivative of this order is 5 · order! everywhere
     found = local_errors(path_of(noises, grid), SCHEDULE, order).flatten().numpy()
     length = np.diff(half)
-    np.testing.assert_allclose(found, length**order * -np.diff(sigma) * 5 * math.factorial(order), rtol=1e-9)
+    np.testing.assert_allclose(
+        found, length**order * -np.diff(sigma) * 5 * math.factorial(order), rtol=1e-9
+    )
 
 
 def test_what_the_end_feels_equals_automatic_differentiation():
-    data = GaussianMixture(torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), [0.3, 0.5, 0.8], [0.2, 0.5, 0.3])
+    data = GaussianMixture(
+        torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        [0.3, 0.5, 0.8],
+        [0.2, 0.5, 0.3],
+    )
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grid = timesteps(SD, 12, allocation="noise")
 
     def eps(y, t):
         return data.eps(y, float(BARS[t]))
 
-    path, probe = follow(eps, x, SCHEDULE, grid), torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    path, probe = (
+        follow(eps, x, SCHEDULE, grid),
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
+    )
 
     def transpose(k, v):
         return torch.einsum("nij,ni->nj", data.jacobian(path.samples[k], float(BARS[grid[k]])), v)
@@ -66,7 +89,9 @@ def test_dual_weighting_finds_a_gaussian_s_best_grid(std, steps):
     path = follow(lambda y, t: data.eps(y, float(BARS[t])), x, SCHEDULE, [*grid, 0])
 
     def transpose(k, v):
-        return torch.einsum("nij,ni->nj", data.jacobian(path.samples[k], float(BARS[path.timesteps[k]])), v)
+        return torch.einsum(
+            "nij,ni->nj", data.jacobian(path.samples[k], float(BARS[path.timesteps[k]])), v
+        )
 
     probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     path = replace(path, adjoints=carry_back(path.sigmas(SCHEDULE), transpose, probe)[None])
@@ -75,26 +100,58 @@ def test_dual_weighting_finds_a_gaussian_s_best_grid(std, steps):
     angles += angles[1] - 2 * angles[0]  # timestep 0 counts as one of a thousand
     even = np.interp(angles[-1] * (1 - np.arange(steps) / steps), angles, np.arange(1000))
     assert np.abs(np.array(found) - even).max() <= 4  # of 1000; the path's own points are 2 apart
-    assert np.abs(np.array(timesteps(SD, steps, allocation="equidistributed", profile=profile(path))) - even).max() > 20
+    assert (
+        np.abs(
+            np.array(timesteps(SD, steps, allocation="equidistributed", profile=profile(path)))
+            - even
+        ).max()
+        > 20
+    )
 
 
 def profile(path, carried=False, order=1):
     kind = "carried" if carried else "made"
-    error = {"timesteps": path.timesteps, kind: {str(order): shares(path, SCHEDULE, order, carried).tolist()}}
-    return SensitivityProfile([900, 50], [1.0, 4.0], [0.1] * 2, "frobenius", "vjp", 1, 4, 0, 7.5, "test", fingerprint(SCHEDULE), 100, error)
+    error = {
+        "timesteps": path.timesteps,
+        kind: {str(order): shares(path, SCHEDULE, order, carried).tolist()},
+    }
+    return SensitivityProfile(
+        [900, 50],
+        [1.0, 4.0],
+        [0.1] * 2,
+        "frobenius",
+        "vjp",
+        1,
+        4,
+        0,
+        7.5,
+        "test",
+        fingerprint(SCHEDULE),
+        100,
+        error,
+    )
 
 
 def test_density_spreads_each_stretch_s_share_over_its_timesteps():
-    made = profile(path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0]))
+    made = profile(
+        path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0])
+    )
     density, share = made.density(SCHEDULE), made.local_error["made"]["1"]
     assert len(density) == 1000
-    np.testing.assert_allclose([density[500:].sum(), density[100:500].sum(), density[1:100].sum()], share, rtol=1e-12)
+    np.testing.assert_allclose(
+        [density[500:].sum(), density[100:500].sum(), density[1:100].sum()], share, rtol=1e-12
+    )
     assert len(set(density[500:])) == len(set(density[100:500])) == len(set(density[:100])) == 1
 
 
 def test_tempering_goes_from_the_density_to_uniform():
-    made = profile(path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0]))
-    found = {temper: timesteps(SD, 8, allocation="equidistributed", profile=made, temper=temper) for temper in (0, 0.5, 1)}
+    made = profile(
+        path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0])
+    )
+    found = {
+        temper: timesteps(SD, 8, allocation="equidistributed", profile=made, temper=temper)
+        for temper in (0, 0.5, 1)
+    }
     assert found[0] == timesteps(SD, 8, allocation="trailing")
     assert found[1] == timesteps(SD, 8, allocation="equidistributed", profile=made)
     assert found[0.5] == allocate(made.density(SCHEDULE) ** -0.5, 8)
@@ -104,32 +161,65 @@ def test_tempering_goes_from_the_density_to_uniform():
 
 def test_a_pipeline_s_adjoint_says_what_a_nudge_does():
     pipe, calls = load_pipeline(dtype=torch.float64), []
-    path = record(pipe, PROMPTS[:2], guidance_scale=3.0, num_steps=8, adjoint_probes=1, seed=5, also=lambda eps, prediction, x, t: calls.append((eps, x, t)))
+    path = record(
+        pipe,
+        PROMPTS[:2],
+        guidance_scale=3.0,
+        num_steps=8,
+        adjoint_probes=1,
+        seed=5,
+        also=lambda eps, prediction, x, t: calls.append((eps, x, t)),
+    )
     generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
-    start, probe = (torch.cat([torch.randn(1, 4, 16, 16, generator=one, dtype=kind).double() for one in generators]) for kind in (torch.float64, torch.float32))
+    start, probe = (
+        torch.cat(
+            [torch.randn(1, 4, 16, 16, generator=one, dtype=kind).double() for one in generators]
+        )
+        for kind in (torch.float64, torch.float32)
+    )
     torch.testing.assert_close(path.samples[0], start.flatten(1))
     sigmas = path.sigmas(SCHEDULE)
 
     def end_from(k, y):
         for j in range(k, len(calls)):
             with torch.no_grad():
-                y = y + (sigmas[j + 1] - sigmas[j]) * calls[j][0](y / (1 + sigmas[j] ** 2).sqrt(), calls[j][2])
+                y = y + (sigmas[j + 1] - sigmas[j]) * calls[j][0](
+                    y / (1 + sigmas[j] ** 2).sqrt(), calls[j][2]
+                )
         return y.flatten(1)
 
-    k, nudge = 5, torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    k, nudge = (
+        5,
+        torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9), dtype=torch.float64),
+    )
     y = calls[k][1] * (1 + sigmas[k] ** 2).sqrt()
     changed = (end_from(k, y + 1e-4 * nudge) - end_from(k, y - 1e-4 * nudge)) / 2e-4
-    torch.testing.assert_close((path.adjoints[0, k] * nudge.flatten(1)).sum(1), (changed * probe.flatten(1)).sum(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        (path.adjoints[0, k] * nudge.flatten(1)).sum(1),
+        (changed * probe.flatten(1)).sum(1),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_calibration_measures_the_error_for_every_allocation_that_needs_it(tmp_path):
     pipe = load_pipeline()
-    made = calibrate(pipe, PROMPTS, guidance_scale=3.0, num_steps=10, estimator="path", adjoint_probes=2, batch_size=2)
+    made = calibrate(
+        pipe,
+        PROMPTS,
+        guidance_scale=3.0,
+        num_steps=10,
+        estimator="path",
+        adjoint_probes=2,
+        batch_size=2,
+    )
     made.save(tmp_path / "p.json")
     assert SensitivityProfile.load(tmp_path / "p.json") == made
     path = record(pipe, PROMPTS, guidance_scale=3.0, num_steps=10)
     for order in (1, 2, 3):
-        np.testing.assert_allclose(made.local_error["made"][str(order)], shares(path, SCHEDULE, order), rtol=1e-3)
+        np.testing.assert_allclose(
+            made.local_error["made"][str(order)], shares(path, SCHEDULE, order), rtol=1e-3
+        )
         for allocation in ("equidistributed", "dual-weighted"):
             grid = timesteps(pipe.scheduler, 6, allocation=allocation, profile=made, order=order)
             assert len(grid) == 6
@@ -144,7 +234,11 @@ def test_calibration_measures_the_error_for_every_allocation_that_needs_it(tmp_p
 def test_a_path_from_pure_noise_is_finite():
     """Zero terminal SNR: ᾱ begins at 0, and the network predicts v."""
     pipe = load_pipeline()
-    config = {**pipe.scheduler.config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    config = {
+        **pipe.scheduler.config,
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    }
     pipe.scheduler = type(pipe.scheduler).from_config(config)
     made = calibrate(pipe, PROMPTS[:1], guidance_scale=1.0, num_steps=6, adjoint_probes=1)
     for allocation in ("combined", "fitted", "equidistributed", "dual-weighted"):
@@ -157,7 +251,10 @@ def test_a_path_from_pure_noise_is_finite():
 def test_excess_is_the_ratio_of_the_errors_themselves(order):
     """K steps over a law of errors c h^(p + 1), summed: by one density against by the best."""
     random = np.random.default_rng(order)
-    best, other = (np.exp(np.interp(np.arange(1000), np.linspace(0, 999, 12), random.normal(size=12))) for _ in range(2))
+    best, other = (
+        np.exp(np.interp(np.arange(1000), np.linspace(0, 999, 12), random.normal(size=12)))
+        for _ in range(2)
+    )
 
     def error(density, count=4000):
         cumulative = np.concatenate([[0], np.cumsum(density)])
@@ -177,14 +274,23 @@ def test_a_fit_finds_the_paper_s_own_density(p, lam):
     np.testing.assert_allclose(found, (p, lam, 1), atol=0.01)
 
 
-@pytest.mark.parametrize("call", [lambda p: local_errors(p, SCHEDULE, 4), lambda p: local_errors(p, SCHEDULE, 3), lambda p: shares(p, SCHEDULE, carried=True)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: local_errors(p, SCHEDULE, 4),
+        lambda p: local_errors(p, SCHEDULE, 3),
+        lambda p: shares(p, SCHEDULE, carried=True),
+    ],
+)
 def test_what_a_path_cannot_say_is_named(call):
     with pytest.raises(ValueError, match=r"order is 4|path is 2 points|adjoints is None"):
         call(path_of(torch.randn(2, 1, 3), [999, 0]))
 
 
 def test_a_saved_scheduler_keeps_the_error_that_it_allocates_by(tmp_path):
-    made = profile(path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0]))
+    made = profile(
+        path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0])
+    )
     scheduler = ASDDIMScheduler(**SD, allocation="equidistributed", profile=made.to_dict())
     scheduler.save_config(tmp_path)
     again = ASDDIMScheduler.from_pretrained(tmp_path)

@@ -8,15 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asddim_lib import design, experiment, finder, load_pipeline, metrics, pictures, scoring
+from asddim_lib import load_pipeline, metrics
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.evidence.profile import SensitivityProfile
+from asddim_lib.experiment import evaluate as experiment
+from asddim_lib.experiment import grids as finder
+from asddim_lib.experiment import score as scoring
+from asddim_lib.experiment import setting as design
+from asddim_lib.experiment import store as pictures
 from asddim_lib.files import short_hash
-from asddim_lib.grids import CALIBRATED, timesteps
-from asddim_lib.models import weights_hash
-from asddim_lib.noise import NoiseSchedule
-from asddim_lib.prompts import load_prompts
-from asddim_lib.rivals import _dmn_bound
-from asddim_lib.search import SEARCHED
-from asddim_lib.sensitivity import SensitivityProfile
+from asddim_lib.grids.methods import CALIBRATED, timesteps
+from asddim_lib.grids.rivals import _dmn_bound
+from asddim_lib.grids.searched import SEARCHED
+from asddim_lib.models.load import weights_hash
+from asddim_lib.models.prompts import load_prompts
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(file.parent for file in RESULTS.rglob("provenance.json"))
@@ -26,7 +31,12 @@ KEYS = ["method", "steps", "guidance_scale", "solver"]
 def opened(folder):
     """What a record says of itself, its setting, prompts and rows."""
     said = json.loads((folder / "provenance.json").read_text())
-    setting = design.Setting(**{key: tuple(value) if isinstance(value, list) else value for key, value in said["setting"].items()})
+    setting = design.Setting(
+        **{
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in said["setting"].items()
+        }
+    )
     table = load_prompts("bundled-tune" if folder.name == "tune" else "bundled", said["prompts"])
     return said, setting, table, experiment.read_records(folder)
 
@@ -55,7 +65,9 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
         row = summary.loc[tuple(getattr(cell, key) for key in KEYS)]
         for name, column in (("clip", "clip"), ("right", "right_all"), ("distance", "distance")):
             if name in row:
-                assert (row[name], row[f"{name}_ci"]) == pytest.approx(metrics.mean_interval(part[column]), rel=1e-9)
+                assert (row[name], row[f"{name}_ci"]) == pytest.approx(
+                    metrics.mean_interval(part[column]), rel=1e-9
+                )
 
 
 def test_how_many_reported_prompts_were_tuned_on_is_what_is_said():
@@ -64,10 +76,16 @@ def test_how_many_reported_prompts_were_tuned_on_is_what_is_said():
     assert sum(prompt in reported for prompt in tuned) == 84
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if (folder / "paired.csv").exists()], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [folder for folder in FOLDERS if (folder / "paired.csv").exists()],
+    ids=lambda folder: folder.name,
+)
 def test_paired_differences_are_those_of_the_records(folder):
     _, setting, _, records = opened(folder)
-    again = scoring.paired(records, "trailing", "distance" if setting.reference_steps else "right_all")
+    again = scoring.paired(
+        records, "trailing", "distance" if setting.reference_steps else "right_all"
+    )
     pd.testing.assert_frame_equal(again, pd.read_csv(folder / "paired.csv"), rtol=1e-6)
 
 
@@ -79,10 +97,15 @@ def test_grids_follow_from_the_setting(folder, pipe):
         if cell.method not in (*SEARCHED, *design.TRIED):
             needed = design.METHODS.get(cell.method, cell.method) in CALIBRATED
             profile = SensitivityProfile.load(profiles[cell.guidance_scale]) if needed else None
-            found, recorded = finder.grid_for(pipe.scheduler, cell, setting, profile), said["grids"][cell.name]
+            found, recorded = (
+                finder.grid_for(pipe.scheduler, cell, setting, profile),
+                said["grids"][cell.name],
+            )
             if cell.method == "dmn":  # of its bound's many minima, rounding chooses one
                 assert bound(pipe, recorded) < 1.15 * bound(pipe, found)
-                assert bound(pipe, recorded) < 0.8 * bound(pipe, timesteps(pipe.scheduler, cell.steps, allocation="trailing"))
+                assert bound(pipe, recorded) < 0.8 * bound(
+                    pipe, timesteps(pipe.scheduler, cell.steps, allocation="trailing")
+                )
             else:
                 assert found == recorded
 
@@ -101,14 +124,22 @@ def test_a_seed_draws_its_recorded_picture_again(pipe):
         cell = design.Cell(method, 20, 7.5)
         pipe.scheduler = design.SOLVERS["ddim"][0].from_config(pipe.scheduler.config)
         prompts = list(table["prompt"][:8])
-        drawn = pictures.draw(pipe, prompts, list(range(8)), guidance_scale=7.5, timesteps=said["grids"][cell.name])
+        drawn = pictures.draw(
+            pipe, prompts, list(range(8)), guidance_scale=7.5, timesteps=said["grids"][cell.name]
+        )
         recorded = records[records["method"] == method]["clip"].to_numpy()[:8]
         away = np.abs(metrics.clip_cosine(drawn.images, prompts).numpy() - recorded)
         assert np.median(away) < 1e-3, away
 
 
 def test_the_hash_of_a_record_is_in_its_provenance():
-    held = [(folder / "records.parquet", json.loads((folder / "provenance.json").read_text()).get("records_sha256")) for folder in FOLDERS]
+    held = [
+        (
+            folder / "records.parquet",
+            json.loads((folder / "provenance.json").read_text()).get("records_sha256"),
+        )
+        for folder in FOLDERS
+    ]
     named = [(file, wanted) for file, wanted in held if wanted]
     assert len(named) >= 4
     for file, wanted in named:
@@ -121,7 +152,11 @@ def test_a_laid_grid_takes_ddim_s_time_and_memory_at_full_size(model):
     big = pd.read_csv(RESULTS / "clock" / f"{model}.csv")
     drawn, cost = big[big["method"] != "calibration"], big[big["method"] == "calibration"].iloc[0]
     assert set(drawn["steps"]) == {20}
-    middle = drawn.assign(rest=drawn["seconds"] - drawn["network_seconds"]).groupby("method")[["pass_seconds", "rest", "seconds"]].median()
+    middle = (
+        drawn.assign(rest=drawn["seconds"] - drawn["network_seconds"])
+        .groupby("method")[["pass_seconds", "rest", "seconds"]]
+        .median()
+    )
     image = 20 * middle["pass_seconds"] + middle["rest"]
     for method in ("noise", "gradient", "combined"):
         assert abs(image[method] / image["ddim"] - 1) < 0.01

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from asddim_lib import cli
-from asddim_lib.report import QUALITY, TIME, read_run, table
+from asddim_lib.cli import app as cli
+from asddim_lib.experiment.report import QUALITY, TIME, read_run, table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "guidance-7.5" / "steps-20"
@@ -28,11 +28,20 @@ def test_a_table_prints_the_record_beside_the_paper():
     for row in recorded:
         said, printed = shown.loc[row["method"]], paper.get((row["steps"], row["method"]))
         assert said["FID"] == f"{float(row['fid']):.1f} ± {float(row['fid_ci']):.1f}"
-        assert said["all right, %"] == f"{100 * float(row['right']):.1f} ± {100 * float(row['right_ci']):.1f}"
+        assert (
+            said["all right, %"]
+            == f"{100 * float(row['right']):.1f} ± {100 * float(row['right_ci']):.1f}"
+        )
         assert said["evaluations"] == int(row["nfe"])
         assert said["paper's CLIP"] == (printed["clip"] if printed else "–")
         assert said["paper's seconds"] == (printed["seconds"] if printed else "–")
-    assert list(shown["paper's FID"]) == ["24.3", "–", "21.8", "22.5", "20.9"]  # of ddim-trailing, the paper has nothing
+    assert list(shown["paper's FID"]) == [
+        "24.3",
+        "–",
+        "21.8",
+        "22.5",
+        "20.9",
+    ]  # of ddim-trailing, the paper has nothing
 
 
 def test_what_the_paper_has_not_is_no_column():
@@ -40,24 +49,38 @@ def test_what_the_paper_has_not_is_no_column():
     shown = table(summary, QUALITY)
     assert not [name for name in shown if name.startswith("paper")]
     assert set(shown["CLIP"]) == {"–"}
-    assert not {"N", "evaluations"} & set(shown), "all rows have as many pictures; time is not asked for"
+    assert not {"N", "evaluations"} & set(shown), (
+        "all rows have as many pictures; time is not asked for"
+    )
     assert list(table(summary.assign(n=range(5)), QUALITY)["N"]) == [0, 1, 2, 3, 4]
 
 
 def test_the_command_prints_tables_for_people_and_rows_for_machines():
     plain = CliRunner().invoke(cli.app, ["report", str(FOLDER)])
     assert plain.exit_code == 0
-    assert "guidance 7.5, ddim: 1000 prompts a row, float32 on cpu, weights c3c9c36f409fdb59" in plain.stdout
-    assert [line for line in plain.stdout.splitlines() if line.startswith("| 20 | combined | 154.2 ± ")]
-    both = CliRunner().invoke(cli.app, ["report", "--json", str(FOLDER), str(FOLDER.with_name("steps-50"))])
+    assert (
+        "guidance 7.5, ddim: 1000 prompts a row, float32 on cpu, weights c3c9c36f409fdb59"
+        in plain.stdout
+    )
+    assert [
+        line for line in plain.stdout.splitlines() if line.startswith("| 20 | combined | 154.2 ± ")
+    ]
+    both = CliRunner().invoke(
+        cli.app, ["report", "--json", str(FOLDER), str(FOLDER.with_name("steps-50"))]
+    )
     found = json.loads(both.stdout)
     assert [Path(one["folder"]).name for one in found] == ["steps-20", "steps-50"]
-    assert [row["fid"] for row in found[0]["rows"]] == [pytest.approx(float(row["fid"])) for row in rows(FOLDER / "summary.csv")]
+    assert [row["fid"] for row in found[0]["rows"]] == [
+        pytest.approx(float(row["fid"])) for row in rows(FOLDER / "summary.csv")
+    ]
     assert found[0]["provenance"]["weights_sha256"] == "c3c9c36f409fdb59"
 
 
 def test_a_folder_without_a_whole_record_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"folder is .*, without records\.parquet, summary\.csv, provenance\.json; name the folder of a run that has ended"):
+    with pytest.raises(
+        ValueError,
+        match=r"folder is .*, without records\.parquet, summary\.csv, provenance\.json; name the folder of a run that has ended",
+    ):
         read_run(tmp_path)
     for file in (ROOT / "results" / "compare" / "direct").iterdir():
         shutil.copy(file, tmp_path)
@@ -75,18 +98,24 @@ def test_machines_are_told_what_people_are(tmp_path):
 
     small = ["--count", 2, "--steps", 2, "--guidance-scale", 2]
     profile = said("calibrate", tmp_path / "p.json", "--quick", "--cache", tmp_path)
-    assert profile["evaluations"] == json.loads((tmp_path / "p.json").read_text())["evaluations"] == 66
+    assert (
+        profile["evaluations"] == json.loads((tmp_path / "p.json").read_text())["evaluations"] == 66
+    )
     drawn = said("generate", "a red boot", tmp_path / "boot.png", "--steps", 3)
     assert (drawn["width"], drawn["timesteps"][0], len(drawn["timesteps"])) == (64, 999, 3)
     planned = said("evaluate", *small, "--methods", "ddim,noise", "--plan")
     assert planned["rows"][0]["pictures"] == 4
     assert planned["seconds"] > 0
-    shard = said("evaluate", *small, "--methods", "ddim", "--out", tmp_path / "out", "--shard", "0/2")
+    shard = said(
+        "evaluate", *small, "--methods", "ddim", "--out", tmp_path / "out", "--shard", "0/2"
+    )
     assert shard == [{"shard": "0/2", "failed": 0}]
     ended = said("evaluate", *small, "--methods", "ddim", "--out", tmp_path / "out")
     assert [row["method"] for row in ended["rows"]] == ["ddim"]
     assert said("report", tmp_path / "out")[0]["provenance"]["model"] == "bundled"
-    beside = said("compare", *small, "--grids", "karras", "--reference-steps", 4, "--out", tmp_path / "beside")
+    beside = said(
+        "compare", *small, "--grids", "karras", "--reference-steps", 4, "--out", tmp_path / "beside"
+    )
     assert [row["method"] for row in beside["rows"]] == ["trailing", "karras"]
     assert beside["rows"][0]["difference"] is None
     tried = said("choose", *small, "--reference-steps", 4, "--grids", "trailing,karras")

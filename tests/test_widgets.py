@@ -22,8 +22,12 @@ def draw(p, steps):
 def test_every_combination_is_drawn_and_the_middle_is_shown():
     page = explore(draw, title="Two & three", p=(0.5, 1.0), steps=(5, 10, 20)).data
     frames = json.loads(re.search(r"frames = (\[\[.*?\]\])", page)[1])
-    assert [said for _, said in frames] == [f"p is {p}, <{k}> steps" for p in (0.5, 1.0) for k in (5, 10, 20)]
-    assert all(base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG") for source, _ in frames)
+    assert [said for _, said in frames] == [
+        f"p is {p}, <{k}> steps" for p in (0.5, 1.0) for k in (5, 10, 20)
+    ]
+    assert all(
+        base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG") for source, _ in frames
+    )
     assert len({source for source, _ in frames}) == 6
     assert frames[4][0] in page.split("<script>")[0], "the middle: the second p, the second count"
     assert 'alt="p is 1.0, &lt;10&gt; steps"' in page

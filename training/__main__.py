@@ -12,8 +12,15 @@ from training import assembly, clip, judge, report, unet, vae
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 Runs = Annotated[Path, typer.Option(help="Where checkpoints, logs and finished parts are kept.")]
-Bf16 = Annotated[bool, typer.Option(help="Train under bfloat16 autocast: faster where the processor has it.")]
-Start = Annotated[Path | None, typer.Option(help="Folder of finished weights to train on, such as data/model/unet, instead of fresh ones.")]
+Bf16 = Annotated[
+    bool, typer.Option(help="Train under bfloat16 autocast: faster where the processor has it.")
+]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of finished weights to train on, such as data/model/unet, instead of fresh ones."
+    ),
+]
 RUNS = Path.home() / ".cache" / "asddim-runs"
 DATA = Path(__file__).parents[1] / "data"
 
@@ -24,30 +31,65 @@ def threads(threads: Annotated[int, typer.Option(help="Processor threads to use.
 
 
 @app.command("clip")
-def train_clip(runs: Runs = RUNS, steps: int = 900, batch: int = 192, lr: float = 1.5e-3, seed: int = 1) -> None:
+def train_clip(
+    runs: Runs = RUNS, steps: int = 900, batch: int = 192, lr: float = 1.5e-3, seed: int = 1
+) -> None:
     """Tokenizer and both CLIP towers, by contrast with near misses in every batch."""
     clip.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
 
 
 @app.command("vae")
-def train_vae(runs: Runs = RUNS, steps: int = 3200, batch: int = 16, lr: float = 2e-3, seed: int = 2, bf16: Bf16 = True, start: Start = None) -> None:
+def train_vae(
+    runs: Runs = RUNS,
+    steps: int = 3200,
+    batch: int = 16,
+    lr: float = 2e-3,
+    seed: int = 2,
+    bf16: Bf16 = True,
+    start: Start = None,
+) -> None:
     """The autoencoder; with --start, its decoder only."""
-    vae.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, start=start)
+    vae.train(
+        runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, start=start
+    )
 
 
 @app.command("judge")
-def train_judge(runs: Runs = RUNS, steps: int = 2000, batch: int = 64, lr: float = 2e-3, seed: int = 3, start: Start = None) -> None:
+def train_judge(
+    runs: Runs = RUNS,
+    steps: int = 2000,
+    batch: int = 64,
+    lr: float = 2e-3,
+    seed: int = 3,
+    start: Start = None,
+) -> None:
     """The judge, which no generator ever sees."""
     judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, start=start)
 
 
 @app.command("unet")
 def train_unet(
-    runs: Runs = RUNS, steps: int = 4000, batch: int = 64, lr: float = 8e-4, seed: int = 4, pictures: int = 60_032,
-    bf16: Bf16 = True, start: Start = None,
-) -> None:  # fmt: skip
+    runs: Runs = RUNS,
+    steps: int = 4000,
+    batch: int = 64,
+    lr: float = 8e-4,
+    seed: int = 4,
+    pictures: int = 60_032,
+    bf16: Bf16 = True,
+    start: Start = None,
+) -> None:
     """The UNet, on the latents of the finished autoencoder. A larger --steps goes on from a finished run."""
-    unet.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, pictures=pictures, bf16=bf16, start=start)
+    unet.train(
+        runs,
+        runs / "parts",
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        pictures=pictures,
+        bf16=bf16,
+        start=start,
+    )
 
 
 @app.command("assemble")
@@ -57,7 +99,9 @@ def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
 
 
 @app.command("report")
-def make_report(data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0) -> None:
+def make_report(
+    data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0
+) -> None:
     """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json and data/samples.png."""
     report.report(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
 

@@ -44,9 +44,14 @@ def assemble(runs: Path, data: Path) -> None:
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet", dtype=torch.float16),
-        scheduler=DDIMScheduler(**SCHEDULE), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(data / "model")  # fmt: skip
-    for config in data.glob("model/*/config.json"):  # diffusers notes where a part was read from: a path of this machine
+        scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(data / "model")
+    for config in data.glob(
+        "model/*/config.json"
+    ):  # diffusers notes where a part was read from: a path of this machine
         held = json.loads(config.read_text())
         held.pop("_name_or_path", None)
         config.write_text(json.dumps(held, indent=2) + "\n")
@@ -59,8 +64,13 @@ def assemble(runs: Path, data: Path) -> None:
         prompts(count, seed).to_csv(data / name, index=False)
     _, pictures = real(REFERENCE, REFERENCE_SEED)
     save_file({"features": metrics.judge_features(pictures).half()}, data / "reference.safetensors")
-    save_file({"images": pictures[:64].permute(0, 2, 3, 1).contiguous()}, data / "real_samples.safetensors")
-    (data / "training.json").write_text(json.dumps(history(runs, data / "training.json"), indent=1) + "\n")
+    save_file(
+        {"images": pictures[:64].permute(0, 2, 3, 1).contiguous()},
+        data / "real_samples.safetensors",
+    )
+    (data / "training.json").write_text(
+        json.dumps(history(runs, data / "training.json"), indent=1) + "\n"
+    )
 
 
 def history(runs: Path, file: Path) -> dict[str, list[dict]]:
@@ -68,8 +78,17 @@ def history(runs: Path, file: Path) -> dict[str, list[dict]]:
     held: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
     for name in ("clip", "vae", "judge", "unet"):
         if (runs / name / "record.json").exists():
-            curve = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
-            run = {**json.loads((runs / name / "record.json").read_text()), "curve": curve[:: max(1, len(curve) // 40)] + curve[-1:]}
-            earlier = [r for r in held.get(name, []) if r["curve"][0] != run["curve"][0]] if run["continued"] else []
+            curve = [
+                json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()
+            ]
+            run = {
+                **json.loads((runs / name / "record.json").read_text()),
+                "curve": curve[:: max(1, len(curve) // 40)] + curve[-1:],
+            }
+            earlier = (
+                [r for r in held.get(name, []) if r["curve"][0] != run["curve"][0]]
+                if run["continued"]
+                else []
+            )
             held[name] = [*earlier, run]
     return held

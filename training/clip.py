@@ -10,9 +10,27 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
-from training.compositions import COLOURS, COUNTS, GARMENTS, GROUNDS, MIX, SIZE, draw_scene, load_photographs, render, siblings
+from training.compositions import (
+    COLOURS,
+    COUNTS,
+    GARMENTS,
+    GROUNDS,
+    MIX,
+    SIZE,
+    draw_scene,
+    load_photographs,
+    render,
+    siblings,
+)
 from training.loop import fit
 
 LENGTH = 16  # tokens of a prompt, start and end included
@@ -23,37 +41,85 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """Trains CLIP's byte-pair encoding on the captions' words: each becomes one token, any other text falls back on bytes."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*COLOURS, *GARMENTS, *(g + "s" for g in GARMENTS), "dresses", *GROUNDS, *COUNTS, *["a", "an", "on", "left", "of", "above", "ground"]]
-    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    words = [
+        *COLOURS,
+        *GARMENTS,
+        *(g + "s" for g in GARMENTS),
+        "dresses",
+        *GROUNDS,
+        *COUNTS,
+        *["a", "an", "on", "left", "of", "above", "ground"],
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(words * 2, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     # CLIP's own order: bytes, bytes that end a word, merges, specials. Then every byte is known in both places.
     merges = [tuple(m) for m in learned["merges"]]
-    vocabulary = [*alphabet, *(byte + "</w>" for byte in alphabet), *("".join(m) for m in merges), START, END]
+    vocabulary = [
+        *alphabet,
+        *(byte + "</w>" for byte in alphabet),
+        *("".join(m) for m in merges),
+        START,
+        END,
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     index = {token: i for i, token in enumerate(vocabulary)}
     made = CLIPTokenizer(vocab=index, merges=merges, model_max_length=LENGTH)
     made.save_pretrained(folder)
     # transformers before 5 reads the two files of the original format.
     (folder / "vocab.json").write_text(json.dumps(index, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(m) + "\n" for m in merges))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(" ".join(m) + "\n" for m in merges)
+    )
     return made
 
 
 def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     shared = {"num_attention_heads": 4, "projection_dim": 128}
-    text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH}
-    vision = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4, "image_size": SIZE, "patch_size": 8}
-    return CLIPModel(CLIPConfig(text_config={**shared, **text, **ends}, vision_config={**shared, **vision}, projection_dim=128))
+    text = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": LENGTH,
+    }
+    vision = {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "image_size": SIZE,
+        "patch_size": 8,
+    }
+    return CLIPModel(
+        CLIPConfig(
+            text_config={**shared, **text, **ends},
+            vision_config={**shared, **vision},
+            projection_dim=128,
+        )
+    )
 
 
 def make_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
     size = {"height": SIZE, "width": SIZE}
-    images = CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = CLIPImageProcessor(
+        size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
     return CLIPProcessor(images, tokenizer)
 
 
@@ -66,8 +132,18 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
 
     def loss(step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
-        scenes = [s for _ in range(batch // 4) for s in siblings(rng, draw_scene(rng, str(rng.choice(kinds, p=shares))), 4)]
-        pixels = torch.from_numpy(np.stack([render(rng, s, photographs) for s in scenes])).permute(0, 3, 1, 2) / 127.5 - 1
+        scenes = [
+            s
+            for _ in range(batch // 4)
+            for s in siblings(rng, draw_scene(rng, str(rng.choice(kinds, p=shares))), 4)
+        ]
+        pixels = (
+            torch.from_numpy(np.stack([render(rng, s, photographs) for s in scenes])).permute(
+                0, 3, 1, 2
+            )
+            / 127.5
+            - 1
+        )
         captions = [s.caption for s in scenes]
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
         logits = model(pixel_values=pixels, **tokens).logits_per_text
@@ -77,13 +153,18 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6052)
         hits = same.gather(1, logits.argmax(1, keepdim=True)).mean()
-        return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, "rank1": hits}
+        return {
+            "loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2,
+            "rank1": hits,
+        }
 
     fit("clip", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.1)
     model.half().save_pretrained(out / "clip")
     make_processor(tokenizer).save_pretrained(out / "clip")
     text = CLIPTextModel(model.config.text_config).half()
-    text.load_state_dict({k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()})
+    text.load_state_dict(
+        {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
+    )
     text.save_pretrained(out / "text_encoder")
     # Under the names of Stable Diffusion's own file, which every transformers reads: 5 writes names that 4 takes for another model's.
     named = {f"text_model.{k}": v.contiguous() for k, v in text.state_dict().items()}

@@ -18,23 +18,47 @@ from scipy.ndimage import grey_closing
 
 SIZE = 64
 # Class 4 (coat) and class 6 (shirt) are left out: at 28×28 neither people nor classifiers tell them from pullovers and T-shirts.
-GARMENTS = {"shirt": 0, "trousers": 1, "pullover": 2, "dress": 3, "sandal": 5, "sneaker": 7, "bag": 8, "boot": 9}
+GARMENTS = {
+    "shirt": 0,
+    "trousers": 1,
+    "pullover": 2,
+    "dress": 3,
+    "sandal": 5,
+    "sneaker": 7,
+    "bag": 8,
+    "boot": 9,
+}
 COLOURS = {
-    "red": (214, 39, 40), "orange": (248, 140, 28), "yellow": (246, 222, 56), "green": (52, 160, 70),
-    "blue": (44, 92, 214), "purple": (132, 58, 172), "pink": (246, 142, 192),
-}  # fmt: skip
+    "red": (214, 39, 40),
+    "orange": (248, 140, 28),
+    "yellow": (246, 222, 56),
+    "green": (52, 160, 70),
+    "blue": (44, 92, 214),
+    "purple": (132, 58, 172),
+    "pink": (246, 142, 192),
+}
 GROUNDS = {
-    "white": (240, 240, 240), "grey": (140, 140, 140), "black": (24, 24, 24),
-    "tan": (204, 176, 136), "navy": (30, 40, 92), "mint": (176, 226, 200),
-}  # fmt: skip
+    "white": (240, 240, 240),
+    "grey": (140, 140, 140),
+    "black": (24, 24, 24),
+    "tan": (204, 176, 136),
+    "navy": (30, 40, 92),
+    "mint": (176, 226, 200),
+}
 COUNTS = ("one", "two", "three", "four")
 RELATIONS = ("none", "left of", "above")
 CATEGORIES = ("colours", "counting", "positional", "unusual")
 #: Colour–garment pairs that no training picture of the generator shows.
 UNUSUAL = (
-    ("purple", "shirt"), ("pink", "trousers"), ("yellow", "pullover"), ("orange", "dress"),
-    ("blue", "sandal"), ("green", "sneaker"), ("red", "bag"), ("yellow", "boot"),
-)  # fmt: skip
+    ("purple", "shirt"),
+    ("pink", "trousers"),
+    ("yellow", "pullover"),
+    ("orange", "dress"),
+    ("blue", "sandal"),
+    ("green", "sneaker"),
+    ("red", "bag"),
+    ("yellow", "boot"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,9 @@ def draw_scene(rng: np.random.Generator, category: str, hold_out: bool = True) -
         colour_b, garment_b = colour, garment
         while garment_b == garment:
             colour_b, garment_b = _draw_pair(rng, hold_out)
-        return replace(scene, relation=_pick(rng, RELATIONS[1:]), garment_b=garment_b, colour_b=colour_b)
+        return replace(
+            scene, relation=_pick(rng, RELATIONS[1:]), garment_b=garment_b, colour_b=colour_b
+        )
     return scene
 
 
@@ -102,14 +128,29 @@ def siblings(rng: np.random.Generator, scene: Scene, n: int) -> list[Scene]:
         if kind == 0:
             other = replace(base, ground=_pick(rng, GROUNDS))
         elif base.relation != "none" and kind == 1:
-            other = replace(base, garment_a=base.garment_b, colour_a=base.colour_b, garment_b=base.garment_a, colour_b=base.colour_a)
+            other = replace(
+                base,
+                garment_a=base.garment_b,
+                colour_a=base.colour_b,
+                garment_b=base.garment_a,
+                colour_b=base.colour_a,
+            )
         elif base.relation != "none" and kind == 2:
-            other = replace(base, relation=_pick(rng, RELATIONS[1:]), colour_a=base.colour_b, colour_b=base.colour_a)
+            other = replace(
+                base,
+                relation=_pick(rng, RELATIONS[1:]),
+                colour_a=base.colour_b,
+                colour_b=base.colour_a,
+            )
         elif base.count > 1 and kind == 1:
             other = replace(base, count=int(rng.integers(2, 5)))
         else:
             colour, garment = _draw_pair(rng, True)
-            other = replace(base, colour_a=colour) if rng.random() < 0.5 else replace(base, garment_a=garment)
+            other = (
+                replace(base, colour_a=colour)
+                if rng.random() < 0.5
+                else replace(base, garment_a=garment)
+            )
         pairs = {(other.colour_a, other.garment_a), (other.colour_b, other.garment_b)}
         if other not in found and other.garment_a != other.garment_b and not pairs & set(UNUSUAL):
             found.append(other)
@@ -133,7 +174,9 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD = "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 
-def load_photographs(split: str, half: int | None = None, folder: Path | None = None) -> dict[str, np.ndarray]:
+def load_photographs(
+    split: str, half: int | None = None, folder: Path | None = None
+) -> dict[str, np.ndarray]:
     """Photographs by garment, n×2×28×28 uint8: grey level and opacity. `split` is train or test; `half` 0 or 1 takes every other one.
 
     They are read from `folder`, $FASHION_MNIST or Debian's dataset-fashion-mnist; elsewhere they are downloaded once.
@@ -164,7 +207,9 @@ def _read(file: Path, header: int) -> np.ndarray:
 # --- pictures ------------------------------------------------------------------------------------------------------------------
 
 
-def render(rng: np.random.Generator, scene: Scene, photographs: dict[str, np.ndarray]) -> np.ndarray:
+def render(
+    rng: np.random.Generator, scene: Scene, photographs: dict[str, np.ndarray]
+) -> np.ndarray:
     """Draws the scene with photographs, sizes, places and light chosen by `rng`: SIZE×SIZE×3, uint8."""
     ys, xs = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1) - 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -180,7 +225,11 @@ def render(rng: np.random.Generator, scene: Scene, photographs: dict[str, np.nda
 
 def _things(scene: Scene) -> list[tuple[str, str]]:
     first = (scene.colour_a, scene.garment_a)
-    return [first, (scene.colour_b, scene.garment_b)] if scene.relation != "none" else [first] * scene.count
+    return (
+        [first, (scene.colour_b, scene.garment_b)]
+        if scene.relation != "none"
+        else [first] * scene.count
+    )
 
 
 def _places(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int, int]]:
@@ -188,19 +237,32 @@ def _places(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int, int]
     if scene.relation == "none" and scene.count == 1:
         size = int(rng.integers(40, 55))
         spare = (SIZE - size) // 2
-        return [(int(32 + rng.integers(-spare, spare + 1)), int(32 + rng.integers(-spare, spare + 1)), size)]
+        return [
+            (
+                int(32 + rng.integers(-spare, spare + 1)),
+                int(32 + rng.integers(-spare, spare + 1)),
+                size,
+            )
+        ]
     if scene.relation != "none" or scene.count == 2:
         layout = {"left of": 0, "above": 1}.get(scene.relation, int(rng.integers(3)))
-        drift = rng.integers(-8, 9, 2) if layout < 2 else (-15, 15) if rng.random() < 0.5 else (15, -15)
+        drift = (
+            rng.integers(-8, 9, 2) if layout < 2 else (-15, 15) if rng.random() < 0.5 else (15, -15)
+        )
         across = [(17, 32 + drift[0]), (47, 32 + drift[1])]
         centres = [(y, x) for x, y in across] if layout == 1 else across
     else:
         cells = [(17, 17), (47, 17), (17, 47), (47, 47)]
         centres = [cells[i] for i in sorted(rng.permutation(4)[: scene.count])]
-    return [(int(x + rng.integers(-1, 2)), int(y + rng.integers(-1, 2)), int(rng.integers(25, 29))) for x, y in centres]
+    return [
+        (int(x + rng.integers(-1, 2)), int(y + rng.integers(-1, 2)), int(rng.integers(25, 29)))
+        for x, y in centres
+    ]
 
 
-def _paste(canvas: np.ndarray, photograph: np.ndarray, tint: np.ndarray, cx: int, cy: int, size: int) -> None:
+def _paste(
+    canvas: np.ndarray, photograph: np.ndarray, tint: np.ndarray, cx: int, cy: int, size: int
+) -> None:
     shade, alpha = _resize(photograph[0], size), _resize(photograph[1], size)[..., None]
     x0, y0 = cx - size // 2, cy - size // 2
     top, left = max(0, -y0), max(0, -x0)
@@ -211,7 +273,12 @@ def _paste(canvas: np.ndarray, photograph: np.ndarray, tint: np.ndarray, cx: int
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
+    return (
+        np.asarray(
+            Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC), np.float32
+        )
+        / 255
+    )
 
 
 # --- samples -------------------------------------------------------------------------------------------------------------------
@@ -221,7 +288,9 @@ MIX = {"colours": 0.3, "counting": 0.3, "positional": 0.4}
 ALL = {"colours": 0.25, "counting": 0.25, "positional": 0.35, "unusual": 0.15}
 
 
-def sample(seed: int, index: int, photographs: dict[str, np.ndarray], mix: dict[str, float] = MIX) -> tuple[Scene, np.ndarray]:
+def sample(
+    seed: int, index: int, photographs: dict[str, np.ndarray], mix: dict[str, float] = MIX
+) -> tuple[Scene, np.ndarray]:
     """The picture number `index` of the stream `seed`."""
     rng = np.random.default_rng([seed, index])
     scene = draw_scene(rng, str(rng.choice(list(mix), p=list(mix.values()))))

@@ -13,8 +13,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from asddim_lib import metrics
-from asddim_lib.models import load_pipeline
-from asddim_lib.pictures import draw
+from asddim_lib.experiment.store import draw
+from asddim_lib.models.load import load_pipeline
 from training.assembly import prompts as draw_prompts
 from training.assembly import real
 from training.judge import blur
@@ -41,7 +41,9 @@ def retrieval(count: int = 512) -> float:
     scenes, pictures = real(count, SEED + 1)
     model, processor = metrics.load_clip()
     captions = [s.caption for s in scenes]
-    out = model(**processor(text=captions, images=list(pictures), padding=True, return_tensors="pt"))
+    out = model(
+        **processor(text=captions, images=list(pictures), padding=True, return_tensors="pt")
+    )
     best = out.logits_per_text.argmax(1).tolist()
     return sum(captions[j] == caption for j, caption in zip(best, captions, strict=True)) / count
 
@@ -52,8 +54,21 @@ def judge_accuracy(count: int = 10_000) -> dict[str, float]:
     features = metrics.judge_features(pictures)
     wanted = {key: [s.as_row()[key] for s in scenes] for key in scenes[0].as_row()}
     right = metrics.attributes_right(features, wanted)
-    asked = {key: torch.tensor([v not in ("", "none") for v in wanted[key]]) if key.endswith("_b") else None for key in right if key in wanted}
-    return {key: float(right[key][asked.get(key)].float().mean() if asked.get(key) is not None else right[key].float().mean()) for key in right}
+    asked = {
+        key: torch.tensor([v not in ("", "none") for v in wanted[key]])
+        if key.endswith("_b")
+        else None
+        for key in right
+        if key in wanted
+    }
+    return {
+        key: float(
+            right[key][asked.get(key)].float().mean()
+            if asked.get(key) is not None
+            else right[key].float().mean()
+        )
+        for key in right
+    }
 
 
 def fid_floor(count: int = 5000) -> float:
@@ -66,25 +81,43 @@ def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
     """FID of unseen pictures that were blurred, or to which noise was added, each by rising degrees."""
     _, pictures = real(count, SEED + 5)
     clean = pictures / 255
-    found: dict[str, dict[float, float]] = {name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())} for name in DAMAGES}
+    found: dict[str, dict[float, float]] = {
+        name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())}
+        for name in DAMAGES
+    }
     generator = torch.Generator().manual_seed(SEED)
     for name, degrees in DAMAGES.items():
         for degree in degrees:
-            hurt = blur(clean, torch.full((count,), degree)) if name.startswith("blur") else clean + degree * torch.randn(clean.shape, generator=generator)
+            hurt = (
+                blur(clean, torch.full((count,), degree))
+                if name.startswith("blur")
+                else clean + degree * torch.randn(clean.shape, generator=generator)
+            )
             images = (hurt.clamp(0, 1) * 255).round().byte()
-            found[name][degree] = metrics.fid(metrics.judge_features(images), metrics.reference_features())
+            found[name][degree] = metrics.fid(
+                metrics.judge_features(images), metrics.reference_features()
+            )
     return found
 
 
 def generation(pipe, per_category: int, steps: int, guidance_scale: float) -> dict[str, float]:
     """Share of generated pictures that show what was asked, by category and attribute. Seeds and prompts serve nothing else."""
-    table = draw_prompts(12 * per_category, SEED + 6).groupby("category").head(per_category).reset_index(drop=True)
+    table = (
+        draw_prompts(12 * per_category, SEED + 6)
+        .groupby("category")
+        .head(per_category)
+        .reset_index(drop=True)
+    )
     images = _drawn(pipe, table, steps, guidance_scale)
-    right = metrics.attributes_right(metrics.judge_features(images), {c: list(table[c]) for c in table})
+    right = metrics.attributes_right(
+        metrics.judge_features(images), {c: list(table[c]) for c in table}
+    )
     found = {}
     for category in sorted(set(table["category"])):
         rows = torch.tensor((table["category"] == category).to_numpy())
-        found |= {f"{category}: {key}": float(value[rows].float().mean()) for key, value in right.items()}
+        found |= {
+            f"{category}: {key}": float(value[rows].float().mean()) for key, value in right.items()
+        }
     return found
 
 
@@ -101,12 +134,20 @@ def fid_of_steps(pipe, guidance_scale: float, count: int = 1000) -> dict[int, fl
 
 def _drawn(pipe, table, steps: int, guidance_scale: float) -> torch.Tensor:
     seeds = list(range(10_000, 10_000 + len(table)))
-    return draw(pipe, list(table["prompt"]), seeds, num_inference_steps=steps, guidance_scale=guidance_scale).images
+    return draw(
+        pipe, list(table["prompt"]), seeds, num_inference_steps=steps, guidance_scale=guidance_scale
+    ).images
 
 
 def picture(pipe, file: Path, steps: int, guidance_scale: float) -> None:
     """Sixteen pictures, four a category, each the first of its seed: nothing is picked."""
-    table = draw_prompts(200, SEED + 8).groupby("category").head(4).sort_values("category").reset_index(drop=True)
+    table = (
+        draw_prompts(200, SEED + 8)
+        .groupby("category")
+        .head(4)
+        .sort_values("category")
+        .reset_index(drop=True)
+    )
     images = _drawn(pipe, table, steps, guidance_scale)
     figure, axes = plt.subplots(2, 8, figsize=(12, 4.1))
     for axis, image, prompt in zip(axes.flat, images, table["prompt"], strict=True):
@@ -127,7 +168,12 @@ def report(data: Path, *, prompts: int, steps: int, guidance_scale: float) -> No
         "fid_floor_5000_against_5000_real": fid_floor,
         "fid_of_damage_2000": fid_of_damage,
         "fid_of_steps_1000": lambda: fid_of_steps(pipe, guidance_scale),
-        "generation": lambda: {"guidance_scale": guidance_scale, "steps": steps, "per_category": prompts, **generation(pipe, prompts, steps, guidance_scale)},
+        "generation": lambda: {
+            "guidance_scale": guidance_scale,
+            "steps": steps,
+            "per_category": prompts,
+            **generation(pipe, prompts, steps, guidance_scale),
+        },
     }
     found = {}
     for name, measure in measures.items():

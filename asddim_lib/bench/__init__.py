@@ -1,0 +1,1 @@
+"""Time and memory of the networks at full size."""

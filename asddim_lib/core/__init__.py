@@ -1,0 +1,1 @@
+"""The paper, equation by equation: pure functions of numbers and tensors."""

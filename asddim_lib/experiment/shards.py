@@ -1,0 +1,93 @@
+"""Many processes, one experiment: which part of the work is whose. Pictures go through files, so that processes only ever wait for each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
+from typing import Any
+
+import torch.distributed as dist
+
+from asddim_lib.errors import check
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th piece of work, from `number` on. With `together`, all the shards run now, as one process group."""
+
+    number: int = 0
+    count: int = 1
+    together: bool = False
+
+    @property
+    def judges(self) -> bool:
+        """Whether this process judges the pictures of all: the first of a group, or the only one."""
+        return self.count == 1 or (self.together and self.number == 0)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether what this process finds is for the user: of a group, only the first one's."""
+        return self.number == 0 or not self.together
+
+    def share(self, work: Sequence[Any]) -> Sequence[Any]:
+        """This process's part of work that all know alike."""
+        return work[self.number :: self.count]
+
+    def deal(self, found: list[Any]) -> list[Any]:
+        """Evens out what is left to do: each process brings what it found in its share, sortable, and takes every `count`-th of it all."""
+        if not self.together:
+            return found
+        all_found: list[Any] = [None] * self.count
+        dist.all_gather_object(all_found, found)
+        return list(self.share(sorted(chain.from_iterable(all_found))))
+
+    def part(self) -> None:
+        """Waits for every process of the group to come so far, and ends the group: torchmetrics would sum over one, and judging is for one process."""
+        if self.together:
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def device(self, name: str) -> str:
+        """The device of this process where the user asks for `name`: each on a machine has a GPU of its own."""
+        return (
+            f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if self.together and name == "cuda" else name
+        )
+
+
+#: All the work, in one process.
+ALONE = Shard()
+
+
+@contextmanager
+def joined(text: str = "") -> Iterator[Shard]:
+    """The shard that `text` names, such as 0/4; without one, the place that torchrun or accelerate launch gave this process; else all.
+
+    Raises ValueError for a text that names no shard, or one beside a process group.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if text:
+        number, _, of = text.partition("/")
+        right = number.isdecimal() and of.isdecimal() and int(number) < int(of)
+        check(right, "shard", text, "give NUMBER/COUNT, numbered from 0, such as 0/4")
+        check(
+            count == 1,
+            "shard",
+            f"{text} in a group of {count} processes",
+            "leave it out: the group shares the work",
+        )
+        yield Shard(int(number), int(of))
+    elif count == 1:
+        yield ALONE
+    else:
+        dist.init_process_group(
+            "gloo", timeout=timedelta(days=30)
+        )  # on CPUs: only lists of batches pass; a wait lasts as long as the others draw
+        try:
+            yield Shard(dist.get_rank(), count, together=True)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()

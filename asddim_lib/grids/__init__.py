@@ -1,0 +1,1 @@
+"""Step count and evidence in, grid out."""

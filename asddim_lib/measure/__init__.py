@@ -1,0 +1,1 @@
+"""A pipeline measured along its own sampling path."""

@@ -1,0 +1,17 @@
+"""Judging pictures: a file a figure; each of the functions below is also found here."""
+
+from asddim_lib.metrics.attributes import attributes_right as attributes_right
+from asddim_lib.metrics.attributes import judge_features as judge_features
+from asddim_lib.metrics.attributes import load_judge as load_judge
+from asddim_lib.metrics.attributes import reference_features as reference_features
+from asddim_lib.metrics.clip import clip_cosine as clip_cosine
+from asddim_lib.metrics.clip import clip_score as clip_score
+from asddim_lib.metrics.clip import load_clip as load_clip
+from asddim_lib.metrics.distance import images_to_uint8 as images_to_uint8
+from asddim_lib.metrics.distance import relative_distance as relative_distance
+from asddim_lib.metrics.fid import fid as fid
+from asddim_lib.metrics.fid import fid_infinity as fid_infinity
+from asddim_lib.metrics.fid import fid_interval as fid_interval
+from asddim_lib.metrics.intervals import mean_interval as mean_interval
+from asddim_lib.metrics.intervals import proportion_interval as proportion_interval
+from asddim_lib.metrics.kid import kid as kid

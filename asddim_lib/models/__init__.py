@@ -1,0 +1,1 @@
+"""Where pipelines and prompts come from."""
