@@ -1,4 +1,7 @@
-"""Training-free step allocation for diffusion samplers. The names here are the public face; each is loaded when first used."""
+"""Training-free step allocation for diffusion samplers.
+
+The names here are the public face. Each is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ if TYPE_CHECKING:
     from asddim_lib.grids.methods import timesteps as timesteps
     from asddim_lib.measure.calibrate import calibrate as calibrate
     from asddim_lib.models.load import load_pipeline as load_pipeline
+    from asddim_lib.schedulers import ASDDIMInverseScheduler as ASDDIMInverseScheduler
     from asddim_lib.schedulers import ASDDIMScheduler as ASDDIMScheduler
+    from asddim_lib.schedulers import UniPCGridScheduler as UniPCGridScheduler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
+    "ASDDIMInverseScheduler": "schedulers",
     "ASDDIMScheduler": "schedulers",
     "SensitivityProfile": "evidence.profile",
+    "UniPCGridScheduler": "schedulers",
     "calibrate": "measure.calibrate",
     "load_pipeline": "models.load",
     "sigmas": "grids.methods",
