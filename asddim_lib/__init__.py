@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asddim_lib.evidence.profile import SensitivityProfile as SensitivityProfile
-    from asddim_lib.grids.methods import sigmas as sigmas
-    from asddim_lib.grids.methods import timesteps as timesteps
+    from asddim_lib.grids.grid import sigmas as sigmas
+    from asddim_lib.grids.grid import timesteps as timesteps
     from asddim_lib.measure.calibrate import calibrate as calibrate
     from asddim_lib.models.load import load_pipeline as load_pipeline
     from asddim_lib.schedulers import ASDDIMInverseScheduler as ASDDIMInverseScheduler
@@ -26,8 +26,8 @@ _HOMES = {
     "UniPCGridScheduler": "schedulers",
     "calibrate": "measure.calibrate",
     "load_pipeline": "models.load",
-    "sigmas": "grids.methods",
-    "timesteps": "grids.methods",
+    "sigmas": "grids.grid",
+    "timesteps": "grids.grid",
 }
 __all__ = [*_HOMES, "__version__"]
 

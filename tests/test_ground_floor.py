@@ -15,7 +15,8 @@ from asddim_lib.core.allocation import (
     noise_weights,
     step_sizes,
 )
-from asddim_lib.core.noise import NoiseSchedule, flow_shift, is_flow
+from asddim_lib.core.coordinates import flow_shift, is_flow
+from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.step import ddim_step, predict
 
 ONE, HALF = torch.ones(1), torch.tensor(0.5)

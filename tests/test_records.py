@@ -17,7 +17,8 @@ from asddim_lib.experiment import score as scoring
 from asddim_lib.experiment import setting as design
 from asddim_lib.experiment import store as pictures
 from asddim_lib.files import short_hash
-from asddim_lib.grids.methods import CALIBRATED, timesteps
+from asddim_lib.grids.grid import timesteps
+from asddim_lib.grids.methods import CALIBRATED
 from asddim_lib.grids.rivals import _dmn_bound
 from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.models.load import weights_hash

@@ -1,9 +1,10 @@
-"""A profile: a model's sensitivity g(t) and the error of its steps, as `calibrate` measured them."""
+"""A profile: a model's sensitivity g(t) and its steps' error, as `calibrate` measured them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from asddim_lib.core.allocation import fit_paper
 from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.trajectory import spread
 from asddim_lib.files import write_whole
 
@@ -22,16 +23,19 @@ SCHEMA = 3
 
 @dataclass(frozen=True)
 class SensitivityProfile:
-    """g(t) as measured on a model's own sampling path: values and standard errors at some timesteps, how they were made, and how many network
-    evaluations that cost (a derivative counts as two, guidance doubles).
+    """g(t) along a model's own sampling path, at some timesteps, and how it was measured.
 
-    `local_error`, where it was measured, has the path's N timesteps and, by a solver's order, how many steps each of the N − 1 stretches
-    between them deserves: `made` for the error as it is made, `carried` for what of it reaches the picture.
+    `stderr` is the standard error of g's mean over prompts; None where a single prompt says nothing
+    of it. `evaluations` counts the network evaluations spent: a derivative counts as two, guidance
+    doubles. `local_error` has the path's N timesteps and, by the solver's order, how many steps
+    each of the N − 1 stretches between them deserves: `made` for the error where it is made,
+    `carried` for what of it reaches the picture. `schedule` is the noise schedule's `fingerprint`.
+    Raises WrongUse for values that no measurement gives.
     """
 
     timesteps: list[int]
     g: list[float]
-    stderr: list[float]
+    stderr: list[float | None]
     norm: str
     estimator: str
     probes: int
@@ -45,75 +49,68 @@ class SensitivityProfile:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        g = np.asarray(self.g, np.float64)
-        check(
-            self.schema == SCHEMA,
-            "profile schema",
-            self.schema,
-            f"this version reads {SCHEMA}; calibrate again",
-        )
-        check(
-            len(self.timesteps) == len(g) == len(self.stderr) > 0,
-            "profile",
-            "uneven or empty lists",
-            "calibrate again",
-        )
-        check(
-            bool(np.all(np.isfinite(g) & (g > 0))),
-            "profile g",
-            "not all finite and positive",
-            "calibrate again",
-        )
-        check(
-            list(self.timesteps) == sorted(set(self.timesteps), reverse=True),
-            "profile timesteps",
-            "unsorted",
-            "calibrate again",
-        )
+        remedy = "calibrate again"
+        reads = f"this version reads {SCHEMA}; {remedy}"
+        check(self.schema == SCHEMA, "profile schema", self.schema, reads)
+        even = len(self.timesteps) == len(self.g) == len(self.stderr) > 0
+        check(even, "profile", "uneven or empty lists", remedy)
+        _check_positive("profile g", self.g)
+        _check_falling("profile timesteps", self.timesteps)
+        measured = self.local_error or {"timesteps": self.timesteps}
+        check("timesteps" in measured, "profile local_error", "without timesteps", remedy)
+        _check_falling("profile local_error timesteps", measured["timesteps"])
+        for kind in ("made", "carried"):
+            for order, counts in measured.get(kind, {}).items():
+                name = f"profile local_error {kind} of order {order}"
+                even = len(counts) == len(measured["timesteps"]) - 1
+                check(even, name, f"{len(counts)} numbers", remedy)
+                _check_positive(name, counts)
 
     def at(self, schedule: NoiseSchedule) -> np.ndarray:
-        """g at every training timestep, log-linear between the measured ones and constant beyond them.
+        """g at every training timestep, log-linear between the measured ones.
 
-        Raises ValueError when the profile was made on another noise schedule.
+        It is constant beyond them. Raises WrongUse for a profile of another noise schedule.
         """
-        check(
-            self.schedule == fingerprint(schedule),
-            "profile",
-            "made on another noise schedule",
-            "calibrate on this scheduler",
-        )
+        self.check_schedule(schedule)
         known = np.asarray(self.timesteps[::-1])
         return np.exp(np.interp(np.arange(len(schedule)), known, np.log(self.g[::-1])))
 
     def density(self, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
-        """How many steps a solver of this order should take at every training timestep, up to a factor, by its local error.
+        """How many steps of a solver of this order each training timestep deserves, up to a factor.
 
-        Raises ValueError when that was not measured, or on another noise schedule.
+        The array goes from timestep 0 to the first of the path: to T − 1, unless the path began
+        lower, as an image-to-image pipeline's does. Raises WrongUse when that was not measured, or
+        for a profile of another noise schedule.
         """
-        check(
-            self.schedule == fingerprint(schedule),
-            "profile",
-            "made on another noise schedule",
-            "calibrate on this scheduler",
-        )
+        self.check_schedule(schedule)
         kind = "carried" if carried else "made"
         measured = self.local_error or {}
         known = measured.get(kind, {})
-        check(
-            str(order) in known,
-            "profile",
-            f"without the error {kind} at order {order}",
-            f"calibrate again{', with adjoint_probes' if carried else ''}",
-        )
+        remedy = f"calibrate again{', with adjoint_probes' if carried else ''}"
+        what = f"without the error {kind} at order {order}"
+        check(str(order) in known, "profile", what, remedy)
         return spread(known[str(order)], measured["timesteps"])
+
+    def check_schedule(self, schedule: NoiseSchedule) -> None:
+        """Raises WrongUse for a profile that was measured on another noise schedule."""
+        same = self.schedule == fingerprint(schedule)
+        what = "made on another noise schedule"
+        check(same, "profile", what, "calibrate on this scheduler")
+        first = max(self.timesteps[0], *(self.local_error or {"timesteps": [0]})["timesteps"][:1])
+        beyond = f"of timesteps up to {first}, beyond {len(schedule) - 1}"
+        check(first < len(schedule), "profile", beyond, "calibrate again")
 
     def fit(
         self, schedule: NoiseSchedule, order: int = 1, carried: bool = True
     ) -> tuple[float, float, float]:
-        """The paper's p and λ that come nearest to `density`, and by what factor their error still exceeds its own (`allocation.fit_paper`)."""
-        return fit_paper(
-            schedule.variance, self.at(schedule), self.density(schedule, order, carried), order
-        )
+        """The paper's p and λ whose density comes nearest to `density`.
+
+        The third number is by what factor their error still exceeds that of the density itself
+        (`allocation.fit_paper`).
+        """
+        density = self.density(schedule, order, carried)
+        g, variance = self.at(schedule), schedule.variance
+        return fit_paper(variance[: len(density)], g[: len(density)], density, order)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as a scheduler's config holds them."""
@@ -121,26 +118,18 @@ class SensitivityProfile:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SensitivityProfile:
-        """The profile of a dict made by `to_dict`; raises ValueError that names missing or foreign keys."""
-        check(
-            isinstance(values, dict),
-            "profile",
-            type(values).__name__,
-            "give a profile made by calibrate",
-        )
+        """The profile of a dict made by `to_dict`. Raises WrongUse that names the wrong keys."""
+        remedy = "give a profile made by calibrate"
+        check(isinstance(values, dict), "profile", type(values).__name__, remedy)
         wrong = (set(values) | {"local_error"}) ^ set(cls.__dataclass_fields__)
-        check(
-            not wrong,
-            "profile keys",
-            f"missing or unknown: {', '.join(sorted(wrong))}",
-            "give a profile made by calibrate",
-        )
+        names = ", ".join(sorted(wrong))
+        check(not wrong, "profile keys", f"missing or unknown: {names}", remedy)
         return cls(**values)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON, whole or not at all."""
-        path = Path(path)
-        write_whole(path, lambda part: part.write_text(json.dumps(self.to_dict(), indent=1) + "\n"))
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        write_whole(Path(path), lambda part: part.write_text(text))
 
     @classmethod
     def load(
@@ -152,38 +141,41 @@ class SensitivityProfile:
         guidance_scale: float | None = None,
         override: tuple[str, ...] = (),
     ) -> SensitivityProfile:
-        """Reads what `save` wrote, for the model, noise schedule and guidance scale that are given.
+        """Reads what `save` wrote, for the model, noise schedule and guidance scale given.
 
-        Raises ValueError when it is no profile, or was made for others, unless `override` names what may differ: "model", "schedule",
-        "guidance_scale".
+        Raises WrongUse when it is no profile, or was made for others, unless `override` names what
+        may differ: "model", "schedule", "guidance_scale".
         """
         try:
             values = json.loads(Path(path).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"profile {path} is no whole JSON file ({error}); calibrate again"
-            ) from error
-        found = cls.from_dict(values)
-        wanted = {
-            "model": model,
-            "schedule": schedule and fingerprint(schedule),
-            "guidance_scale": guidance_scale,
-        }
-        foreign = set(override) - set(wanted)
-        check(
-            not foreign, "override", ", ".join(sorted(foreign)), f"use some of {', '.join(wanted)}"
-        )
+            reason = f"profile {path} is no whole JSON file ({error})"
+            raise WrongUse(f"{reason}; calibrate again") from error
+        profile = cls.from_dict(values)
+        wanted = {"model": model, "schedule": schedule and fingerprint(schedule)}
+        wanted |= {"guidance_scale": guidance_scale}
+        foreign = ", ".join(sorted(set(override) - set(wanted)))
+        check(not foreign, "override", foreign, f"use some of {', '.join(wanted)}")
         for name, value in wanted.items():
-            same = value is None or name in override or getattr(found, name) == value
-            check(
-                same,
-                f"profile {path}",
-                f"made for {name} {getattr(found, name)}, not {value}",
-                f"calibrate again, or override {name!r}",
-            )
-        return found
+            known = getattr(profile, name)
+            same = value is None or name in override or known == value
+            remedy = f"calibrate again, or override {name!r}"
+            check(same, f"profile {path}", f"made for {name} {known}, not {value}", remedy)
+        return profile
 
 
 def fingerprint(schedule: NoiseSchedule) -> str:
     """A short name of a noise schedule: equal for equal betas."""
     return hashlib.sha256(np.round(schedule.betas, 12).tobytes()).hexdigest()[:16]
+
+
+def _check_positive(name: str, values: list[float]) -> None:
+    numbers = np.asarray(values, np.float64)
+    right = numbers.ndim == 1 and bool(np.all(np.isfinite(numbers) & (numbers > 0)))
+    check(right, name, "not all finite and positive", "calibrate again")
+
+
+def _check_falling(name: str, values: list[int]) -> None:
+    whole = all(isinstance(t, int) and t >= 0 and math.isfinite(t) for t in values)
+    falling = whole and list(values) == sorted(set(values), reverse=True)
+    check(falling, name, "unsorted", "calibrate again")

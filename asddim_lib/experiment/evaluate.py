@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from asddim_lib import metrics
-from asddim_lib.core.noise import is_flow
+from asddim_lib.core.coordinates import is_flow
 from asddim_lib.errors import check
 from asddim_lib.experiment.grids import find_grids, found_file
 from asddim_lib.experiment.score import has_attributes, judge, real_figures, summarize

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.core.noise import is_flow
+from asddim_lib.core.coordinates import is_flow
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
@@ -25,7 +25,8 @@ from asddim_lib.experiment.setting import (
     references,
 )
 from asddim_lib.files import locked, seal, short_hash, unseal
-from asddim_lib.grids.methods import CALIBRATED, sigmas, timesteps
+from asddim_lib.grids.grid import sigmas, timesteps
+from asddim_lib.grids.methods import CALIBRATED
 from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.measure.calibrate import calibrate, record
 from asddim_lib.models.load import Pipeline, weights_hash

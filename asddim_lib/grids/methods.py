@@ -1,14 +1,18 @@
-"""Every grid behind one call: diffusers' uniform spacings, the paper's allocations, ours and their rivals, for any scheduler."""
+"""The one table of methods: what each grid is called, what it needs, and how it is laid.
+
+The scheduler, the command line, the experiment, the book and the tests all read `METHODS`.
+"""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from asddim_lib.core.allocation import allocate, gradient_step, noise_weights, step_sizes
-from asddim_lib.core.noise import NoiseSchedule, is_flow
+from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
@@ -16,8 +20,9 @@ from asddim_lib.grids.rivals import RIVALS
 from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.grids.uniform import SPACINGS, uniform
 
+#: What a scheduler's config holds of a method, and what it means where nothing is said.
 DEFAULTS: dict[str, Any] = {
-    "allocation": "noise",
+    "allocation": "uniform",
     "p": 0.5,
     "lam": 1.0,
     "eps": 1e-8,
@@ -26,182 +31,192 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-#: What a scheduler lays by itself; `timesteps` also takes what was searched on a recorded path.
-ALLOCATIONS = (
-    "uniform",
-    "noise",
-    "gradient",
-    "combined",
-    "fitted",
-    "equidistributed",
-    "dual-weighted",
-    *SPACINGS,
-    *RIVALS,
-)
-#: Those that need a profile.
-CALIBRATED = ("gradient", "combined", "fitted", "equidistributed", "dual-weighted")
+@dataclass(frozen=True)
+class Options:
+    """What a method may use beside the noise schedule and the number of steps.
 
-
-def timesteps(
-    scheduler: Any,
-    num_inference_steps: int,
-    *,
-    allocation: str | None = None,
-    p: float | None = None,
-    lam: float | None = None,
-    reading: str | None = None,
-    profile: SensitivityProfile | dict | None = None,
-    path: Trajectory | None = None,
-    order: int | None = None,
-    temper: float | None = None,
-) -> list[int]:
-    """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
-
-    What is not given comes from the scheduler's config if it is an `ASDDIMScheduler`'s, else from `DEFAULTS`. `allocation` is uniform,
-    noise (Eqs 5–7), gradient (Eqs 8–9) or combined (Eqs 10–13); equidistributed, by the local error that was measured along the path, or
-    dual-weighted, by what of it reaches the picture, for a solver of `order` 1 (the default), 2 or 3, and with their density to the power
-    `temper`, from 1 (the default) to 0, which is uniform: multistep solvers under guidance dislike steps that change fast; or fitted, the paper's own with the p
-    and λ that come nearest to dual-weighted. All of these but uniform and noise need a `profile` from `calibrate`. Or a rival's:
-    leading, trailing, linspace, quadratic, karras, exponential (or logsnr), beta, beta-sigmas, arctan, dmn,
-    ays-sd15, ays-sdxl, ays-deepfloyd; or oracle, gits or dual-path, which need a `path` from `calibration.record` (dual-path with adjoint_probes).
-    Raises ValueError for a value out of range, or for a profile made on another noise schedule.
+    `p` and `eps` are Eq 5's, `lam` is Eq 9's λ, `reading` is of Eqs 10–12. `profile` is what
+    `calibrate` measured, `path` what `record` did. `order` is the solver's, `temper` the power
+    that a measured density is raised to. `spacing` and `steps_offset` are diffusers'. No
+    step lies above `begin`.
     """
-    config = getattr(scheduler, "config", scheduler)
-    schedule = NoiseSchedule.from_config(config)
-    check(
-        not is_flow(config),
-        "scheduler",
-        "a flow-matching one",
-        "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)",
-    )
-    given = {
-        "allocation": allocation,
-        "p": p,
-        "lam": lam,
-        "reading": reading,
-        "profile": profile,
-        "path": path,
-        "order": order,
-        "temper": temper,
-    }
-    return _grid(config, schedule, num_inference_steps, given)
+
+    p: float = 0.5
+    lam: float = 1.0
+    eps: float = 1e-8
+    reading: str = "intent"
+    profile: SensitivityProfile | None = None
+    path: Trajectory | None = None
+    order: int = 1
+    temper: float = 1.0
+    spacing: str = "leading"
+    steps_offset: int = 0
+    begin: int | None = None
+
+    def cut(self, values: np.ndarray) -> np.ndarray:
+        """An array over timesteps, up to `begin`."""
+        return values if self.begin is None else values[: self.begin + 1]
 
 
-def _grid(
-    config: Any, schedule: NoiseSchedule, num_inference_steps: int, given: dict[str, Any]
-) -> list[int]:
-    foreign = set(given) - {*DEFAULTS, "path", "order", "temper"}
-    check(
-        not foreign,
-        "arguments",
-        ", ".join(sorted(foreign)),
-        f"use some of {', '.join(DEFAULTS)}, path, order, temper",
-    )
-    chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config}
-    chosen |= {key: value for key, value in given.items() if value is not None}
-    kind, size = chosen["allocation"], len(schedule)
-    check(
-        kind in (*ALLOCATIONS, *SEARCHED),
-        "allocation",
-        kind,
-        f"use one of {', '.join((*ALLOCATIONS, *SEARCHED))}",
-    )
-    whole = isinstance(num_inference_steps, (int, np.integer)) and not isinstance(
-        num_inference_steps, bool
-    )
-    check(
-        whole and 1 <= num_inference_steps <= size,
-        "num_inference_steps",
-        num_inference_steps,
-        f"give a whole number, 1 to {size}",
-    )
-    if kind in SEARCHED:
-        check(
-            chosen.get("path") is not None,
-            "path",
-            None,
-            f"allocation {kind!r} needs one: path=record(pipe, prompts)",
-        )
-        return SEARCHED[kind](chosen["path"], schedule, num_inference_steps)
-    if kind == "uniform" or kind in SPACINGS:
-        return uniform(
-            config.get("timestep_spacing", "leading") if kind == "uniform" else kind,
-            size,
-            num_inference_steps,
-            config.get("steps_offset", 0),
-        )
-    if kind in RIVALS:
-        return RIVALS[kind](schedule, num_inference_steps)
-    made = chosen["profile"]
-    if kind in CALIBRATED:
-        check(
-            made is not None,
-            "profile",
-            made,
-            f"allocation {kind!r} needs one: profile=calibrate(pipe, prompts)",
-        )
-        made = SensitivityProfile.from_dict(made) if isinstance(made, dict) else made
-    if kind in ("equidistributed", "dual-weighted"):
-        temper = chosen.get("temper", 1.0)
-        check(
-            0 <= temper <= 1,
-            "temper",
-            temper,
-            "give a number from 0 (uniform) to 1 (the whole density)",
-        )
-        return allocate(
-            made.density(schedule, chosen.get("order") or 1, carried=kind == "dual-weighted")
-            ** -temper,
-            num_inference_steps,
-        )
-    if kind == "fitted":
-        p, chosen["lam"], _ = made.fit(schedule, chosen.get("order") or 1)
-        return allocate(
-            step_sizes(
-                noise_weights(schedule.variance, p), gradient_step(made.at(schedule), chosen["lam"])
-            ),
-            num_inference_steps,
-        )
-    check(
-        kind == "gradient" or chosen["p"] > 0,
-        "p",
-        chosen["p"],
-        "give a positive number, or use allocation uniform or gradient",
-    )
-    noise_weight = noise_weights(
-        schedule.variance, 0.0 if kind == "gradient" else chosen["p"], chosen["eps"]
-    )
-    factor = np.ones(size) if kind == "noise" else gradient_step(made.at(schedule), chosen["lam"])
-    return allocate(step_sizes(noise_weight, factor, chosen["reading"]), num_inference_steps)
+Lay = Callable[[NoiseSchedule, int, Options], list[int]]
 
 
-def check_timesteps(timesteps: list[int], num_train_timesteps: int) -> list[int]:
-    """A grid that somebody else gave, as whole numbers; raises ValueError unless it falls strictly within 0 … T − 1."""
-    grid = [int(t) for t in timesteps]
-    falling = all(a > b for a, b in itertools.pairwise(grid)) and all(
-        a == b for a, b in zip(grid, timesteps, strict=True)
-    )
-    check(
-        bool(grid) and falling, "timesteps", timesteps, "give strictly decreasing whole timesteps"
-    )
-    check(
-        0 <= grid[-1] and grid[0] < num_train_timesteps,
-        "timesteps",
-        timesteps,
-        f"keep them within 0 … {num_train_timesteps - 1}",
-    )
-    return grid
+@dataclass(frozen=True)
+class Method:
+    """A way to place K steps.
 
-
-def sigmas(scheduler: Any, num_inference_steps: int, **how: Any) -> list[float]:
-    """The same grid as `timesteps`, as the scheduler's `set_timesteps(sigmas=…)` takes it.
-
-    For Euler, DPM-Solver and their like: noise-to-signal ratios √((1 − ᾱ)/ᾱ), and 0 at the end. For flow matching: shares of noise in
-    (0, 1] before the scheduler's own shift, which it puts on whatever it is given; it adds the 0 itself.
+    `needs` is nothing, profile, path, adjoints (a path with them), or trials: grids that are found
+    by drawing with them have no `lay` (see `asddim_lib.tune`). `summary` is one line for people.
     """
-    schedule, config = NoiseSchedule.from_config(scheduler), getattr(scheduler, "config", scheduler)
-    grid = _grid(config, schedule, num_inference_steps, how)
-    if not is_flow(config):
-        return [float(schedule.finite_sigmas[t]) for t in grid] + [0.0]
-    size = len(schedule)
-    return [(t + 1) / size for t in grid]
+
+    name: str
+    needs: str
+    summary: str
+    lay: Lay | None = None
+
+
+def _paper(schedule: NoiseSchedule, steps: int, options: Options, kind: str) -> list[int]:
+    """Eqs 5–13; `kind` says which of the two factors counts."""
+    noisy = kind != "gradient"
+    remedy = "give a positive number, or use allocation uniform or gradient"
+    check(not noisy or options.p > 0, "p", options.p, remedy)
+    weights = noise_weights(schedule.variance, options.p if noisy else 0.0, options.eps)
+    factor = np.ones(len(schedule))
+    if kind != "noise":
+        factor = gradient_step(_profile(options).at(schedule), options.lam)
+    return allocate(options.cut(step_sizes(weights, factor, options.reading)), steps)
+
+
+def _fitted(schedule: NoiseSchedule, steps: int, options: Options) -> list[int]:
+    profile = _profile(options)
+    p, lam, _ = profile.fit(schedule, options.order)
+    factor = gradient_step(profile.at(schedule), lam)
+    return allocate(options.cut(step_sizes(noise_weights(schedule.variance, p), factor)), steps)
+
+
+def _density(schedule: NoiseSchedule, steps: int, options: Options, carried: bool) -> list[int]:
+    temper = options.temper
+    check(0 <= temper <= 1, "temper", temper, "give a number from 0 (uniform) to 1 (the density)")
+    density = options.cut(_profile(options).density(schedule, options.order, carried))
+    wanted = len(options.cut(schedule.betas))
+    remedy = f"give begin={len(density) - 1} or less, or calibrate along the whole path"
+    check(len(density) == wanted, "profile", f"of timesteps 0 … {len(density) - 1}", remedy)
+    return allocate(density**-temper, steps)
+
+
+def _profile(options: Options) -> SensitivityProfile:
+    assert options.profile is not None  # `lay` has checked what the method needs
+    return options.profile
+
+
+def _spaced(schedule: NoiseSchedule, steps: int, options: Options, spacing: str = "") -> list[int]:
+    size = len(options.cut(schedule.betas))
+    return uniform(spacing or options.spacing, size, steps, options.steps_offset)
+
+
+def _searched(name: str) -> Lay:
+    def lay_on_path(schedule: NoiseSchedule, steps: int, options: Options) -> list[int]:
+        assert options.path is not None
+        return SEARCHED[name](options.path, schedule, steps)
+
+    return lay_on_path
+
+
+def _rival(name: str) -> Lay:
+    return lambda schedule, steps, options: RIVALS[name](
+        NoiseSchedule(options.cut(schedule.betas)), steps
+    )
+
+
+_SUMMARIES = {
+    "leading": "evenly spaced from 0 up, plus the offset (Stable Diffusion's DDIM)",
+    "trailing": "evenly spaced from T − 1 down (Lin et al. 2024)",
+    "linspace": "evenly spaced, with both ends",
+    "quadratic": "denser at low noise, (1 − k/K)² (Song et al. 2021)",
+    "beta": "quantiles of Beta(0.6, 0.6) over timesteps (Lee et al. 2024)",
+    "dmn": "the least bound on a multistep solver's error (Xue et al. 2024)",
+    "karras": "evenly spaced in σ^(1/7) (Karras et al. 2022)",
+    "exponential": "evenly spaced in log σ",
+    "logsnr": "evenly spaced in log-SNR; the same as exponential (Lu et al. 2022)",
+    "beta-sigmas": "quantiles of Beta(0.6, 0.6) over σ",
+    "arctan": "evenly spaced in arctan σ; optimal for Gaussian data (Sabour et al. 2024)",
+    "ays-sd15": "Align Your Steps, as published for SD 1.5",
+    "ays-sdxl": "Align Your Steps, as published for SDXL",
+    "ays-deepfloyd": "Align Your Steps, as published for DeepFloyd IF",
+    "oracle": "the least summed deviation from a recorded path, by dynamic programming",
+    "gits": "GITS' shortest path (Chen et al. 2024)",
+    "dual-path": "the least error at the path's end, with signs, by local search",
+}
+
+
+def _own() -> Iterable[Method]:
+    yield Method("uniform", "nothing", "the scheduler's own timestep_spacing", _spaced)
+    yield Method("noise", "nothing", "the paper: steps where noise is low (Eqs 5–7)", _of("noise"))
+    text = "the paper: steps where the network is sensitive (Eqs 8–9)"
+    yield Method("gradient", "profile", text, _of("gradient"))
+    yield Method("combined", "profile", "the paper: both together (Eqs 10–13)", _of("combined"))
+    text = "combined, with the p and λ nearest to dual-weighted"
+    yield Method("fitted", "profile", text, _fitted)
+    text = "each step makes the same measured error (de Boor 1973)"
+    yield Method("equidistributed", "profile", text, lambda *args: _density(*args, carried=False))
+    text = "each step's error, carried to the picture, is the same"
+    yield Method("dual-weighted", "profile", text, lambda *args: _density(*args, carried=True))
+
+
+def _of(kind: str) -> Lay:
+    return lambda schedule, steps, options: _paper(schedule, steps, options, kind)
+
+
+def _table() -> Iterable[Method]:
+    yield from _own()
+    for name in SPACINGS:
+        lay = lambda *args, spacing=name: _spaced(*args, spacing)  # noqa: E731
+        yield Method(name, "nothing", _SUMMARIES[name], lay)
+    for name in RIVALS:
+        yield Method(name, "nothing", _SUMMARIES[name], _rival(name))
+    for name in SEARCHED:
+        needs = "adjoints" if name == "dual-path" else "path"
+        yield Method(name, needs, _SUMMARIES[name], _searched(name))
+    text = "the best of several grids, moved while that helps, within a budget"
+    yield Method("chosen", "trials", text)
+    yield Method("direct", "trials", "the same search, to its end")
+
+
+#: Every method by its name. `register` adds one.
+METHODS: dict[str, Method] = {method.name: method for method in _table()}
+#: What a scheduler lays by itself, from its config alone.
+ALLOCATIONS = tuple(m.name for m in METHODS.values() if m.needs in ("nothing", "profile"))
+#: The methods that need a profile.
+CALIBRATED = tuple(m.name for m in METHODS.values() if m.needs == "profile")
+#: The methods whose grids are found by drawing with them on tuning prompts.
+TRIED = tuple(m.name for m in METHODS.values() if m.needs == "trials")
+
+
+def register(method: Method) -> None:
+    """Adds a method to the table: from then on every part of the library takes its name.
+
+    Raises WrongUse for a name that is taken.
+    """
+    check(method.name not in METHODS, "name", method.name, "it is taken; choose another")
+    METHODS[method.name] = method
+
+
+def lay(name: str, schedule: NoiseSchedule, steps: int, options: Options) -> list[int]:
+    """K timesteps by the method of that name.
+
+    Raises WrongUse for an unknown name, or where what the method needs is missing.
+    """
+    method = METHODS.get(name)
+    known = ", ".join(m.name for m in METHODS.values() if m.lay)
+    check(method is not None, "allocation", name, f"use one of {known}")
+    assert method is not None
+    remedy = f"{name!r} is found by drawing: use asddim_lib.tune, or asddim choose --search"
+    check(method.lay is not None, "allocation", name, remedy)
+    assert method.lay is not None
+    if method.needs == "profile":
+        remedy = f"allocation {name!r} needs one: profile=calibrate(pipe, prompts)"
+        check(options.profile is not None, "profile", None, remedy)
+    if method.needs in ("path", "adjoints"):
+        remedy = f"allocation {name!r} needs one: path=record(pipe, prompts)"
+        check(options.path is not None, "path", None, remedy)
+    return method.lay(schedule, steps, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,27 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from asddim_lib.core.coordinates import Coordinates, completed
 from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import check
-from asddim_lib.grids.methods import ALLOCATIONS, check_timesteps
-from asddim_lib.grids.methods import timesteps as make_timesteps
+from asddim_lib.grids.grid import check_timesteps
+from asddim_lib.grids.grid import timesteps as make_timesteps
+from asddim_lib.grids.methods import METHODS
 
 
 class ASDDIMScheduler(DDIMScheduler):
-    """DDIM whose steps go where the paper's allocation puts them (Eqs 3–13).
+    """DDIM whose steps go where an allocation puts them (Eqs 3–13).
 
-    It takes DDIM's settings, and: `allocation` (uniform, noise, gradient, combined, or any of `grids.ALLOCATIONS`), `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of
-    Eqs 10–12, and `profile`, a calibrated profile's `to_dict()`. Uniform follows `timestep_spacing` and equals diffusers' DDIM to the bit.
+    It takes DDIM's settings, and: `allocation`, a name from the table of methods that needs nothing
+    or a profile; `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of Eqs 10–12; and `profile`, a
+    calibrated profile's `to_dict()`. Without an allocation it is DDIM on its own `timestep_spacing`
+    and equals diffusers' to the bit, except where diffusers steps beside its own grid.
 
-    >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="noise")
+    >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """
 
-    #: Whether a number that is not finite stops the whole batch. Who looks at each sample when it is done may set it to False.
+    #: Whether a network output that is not finite raises (on a CPU, where that costs no wait).
+    #: Set it to False to draw the rest of a batch all the same.
     strict = True
 
     @register_to_config
@@ -49,19 +55,14 @@ class ASDDIMScheduler(DDIMScheduler):
         sample_max_value: float = 1.0,
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
-        allocation: str = "noise",
+        allocation: str = "uniform",
         p: float = 0.5,
         lam: float = 1.0,
         eps: float = 1e-8,
         reading: str = "intent",
         profile: dict[str, Any] | None = None,
     ) -> None:
-        check(
-            allocation in ALLOCATIONS,
-            "allocation",
-            allocation,
-            f"use one of {', '.join(ALLOCATIONS)}",
-        )
+        _check_allocation(allocation)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -79,48 +80,60 @@ class ASDDIMScheduler(DDIMScheduler):
             timestep_spacing=timestep_spacing,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        self._seen: list[
-            tuple[tuple[Tensor, Tensor], int | Tensor]
-        ] = []  # the ends of outputs that nobody has looked at yet, and when
+        self._alphas = self.alphas_cumprod.cpu().clone()  # diffusers' add_noise moves its own
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """As diffusers' `from_config`, of any scheduler whose samples are DDIM's.
+
+        What the source's class means by a setting that it leaves out goes along; latents are
+        clipped only where the source clips them. Raises WrongUse for a flow-matching or EDM
+        scheduler, or one whose noise levels are not known.
+        """
+        remedy = "give pipe.scheduler.config"
+        check(isinstance(config, Mapping), "config", type(config).__name__, remedy)
+        return super().from_config(_translated(config, kwargs), return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        timesteps: list[int] | None = None,
+        timesteps: Any = None,
     ) -> None:
-        """Lays the grid: K steps by this scheduler's allocation, or the given `timesteps`, strictly decreasing, 0 … T − 1.
+        """Lays the grid: K steps by this scheduler's allocation, or the given `timesteps`.
 
-        Raises ValueError when both or neither are given, or when one is out of range; and on an accelerator, for a run that ended before the
-        grid did (`denoising_end`) and whose network had failed.
+        Given ones (a list, array or tensor) are strictly decreasing whole numbers, 0 … T − 1.
+        Raises WrongUse when both or neither are given, when one is out of range, and for a first
+        timestep of pure noise when the network predicts that noise.
         """
-        self._report()
-        given = "both" if timesteps is not None else "neither"
-        check(
-            (num_inference_steps is None) != (timesteps is None),
-            "num_inference_steps and timesteps",
-            f"{given} given",
-            "give one",
-        )
-        grid = (
-            make_timesteps(self.config, num_inference_steps)
-            if num_inference_steps is not None
-            else check_timesteps(timesteps or [], self.config.num_train_timesteps)
-        )
+        given = "both given" if timesteps is not None else "neither given"
+        one = (num_inference_steps is None) != (timesteps is None)
+        check(one, "num_inference_steps and timesteps", given, "give one")
+        if num_inference_steps is not None:
+            grid = make_timesteps(self.config, num_inference_steps)
+        else:
+            grid = check_timesteps(timesteps, self.config["num_train_timesteps"])
+        self._check_start(grid[0])
         self.num_inference_steps = len(grid)
         self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
-        # ᾱ of every timestep and of the next smaller one on the grid, so that step() looks up values and never waits for a device.
-        rising = torch.tensor(grid[::-1])
-        place = torch.searchsorted(rising, torch.arange(len(self.alphas_cumprod)))
-        self._alpha_next = torch.where(
-            place > 0, self.alphas_cumprod[rising[place - 1]], self.final_alpha_cumprod
-        ).to(device)
-        self._alpha = self.alphas_cumprod.to(device)
-        self._begin = 0
+        self._lay(grid)
 
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Tells at which step of the grid a pipeline begins, as image-to-image pipelines do."""
-        self._begin = begin_index
+    def _lay(self, grid: list[int]) -> None:
+        """Tables over all timesteps, so that `step` looks values up and waits for no device."""
+        rising = torch.tensor(grid[::-1])
+        place = torch.searchsorted(rising, torch.arange(len(self._alphas)))
+        final = self.final_alpha_cumprod.cpu()
+        lower = self._alphas[rising[(place - 1).clamp(min=0)]]
+        self._alphas_next = torch.where(place > 0, lower, final)
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def _check_start(self, first: int) -> None:
+        blind = self.config["prediction_type"] == "epsilon" and float(self._alphas[first]) == 0
+        what = f"{first}, where ᾱ is 0 and prediction_type is epsilon"
+        remedy = "noise says nothing of the picture there: start lower, or use v_prediction"
+        check(not blind, "timesteps", what, remedy)
 
     def step(
         self,
@@ -133,93 +146,87 @@ class ASDDIMScheduler(DDIMScheduler):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """One update from `timestep` to the grid's next smaller one, or to clean data after the last (Eq 3).
+        """One update from `timestep` to the grid's next smaller one, or to its end (Eq 3).
 
-        Arguments and results are those of diffusers' `DDIMScheduler.step`; `timestep` may also hold one timestep a sample. Nothing here
-        waits for a device. Raises ValueError when the network returns a number that is not finite: at once on a CPU, after the grid's last
-        step elsewhere, or when the next grid is laid if that step never came.
+        Arguments and results are those of diffusers' `DDIMScheduler.step`. `timestep` may hold one
+        timestep per sample. The scheduler keeps no state of a run, and nothing waits for a device.
+        Raises WrongUse, on a CPU, for a network output that is not finite.
         """
-        check(
-            self.num_inference_steps is not None,
-            "num_inference_steps",
-            None,
-            "call set_timesteps first",
-        )
-        alpha, alpha_next = self._alphas(timestep, sample)
-        self._watch(model_output, timestep)
+        laid = self.num_inference_steps is not None
+        check(laid, "num_inference_steps", None, "call set_timesteps first")
+        self._check_finite(model_output, timestep)
+        alpha, alpha_next = self._levels(timestep, sample)
         if eta > 0 and variance_noise is None:
-            shape, device, dtype = model_output.shape, model_output.device, model_output.dtype
-            variance_noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            variance_noise = randn_tensor(
+                model_output.shape,
+                generator=generator,
+                device=model_output.device,
+                dtype=model_output.dtype,
+            )
         previous, original = ddim_step(
             sample,
             model_output,
             alpha,
             alpha_next,
-            prediction_type=self.config.prediction_type,
+            prediction_type=self.config["prediction_type"],
             eta=eta,
             noise=variance_noise,
             clean=self._clean,
             keep_epsilon=not use_clipped_model_output,
         )
+        previous, original = previous.to(sample.dtype), original.to(sample.dtype)
         return DDIMSchedulerOutput(previous, original) if return_dict else (previous, original)
 
-    def _alphas(self, timestep: int | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """ᾱ at the timestep and at the grid's next smaller one, as the sample's device holds them."""
-        if self._alpha.device != sample.device:
-            self._alpha, self._alpha_next = (
-                self._alpha.to(sample.device),
-                self._alpha_next.to(sample.device),
-            )
-        return self._at(self._alpha, timestep, sample), self._at(self._alpha_next, timestep, sample)
-
-    @staticmethod
-    def _at(table: Tensor, timestep: int | Tensor, sample: Tensor) -> Tensor:
+    def _levels(self, timestep: int | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """ᾱ at the timestep and at the grid's next smaller one, float32, on the sample's device."""
+        tables = self._tables.get(sample.device)
+        if tables is None:
+            tables = torch.stack([self._alphas, self._alphas_next]).to(sample.device)
+            self._tables[sample.device] = tables
         if not isinstance(timestep, Tensor):
-            return table[timestep]
-        found = table.take(
-            timestep.to(table.device)
-        )  # unlike table[timestep], no wait for the timestep's value
-        return (
-            found
-            if found.ndim == 0
-            else found.to(sample.dtype).reshape(-1, *[1] * (sample.ndim - 1))
-        )
+            return tables[0, timestep], tables[1, timestep]
+        place = timestep.to(sample.device, torch.int64).reshape(-1)
+        levels = tables.index_select(1, place)  # unlike tables[:, timestep], waits for no value
+        shape = () if timestep.ndim == 0 else (-1, *[1] * (sample.ndim - 1))
+        return levels[0].reshape(shape), levels[1].reshape(shape)
 
-    def _watch(self, model_output: Tensor, timestep: int | Tensor) -> None:
-        if not self.strict:
+    def _check_finite(self, model_output: Tensor, timestep: int | Tensor) -> None:
+        if not self.strict or model_output.device.type != "cpu":
             return
-        self._seen.append(
-            (model_output.aminmax(), timestep)
-        )  # both are NaN if any is, and unlike isfinite() this makes no second tensor
-        if self._has_values(model_output.device) or len(self._seen) + self._begin >= len(
-            self.timesteps
-        ):
-            self._report()
-
-    @staticmethod
-    def _has_values(device: torch.device) -> bool:
-        """Whether values are there at once; of an accelerator's, one only asks when the work is done."""
-        return device.type == "cpu"
-
-    def _report(self) -> None:
-        seen, self._seen = self._seen, []
-        for (least, greatest), t in seen:
-            if not (math.isfinite(least) and math.isfinite(greatest)):
-                at = int(t.flatten()[0] if isinstance(t, Tensor) else t)
-                step, sigma = (
-                    int((self.timesteps > at).sum()),
-                    (1 - float(self.alphas_cumprod[at])) ** 0.5,
-                )
-                value = f"not finite at step {step} (timestep {at}, σ {sigma:.4f})"
-                check(
-                    False,
-                    "model_output",
-                    value,
-                    "look at the sample there, or run the network in float32",
-                )
+        least, greatest = model_output.aminmax()  # either is NaN if any is; no second tensor
+        if math.isfinite(least) and math.isfinite(greatest):
+            return
+        t = int(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        step, sigma = int((self.timesteps.cpu() > t).sum()), (1 - float(self._alphas[t])) ** 0.5
+        what = f"not finite at step {step} (timestep {t}, σ {sigma:.4f})"
+        remedy = "look at the sample there, or run the network in float32"
+        check(False, "model_output", what, remedy)
 
     def _clean(self, x0: Tensor) -> Tensor:
-        if self.config.thresholding:
+        if self.config["thresholding"]:
             return self._threshold_sample(x0)
-        limit = self.config.clip_sample_range
-        return x0.clamp(-limit, limit) if self.config.clip_sample else x0
+        limit = self.config["clip_sample_range"]
+        return x0.clamp(-limit, limit) if self.config["clip_sample"] else x0
+
+
+def _check_allocation(allocation: str) -> None:
+    names = [m.name for m in METHODS.values() if m.needs in ("nothing", "profile")]
+    check(allocation in names, "allocation", allocation, f"use one of {', '.join(names)}")
+
+
+def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A source scheduler's config in DDIM's words, all of it said."""
+    source = completed(config)
+    coordinates = Coordinates.of({**source, **changes})
+    words = {"flow": "a flow-matching", "edm": "an EDM"}
+    kind = words.get(coordinates.kind, coordinates.kind)
+    remedy = "its samples are not DDIM's: give the grid to its own scheduler, by sigmas(…)"
+    check(coordinates.kind == "vp", "config", f"{kind} scheduler's", remedy)
+    source.setdefault("clip_sample", False)
+    source.setdefault("thresholding", False)
+    source.setdefault("set_alpha_to_one", coordinates.ends_at_zero)
+    named = source.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
+    if not named or "snr_shift_scale" in source:  # levels that DDIM's own words cannot say
+        source["trained_betas"] = coordinates.betas.tolist()
+        source["rescale_betas_zero_snr"] = False
+    return source

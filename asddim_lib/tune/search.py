@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.methods import check_timesteps, timesteps
+from asddim_lib.grids.grid import check_timesteps, timesteps
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import check_prompts

@@ -1,0 +1,217 @@
+"""What a scheduler's config says of its model: noise levels, and what a sample is made of.
+
+Every diffusion or flow model is written here in the same two numbers. σ is noise over signal, and
+y = x₀ + σε is the sample as clean data sees it. In them every sampler follows dy/dσ = ε.
+
+| kind | the sample x | σ | x from y |
+| --- | --- | --- | --- |
+| `vp` (DDPM, DDIM, Stable Diffusion) | √ᾱ x₀ + √(1 − ᾱ) ε | √((1 − ᾱ)/ᾱ) | y / √(1 + σ²) |
+| `flow` (flow matching) | (1 − s) x₀ + s ε | s / (1 − s) | y / (1 + σ) |
+| `edm` (Karras et al. 2022) | x₀ + σε | σ | y |
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asddim_lib.core.step import predict
+from asddim_lib.errors import WrongUse, check
+
+#: Settings of flow schedulers that move the levels in ways not known here.
+FOREIGN_FLOW = ("n_grid", "stages", "scale_factors", "eta")
+#: Settings that every EDM scheduler has, and no other.
+EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The kind of a model, its noise levels at T training timesteps (float64), and its output.
+
+    `betas` are those of the variance-preserving model with the same σ at every timestep. For a
+    flow or EDM model they are a way to write its levels, which differ by a scaling of x alone.
+    `prediction_type` is None where the config does not say it. `shift` is a flow model's.
+    """
+
+    kind: str
+    betas: np.ndarray
+    prediction_type: str | None = None
+    shift: float = 1.0
+    sigma_data: float = 1.0
+    ends_at_zero: bool = True
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Coordinates:
+        """The coordinates of a diffusers scheduler, or of its config.
+
+        A key that the config lacks has the default of the config's own class (`_class_name`); it
+        has no other default. Raises WrongUse for a scheduler whose levels are not known here.
+        """
+        config = completed(scheduler)
+        continuous = config.get("timestep_type") == "continuous"
+        check(not continuous, "timestep_type", "continuous", "use a scheduler with discrete steps")
+        if is_flow(config):
+            return _flow(config)
+        if config.get("trained_betas") is not None or "beta_schedule" in config:
+            return _variance_preserving(config)
+        if set(EDM) <= set(config):
+            return _edm(config)
+        name = config.get("_class_name")
+        if name is None:
+            settings = ", ".join(sorted(map(str, config))) or "nothing"
+            raise WrongUse(
+                f"scheduler is a config of {settings}, without beta_schedule; give the scheduler's "
+                "own config, with beta_start, beta_end and beta_schedule, or trained_betas"
+            )
+        raise WrongUse(
+            f"scheduler is {name}, whose noise levels are not known here; use a DDIM, DPM-Solver, "
+            "UniPC, Euler, FlowMatchEuler or EDM scheduler"
+        )
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """σ at every training timestep, rising; the last one may be infinite."""
+        bars = np.cumprod(1 - self.betas)
+        with np.errstate(divide="ignore"):
+            return np.sqrt((1 - bars) / bars)
+
+    def signal(self, sigma: float | Tensor) -> float | Tensor:
+        """What y is multiplied by to give the sample x, at σ."""
+        if self.kind == "vp":
+            return (1 + sigma**2) ** -0.5
+        return 1 / (1 + sigma) if self.kind == "flow" else sigma * 0 + 1.0
+
+    def predict(self, sample: Tensor, model_output: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """x̂₀ and ε, each of the sample's shape, from the network's output on a sample at σ."""
+        kind = self.prediction_type
+        check(kind is not None, "prediction_type", None, "the scheduler's config must say it")
+        if self.kind == "flow":
+            s = sigma / (1 + sigma) if math.isfinite(sigma) else 1.0
+            return sample - s * model_output, sample + (1 - s) * model_output
+        if self.kind == "vp":
+            alpha = torch.tensor(1 / (1 + sigma**2), dtype=torch.float64)
+            return predict(sample, model_output, alpha, str(kind))
+        d2, total = self.sigma_data**2, sigma**2 + self.sigma_data**2
+        sign = -1 if kind == "v_prediction" else 1
+        scale = sign * sigma * self.sigma_data / total**0.5
+        clean = d2 / total * sample + scale * model_output
+        return clean, (sample - clean) / sigma
+
+
+def completed(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's config, with the defaults of its own diffusers class for what it leaves out.
+
+    A class's defaults are what the scheduler itself would do. Another class's are not: Heun's own
+    betas differ from DDIM's, and only DDIM clips. Raises WrongUse for what is no config.
+    """
+    import diffusers
+
+    config = getattr(scheduler, "config", scheduler)
+    kind = type(scheduler).__name__
+    check(
+        isinstance(config, Mapping), "scheduler", kind, "give a diffusers scheduler or its config"
+    )
+    values = {key: value for key, value in config.items() if key != "_use_default_values"}
+    source = getattr(diffusers, str(values.get("_class_name", "")), None)
+    if isinstance(source, type):
+        for key, parameter in inspect.signature(source.__init__).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                values.setdefault(key, parameter.default)
+    return values
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler, or its config, is a flow-matching one."""
+    config = completed(scheduler)
+    return bool(config.get("use_flow_sigmas")) or ("shift" in config and "beta_start" not in config)
+
+
+def flow_shift(mix: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """Flow matching's share of noise s in (0, 1], moved by the config's shift as diffusers does.
+
+    Raises WrongUse for a shift that depends on the picture's size.
+    """
+    dynamic = config.get("use_dynamic_shifting", False)
+    remedy = (
+        "give a scheduler with a fixed shift: from_config(…, use_dynamic_shifting=False, shift=…)"
+    )
+    check(not dynamic, "use_dynamic_shifting", dynamic, remedy)
+    shift = float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
+    return shift * mix / (1 + (shift - 1) * mix)
+
+
+def _flow(config: dict[str, Any]) -> Coordinates:
+    foreign = [setting for setting in FOREIGN_FLOW if setting in config]
+    name = str(config.get("_class_name", "a config"))
+    what = f"{name} with {', '.join(foreign)}"
+    remedy = "its levels are not known here: use FlowMatchEulerDiscreteScheduler"
+    check(not foreign, "scheduler", what, remedy)
+    for flag in ("invert_sigmas", "shift_terminal"):
+        value = config.get(flag)
+        check(not value, flag, value, f"it moves the grid: from_config(…, {flag}=None)")
+    size = int(config.get("num_train_timesteps", 1000))
+    mix = flow_shift(np.arange(1, size + 1) / size, config)
+    bars = (1 - mix) ** 2 / ((1 - mix) ** 2 + mix**2)
+    shift = float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
+    return Coordinates("flow", _betas_of(bars), "flow_prediction", shift)
+
+
+def _variance_preserving(config: dict[str, Any]) -> Coordinates:
+    betas = _betas(config)
+    if "snr_shift_scale" in config:  # CogVideoX
+        bars, scale = np.cumprod(1 - betas), config["snr_shift_scale"]
+        betas = _betas_of(bars / (scale + (1 - scale) * bars))
+    if config.get("rescale_betas_zero_snr"):
+        roots = np.sqrt(np.cumprod(1 - betas))
+        betas = _betas_of(((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2)
+    zero = config.get("set_alpha_to_one", config.get("final_sigmas_type", "zero") == "zero")
+    return Coordinates("vp", betas, config.get("prediction_type"), ends_at_zero=bool(zero))
+
+
+def _betas(config: dict[str, Any]) -> np.ndarray:
+    """The betas that a config names, by diffusers' own formulas in float64."""
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], np.float64)
+    size, name = int(config.get("num_train_timesteps", 1000)), config["beta_schedule"]
+    if name == "squaredcos_cap_v2":
+        turns = np.arange(size + 1) / size
+        bars = [math.cos((turn + 0.008) / 1.008 * math.pi / 2) ** 2 for turn in turns]
+        return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bars)])
+    for key in ("beta_start", "beta_end"):
+        check(key in config, key, "missing", "give the scheduler's own config")
+    start, end = float(config["beta_start"]), float(config["beta_end"])
+    if name == "linear":
+        return np.linspace(start, end, size)
+    if name == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, size) ** 2
+    if name == "sigmoid":
+        return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, size)))
+    remedy = "use linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas"
+    raise WrongUse(f"beta_schedule is {name!r}; {remedy}")
+
+
+def _edm(config: dict[str, Any]) -> Coordinates:
+    """EDM's own ramp from `sigma_min` to `sigma_max`, over as many levels as training timesteps."""
+    ramp = np.linspace(0, 1, int(config["num_train_timesteps"]))
+    low, high = float(config["sigma_min"]), float(config["sigma_max"])
+    if config["sigma_schedule"] == "karras":
+        root = 1 / float(config["rho"])
+        sigmas = (low**root + ramp * (high**root - low**root)) ** (1 / root)
+    else:
+        sigmas = np.exp(np.log(low) + ramp * (np.log(high) - np.log(low)))
+    data, zero = float(config["sigma_data"]), config["final_sigmas_type"] == "zero"
+    betas, prediction = _betas_of(1 / (1 + sigmas**2)), config["prediction_type"]
+    return Coordinates("edm", betas, prediction, sigma_data=data, ends_at_zero=zero)
+
+
+def _betas_of(bars: np.ndarray) -> np.ndarray:
+    """The betas of a falling ᾱ."""
+    return 1 - bars / np.concatenate([[1.0], bars[:-1]])

@@ -1,0 +1,142 @@
+"""A grid for any scheduler: `timesteps` and `sigmas`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from asddim_lib.core.coordinates import Coordinates, completed, flow_shift
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import check
+from asddim_lib.evidence.profile import SensitivityProfile
+from asddim_lib.evidence.trajectory import Trajectory
+from asddim_lib.grids.methods import DEFAULTS, METHODS, Options, lay
+from asddim_lib.grids.uniform import SPACINGS, uniform
+
+ARGUMENTS = (*DEFAULTS, "path", "order", "temper", "begin")
+#: Evidence, and the methods' needs that it serves: given to another method it is refused.
+_SERVES = {"profile": ("profile",), "path": ("path", "adjoints"), "temper": ("profile",)}
+
+
+def timesteps(
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    allocation: str | None = None,
+    p: float | None = None,
+    lam: float | None = None,
+    reading: str | None = None,
+    profile: SensitivityProfile | dict | None = None,
+    path: Trajectory | None = None,
+    order: int | None = None,
+    temper: float | None = None,
+    begin: int | None = None,
+) -> list[int]:
+    """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
+
+    `allocation` names one of `METHODS` (`asddim methods` lists them), whose `Options` the other
+    arguments are. What is not given comes from the config of an `ASDDIMScheduler`, else from
+    `DEFAULTS`. With `begin`, no step lies above that timestep: for image-to-image, pass the grid
+    to the pipeline as `timesteps`, with `strength=1.0`.
+    Raises WrongUse for a value out of range, for a profile or path that the method makes no use of
+    or that was measured on another noise schedule, and for a flow-matching or EDM scheduler.
+    """
+    kind = Coordinates.of(scheduler).kind if allocation not in ("uniform", *SPACINGS) else "vp"
+    words = {"flow": "a flow-matching one", "edm": "an EDM one"}
+    remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
+    check(kind == "vp", "scheduler", words.get(kind, kind), remedy)
+    how = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile}
+    how |= {"path": path, "order": order, "temper": temper, "begin": begin}
+    return _grid(scheduler, num_inference_steps, how)
+
+
+def sigmas(
+    scheduler: Any, num_inference_steps: int, *, shifted: bool = False, **how: Any
+) -> list[float]:
+    """The grid of `timesteps`, with its arguments, as `set_timesteps(sigmas=…)` takes it.
+
+    For Euler, DPM-Solver and their like these are ratios of noise to signal, √((1 − ᾱ)/ᾱ), and a 0
+    at the end. For EDM they are σ, without the 0. For flow matching they are shares of noise in
+    (0, 1] *before* the scheduler's own shift, which it puts on whatever it is given; it adds the 0
+    itself. `shifted=True` gives what the solver will really use, with the 0, for other programs.
+    Raises WrongUse as `timesteps` does, and for a flow scheduler that would override the grid.
+    """
+    config = completed(scheduler)
+    coordinates = Coordinates.of(config)
+    if coordinates.kind == "flow":
+        config["timestep_spacing"] = "trailing"  # flow matching begins with pure noise
+        for flag in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+            remedy = f"it overrides the grid: from_config(…, {flag}=False)"
+            check(not config.get(flag), flag, config.get(flag), remedy)
+    grid = _grid(config, num_inference_steps, how)
+    if coordinates.kind == "flow":
+        size = len(coordinates.betas)
+        mix = np.array([(t + 1) / size for t in grid])
+        return [*flow_shift(mix, config).tolist(), 0.0] if shifted else mix.tolist()
+    levels = NoiseSchedule(coordinates.betas).finite_sigmas[grid].tolist()
+    return levels if coordinates.kind == "edm" and not shifted else [*levels, 0.0]
+
+
+def check_timesteps(timesteps: Any, num_train_timesteps: int) -> list[int]:
+    """A grid that somebody gave (a list, array or tensor), as whole numbers.
+
+    Raises WrongUse unless it falls strictly within 0 … T − 1.
+    """
+    given = np.asarray(timesteps.cpu() if hasattr(timesteps, "cpu") else timesteps)
+    shown = given.tolist()
+    right = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.number)
+    right = bool(right and np.all(np.isfinite(given)) and np.all(given == np.floor(given)))
+    grid = [int(t) for t in given] if right else []
+    falling = right and all(a > b for a, b in itertools.pairwise(grid))
+    check(falling, "timesteps", shown, "give strictly decreasing whole timesteps")
+    within = 0 <= grid[-1] and grid[0] < num_train_timesteps
+    check(within, "timesteps", shown, f"keep them within 0 … {num_train_timesteps - 1}")
+    return grid
+
+
+def _grid(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
+    """The grid of a scheduler's config, changed by what is given."""
+    foreign = ", ".join(sorted(set(how) - set(ARGUMENTS)))
+    check(not foreign, "arguments", foreign, f"use some of {', '.join(ARGUMENTS)}")
+    given = {name: value for name, value in how.items() if value is not None}
+    config = completed(scheduler)
+    chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config} | given
+    name, begin = chosen.pop("allocation"), chosen.pop("begin", None)
+    _check_evidence(name, given)
+    if isinstance(chosen["profile"], dict):
+        chosen["profile"] = SensitivityProfile.from_dict(chosen["profile"])
+    spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
+    options = Options(**chosen, spacing=spacing, steps_offset=offset, begin=begin)
+    if name in ("uniform", *SPACINGS) and begin is None:  # these need no noise levels
+        betas = config.get("trained_betas")
+        size = int(config.get("num_train_timesteps", 1000)) if betas is None else len(betas)
+        _check_steps(steps, size)
+        return uniform(spacing if name == "uniform" else name, size, steps, offset)
+    schedule = NoiseSchedule.from_config(config)
+    if begin is not None:
+        _check_begin(name, begin, len(schedule))
+    _check_steps(steps, len(options.cut(schedule.betas)))
+    return lay(name, schedule, steps, options)
+
+
+def _check_begin(name: str, begin: int, size: int) -> None:
+    whole = isinstance(begin, (int, np.integer)) and 0 <= begin < size
+    check(whole, "begin", begin, f"give a timestep, 0 to {size - 1}")
+    remedy = "record the path with the pipeline's strength instead: such a grid begins with it"
+    check(name not in METHODS or METHODS[name].needs != "path", "begin", begin, remedy)
+
+
+def _check_evidence(name: str, given: dict[str, Any]) -> None:
+    needs = METHODS[name].needs if name in METHODS else ""
+    for argument, served in _SERVES.items():
+        if argument in given and needs and needs not in served:
+            remedy = f"allocation {name!r} makes no use of it: name an allocation that does"
+            check(False, argument, "given", remedy)
+
+
+def _check_steps(steps: int, size: int) -> None:
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    remedy = f"give a whole number, 1 to {size}"
+    check(whole and 1 <= steps <= size, "num_inference_steps", steps, remedy)

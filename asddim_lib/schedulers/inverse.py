@@ -1,0 +1,47 @@
+"""DDIM inversion on any grid: from a picture's latents back to the noise that draws them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asddim_lib.errors import check
+from asddim_lib.schedulers.asddim import ASDDIMScheduler
+
+
+class ASDDIMInverseScheduler(ASDDIMScheduler):
+    """`ASDDIMScheduler`'s steps in reverse, on the same grid, as `DDIMInverseScheduler` is to DDIM.
+
+    Its timesteps rise. A step at timestep t leads from the grid's next smaller timestep (from the
+    grid's end, at the first step) to t; the network is asked at t.
+
+    >>> inverse = ASDDIMInverseScheduler.from_config(pipe.scheduler.config)
+    """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """As `ASDDIMScheduler`'s, and then turned round. Given timesteps may rise or fall."""
+        if timesteps is not None:
+            given = list(timesteps)
+            timesteps = given[::-1] if len(given) > 1 and given[0] < given[-1] else given
+        super().set_timesteps(num_inference_steps, device, timesteps)
+        self.timesteps = self.timesteps.flip(0)
+
+    def _check_start(self, first: int) -> None:
+        """A step may end in pure noise: only leaving it needs the picture."""
+
+    def _levels(self, timestep: int | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        above, below = super()._levels(timestep, sample)
+        return below, above
+
+    def step(self, *args: Any, **options: Any) -> Any:
+        """As `ASDDIMScheduler.step`, towards noise. Raises WrongUse for η > 0."""
+        eta = options.get("eta", args[3] if len(args) > 3 else 0.0)
+        check(eta == 0, "eta", eta, "inversion is deterministic: leave it out")
+        return super().step(*args, **options)

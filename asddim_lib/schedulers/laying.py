@@ -1,0 +1,105 @@
+"""A grid laid in any diffusers scheduler, and looked at again: what it holds is what was meant."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from asddim_lib.core.coordinates import Coordinates, completed, flow_shift
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse, check
+
+#: Settings with which a scheduler makes levels of its own, and the value that leaves a grid alone.
+OVERRIDES: dict[str, Any] = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "interpolation_type": "linear",
+    "sigma_min": None,
+    "sigma_max": None,
+    "shift_terminal": None,
+    "invert_sigmas": False,
+}
+ENDS = ("zero", "sigma_min")
+
+
+def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
+    """A scheduler of class `kind`, for the model of `config`, that takes any grid as it is given.
+
+    Settings that override a grid are off. The last step leads to `end`: "zero", clean data, or
+    "sigma_min", timestep 0's level; by default where the config's own scheduler ends. Raises
+    WrongUse for a class that cannot end there.
+    """
+    source = completed(config)
+    known = inspect.signature(kind.__init__).parameters
+    changes = {name: value for name, value in OVERRIDES.items() if name in known}
+    if "rho" in known:  # EDM's own range stays
+        changes = {n: v for n, v in changes.items() if n not in ("sigma_min", "sigma_max")}
+    coordinates = Coordinates.of(source)
+    end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
+    check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
+    if "final_sigmas_type" in known:
+        changes["final_sigmas_type"] = end
+    if "set_alpha_to_one" in known:
+        changes["set_alpha_to_one"] = end == "zero"
+    movable = {"final_sigmas_type", "set_alpha_to_one"} & set(known)
+    able = bool(movable) or end == "zero" or coordinates.kind == "flow"
+    check(able, "end", end, f"{kind.__name__} always ends at zero: use end='zero'")
+    return kind.from_config({**source, **changes})
+
+
+def takes(scheduler: Any) -> str:
+    """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
+    known = inspect.signature(scheduler.set_timesteps).parameters
+    flow = Coordinates.of(scheduler).kind != "vp"
+    if flow:
+        return "sigmas" if "sigmas" in known else ""
+    return "timesteps" if "timesteps" in known else "sigmas" if "sigmas" in known else ""
+
+
+def lay(scheduler: Any, grid: list[Any], device: Any = None) -> None:
+    """Lays timesteps, or for a flow or EDM scheduler sigmas (as `grids.sigmas` gives them).
+
+    Raises WrongUse where the scheduler takes no grid, or holds another one afterwards.
+    """
+    argument = takes(scheduler)
+    remedy = "it takes no grid: use ASDDIMScheduler, UniPCGridScheduler or DPMSolverMultistep"
+    check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
+    scheduler.set_timesteps(device=device, **{argument: grid})
+    check_laid(scheduler, grid)
+
+
+def check_laid(scheduler: Any, grid: list[Any]) -> None:
+    """Raises WrongUse unless a scheduler holds the levels that the grid means, each to 1e-3."""
+    meant, levels = _meant(scheduler, grid), _levels(scheduler)
+    same = len(meant) == len(levels) and np.allclose(levels, meant, rtol=1e-3, atol=1e-6)
+    if not same:
+        shown = ", ".join(f"{level:.4g}" for level in levels[:6])
+        raise WrongUse(
+            f"scheduler is {type(scheduler).__name__}, which holds the levels {shown}, … and not "
+            "those of the grid; build it by asddim_lib.schedulers.laying.prepared"
+        )
+
+
+def _meant(scheduler: Any, grid: list[Any]) -> np.ndarray:
+    """The levels that a scheduler should hold for a grid, without the end."""
+    coordinates = Coordinates.of(scheduler)
+    if coordinates.kind == "flow":
+        return flow_shift(np.asarray(grid, np.float64), completed(scheduler))
+    if coordinates.kind == "edm":
+        return np.asarray(grid, np.float64)
+    return NoiseSchedule(coordinates.betas).finite_sigmas[np.asarray(grid, int)]
+
+
+def _levels(scheduler: Any) -> np.ndarray:
+    """The levels that a scheduler holds, without the end; Heun's second stages are left out."""
+    if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > 1:
+        levels = scheduler.sigmas.double().cpu().numpy()[:-1]
+        if levels[-1] == 0:  # it was handed the end as well, and has added one of its own
+            levels = levels[:-1]
+        return levels[::2] if scheduler.order == 2 and len(levels) > 1 else levels
+    schedule = NoiseSchedule.from_config(scheduler)
+    return schedule.finite_sigmas[scheduler.timesteps.cpu().numpy().astype(int)]

@@ -1,0 +1,5 @@
+"""The name under which version 0.1 saved `UniPCGridScheduler`: pipelines saved then still load."""
+
+from diffusers import SchedulerMixin as SchedulerMixin
+
+from asddim_lib.schedulers import UniPCGridScheduler as UniPCGridScheduler
