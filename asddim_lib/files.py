@@ -8,11 +8,15 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,42 @@ def unseal(file: Path) -> Any:
         pass
     log.warning("%s is damaged; it is made anew", file)
     return None
+
+
+class DamagedFile(ValueError):
+    """Raised for a file that does not hold what was written: it has to be made again."""
+
+
+def save_tensors(file: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
+    """Keeps tensors and a text in a safetensors file, with a checksum of both."""
+    header = {"made_from": text, "sha256": _checksum(tensors, text)}
+    write_whole(file, partial(save_file, tensors, metadata=header))
+
+
+def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors and the text that `save_tensors` kept.
+
+    Raises FileNotFoundError, and DamagedFile, which names the file, after any change to it.
+    """
+    remedy = "run the same command again: it is made again"
+    try:
+        with safe_open(file, "pt") as content:
+            names, header = list(content.keys()), content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise DamagedFile(f"{file} is damaged ({error}); {remedy}") from error
+    text = header.get("made_from", "")
+    if header.get("sha256") != _checksum(tensors, text):
+        raise DamagedFile(f"{file} is damaged (its checksum does not match); {remedy}")
+    return tensors, text
+
+
+def _checksum(tensors: dict[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def locked(folder: Path) -> FileLock:

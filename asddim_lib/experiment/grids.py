@@ -1,4 +1,4 @@
-"""The grid of every cell of an experiment; those that cost network evaluations are found on tuning prompts, once, and kept."""
+"""The grid of every cell. Those that cost network evaluations are found once, and kept."""
 
 from __future__ import annotations
 
@@ -18,94 +18,102 @@ from asddim_lib.experiment.setting import (
     METHODS,
     RECORDED_STEPS,
     SOLVERS,
-    TRIED,
     Cell,
     Setting,
     cells,
+    needs,
     references,
 )
 from asddim_lib.files import locked, seal, short_hash, unseal
 from asddim_lib.grids.grid import sigmas, timesteps
-from asddim_lib.grids.methods import CALIBRATED
-from asddim_lib.grids.searched import SEARCHED
+from asddim_lib.measure import fingerprint
 from asddim_lib.measure.calibrate import calibrate, record
-from asddim_lib.models.load import Pipeline, weights_hash
+from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
+from asddim_lib.schedulers.laying import prepared
 from asddim_lib.tune.search import choose, direct_search, solution
+
+#: Adjoint sweeps of the path that `dual-path` is searched on.
+SWEEPS = 2
 
 
 def find_grids(
-    pipe: Pipeline, setting: Setting, out: Path, tune: list[str], teach_on: int = 256
+    pipe: Pipeline, setting: Setting, out: Path, tuning: list[str], teach_on: int = 256
 ) -> tuple[dict[Cell, Any], dict[float, SensitivityProfile]]:
-    """Every cell's timesteps, and each guidance scale's profile where a method needs one: measured by the first process that comes here on
-    the prompts `tune`, kept, and read by the others. A flow-matching pipeline has sigmas for timesteps, Euler's solver alone, and no method that measures."""
+    """Every cell's timesteps, and each guidance scale's profile where a method needs one.
+
+    What is measured is measured by the first process that comes here, on the prompts `tuning`,
+    kept, and read by the others. A flow-matching pipeline has sigmas for timesteps, and Euler's
+    solver alone. Raises WrongUse for a method or solver that does not serve it.
+    """
     if is_flow(pipe.scheduler):
-        for solver in setting.solvers:
-            check(solver == "euler", "solver", solver, "a flow-matching model has euler alone")
-        for method in setting.methods:
-            measured = METHODS.get(method, method) in (*CALIBRATED, *TRIED, *SEARCHED)
-            check(
-                not measured,
-                "method",
-                method,
-                "it is measured on a UNet, which a flow-matching model has not: use ddim-trailing, noise or a fixed grid",
-            )
-    check_prompts(pipe, tune)
+        _check_flow(setting)
+    check_prompts(pipe, tuning, truncate=setting.truncate)
     grids: dict[Cell, Any] = {}
     profiles: dict[float, SensitivityProfile] = {}
     with locked(out / "images"):
         if setting.measures:
-            keys = ("calibrate_on", "calibrate_steps", "adjoint_probes", "tuning_seed", "try_on")
-            made = {
-                "weights": weights_hash(pipe),
-                "dtype": str(pipe.unet.dtype),
-                "tuning_prompts": short_hash(tune),
-                "teach_on": teach_on,
-            }
-            _claim_tuning(out, made | {key: getattr(setting, key) for key in keys})
+            _claim_tuning(out, _origin(pipe, setting, tuning, teach_on))
         for scale in setting.guidance_scales:
-            file = out / "images" / f"profile-g{scale:g}.json"
-            held = unseal(file) if setting.profiled else None
-            if setting.profiled and not held:
-                how: dict[str, Any] = {
-                    "num_steps": setting.calibrate_steps,
-                    "adjoint_probes": setting.adjoint_probes,
-                    "seed": setting.tuning_seed,
-                }
-                held = calibrate(
-                    pipe,
-                    tune[: setting.calibrate_on],
-                    guidance_scale=scale,
-                    cache=out / "images" / "parts",
-                    **how,
-                ).to_dict()
-                seal(file, held)
-            profile = SensitivityProfile.from_dict(held) if held else None
+            profile = _profile(pipe, setting, scale, tuning, out) if setting.profiled else None
             if profile:
                 profiles[scale] = profile
-            find = _Finder(pipe, setting, scale, profile, tune, teach_on, out)
+            find = _Finder(pipe, setting, scale, profile, tuning, teach_on, out)
             for cell in (*cells(setting), *references(setting)):
                 if cell.guidance_scale == scale:
-                    grids[cell] = (
-                        find(cell)
-                        if cell.method in (*SEARCHED, *TRIED)
-                        else grid_for(pipe.scheduler, cell, setting, profile)
-                    )
+                    grids[cell] = find(cell)
     return grids, profiles
 
 
-def _claim_tuning(out: Path, made: dict[str, Any]) -> None:
-    """Writes what the folder's profiles and found grids depend on, or refuses a folder whose own depend on something else."""
+def _check_flow(setting: Setting) -> None:
+    for solver in setting.solvers:
+        check(solver == "euler", "solver", solver, "a flow-matching model has euler alone")
+    for method in setting.methods:
+        remedy = "it is measured, which a flow-matching model is not yet: use a fixed grid"
+        check(needs(method) == "nothing", "method", method, remedy)
+
+
+def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) -> dict[str, Any]:
+    """What the folder's profiles and found grids depend on."""
+    names = ("calibrate_on", "calibrate_steps", "adjoint_probes", "tuning_seed", "try_on")
+    origin = {name: getattr(setting, name) for name in names}
+    origin |= {"weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
+    origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
+    origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
+    return origin | {"negative_prompt": setting.negative_prompt}
+
+
+def _claim_tuning(out: Path, origin: dict[str, Any]) -> None:
+    """Writes what the folder's profiles and grids depend on. Raises WrongUse where others did."""
     file = out / "images" / "tuning.json"
-    held = unseal(file) or made
-    other = [key for key in made if held.get(key) != made[key]]
-    check(
-        not other,
-        "out",
-        f"{out}, which holds profiles of another {', '.join(other)}",
-        "name another folder or remove this one",
-    )
-    seal(file, made)
+    claim = unseal(file) or origin
+    other = [name for name in origin if claim.get(name) != origin[name]]
+    what = f"{out}, which holds profiles of another {', '.join(other)}"
+    check(not other, "out", what, "name another folder or remove this one")
+    seal(file, origin)
+
+
+def _profile(
+    pipe: Pipeline, setting: Setting, scale: float, tuning: list[str], out: Path
+) -> SensitivityProfile:
+    """Loads a guidance scale's profile; if it is missing or damaged, measures and saves it."""
+    file = out / "images" / f"profile-g{scale:g}.json"
+    values = unseal(file)
+    if not values:
+        profile = calibrate(
+            pipe,
+            tuning[: setting.calibrate_on],
+            guidance_scale=scale,
+            num_steps=setting.calibrate_steps,
+            adjoint_probes=setting.adjoint_probes,
+            seed=setting.tuning_seed,
+            truncate=setting.truncate,
+            cache=out / "images" / "parts",
+            **setting.options,
+        )
+        values = profile.to_dict()
+        seal(file, values)
+    return SensitivityProfile.from_dict(values)
 
 
 def grid_for(
@@ -116,30 +124,25 @@ def grid_for(
     path: Trajectory | None = None,
     temper: float = 1.0,
 ) -> list[int] | list[float]:
-    """The timesteps of a cell on the noise schedule of a scheduler or its config; of a flow-matching one, its sigmas."""
-    how: dict[str, Any] = {
-        "p": setting.p,
-        "lam": setting.lam,
-        "reading": setting.reading,
-        "profile": profile,
-        "path": path,
-        "temper": temper,
-    }
+    """The timesteps of a cell on a scheduler's noise schedule; of a flow-matching one, its sigmas."""
+    how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading}
     how |= {"order": SOLVERS[cell.solver][1], "allocation": METHODS.get(cell.method, cell.method)}
-    return (
-        sigmas(scheduler, cell.steps, **how)
-        if is_flow(scheduler)
-        else timesteps(scheduler, cell.steps, **how)
-    )
+    if needs(cell.method) == "profile":
+        how |= {"profile": profile, "temper": temper}
+    elif needs(cell.method) != "nothing":
+        how["path"] = path
+    lay = sigmas if is_flow(scheduler) else timesteps
+    return lay(scheduler, cell.steps, **how)
 
 
 @dataclass
 class _Finder:
-    """Finds the grids that cost network evaluations, on tuning prompts at one guidance scale, and keeps them beside the pictures.
+    """The grids of one guidance scale; what costs network evaluations is kept beside the pictures.
 
-    `oracle` and `gits` are searched on a path of `teach_on` prompts, `dual-path` on one of `try_on` with its adjoints. `direct` searches on from
-    the best of our own densities, whole and tempered, of three fixed grids, and for DDIM of `dual-path`, to the end; `chosen`, for no more
-    evaluations than the fine solution takes. Paths and that solution are made when they are first needed.
+    `oracle` and `gits` are searched on a path of `teach_on` tuning prompts, `dual-path` on one of
+    `try_on` with its adjoints. `direct` searches on from the best of our own densities, whole and
+    tempered, of three fixed grids, and for DDIM of `dual-path`, to the end; `chosen` for no more
+    evaluations than the fine solution takes. Paths and that solution are made when first needed.
     """
 
     pipe: Pipeline
@@ -150,87 +153,88 @@ class _Finder:
     teach_on: int
     out: Path
 
-    def __call__(self, cell: Cell) -> list[int]:
-        file = found_file(cell, self.out)
-        found = unseal(file)
-        if not found:
-            found = (
-                {"timesteps": self._searched(cell)} if cell.method in SEARCHED else self._try(cell)
-            )
-            seal(file, found)
-        return found["timesteps"]
+    def __call__(self, cell: Cell) -> Any:
+        need = needs(cell.method)
+        if need in ("nothing", "profile"):
+            return self._grid(cell)
+        file = grid_file(cell, self.out)
+        values = unseal(file)
+        if not values:
+            values = self._try(cell) if need == "trials" else {"timesteps": self._searched(cell)}
+            seal(file, values)
+        return values["timesteps"]
 
     @cached_property
     def path(self) -> Trajectory:
+        """A path of `teach_on` prompts."""
         return self._record(self.teach_on)
 
     @cached_property
     def swept(self) -> Trajectory:
-        return self._record(self.setting.try_on, adjoint_probes=2)
+        """A path of `try_on` prompts, with its adjoints."""
+        return self._record(self.setting.try_on, adjoint_probes=SWEEPS)
 
     @cached_property
     def goal(self) -> Tensor:
-        return solution(
-            self.pipe,
-            self.prompts[: self.setting.try_on],
-            guidance_scale=self.scale,
-            reference_steps=FINE_STEPS,
-            seed=self.setting.tuning_seed,
-        )
+        """The fine solution that grids are tried against."""
+        prompts = self.prompts[: self.setting.try_on]
+        return solution(self.pipe, prompts, reference_steps=FINE_STEPS, **self._how())
 
-    def _record(self, count: int, **how: Any) -> Trajectory:
+    def _how(self) -> dict[str, Any]:
+        setting = self.setting
+        how = {"guidance_scale": self.scale, "seed": setting.tuning_seed, "end": setting.end}
+        return how | {"truncate": setting.truncate, "options": setting.options}
+
+    def _record(self, count: int, adjoint_probes: int = 0) -> Trajectory:
         return record(
             self.pipe,
             self.prompts[:count],
             guidance_scale=self.scale,
+            num_steps=RECORDED_STEPS,
+            adjoint_probes=adjoint_probes,
             batch_size=16,
             seed=self.setting.tuning_seed,
-            num_steps=RECORDED_STEPS,
-            **how,
+            truncate=self.setting.truncate,
+            **self.setting.options,
         )
 
-    def _searched(self, cell: Cell) -> list[int]:
-        return self._grid(cell, path=self.swept if cell.method == "dual-path" else self.path)
+    def _searched(self, cell: Cell) -> Any:
+        return self._grid(cell, path=self.swept if needs(cell.method) == "adjoints" else self.path)
 
     def _grid(self, cell: Cell, **more: Any) -> Any:
         return grid_for(self.pipe.scheduler, cell, self.setting, self.profile, **more)
 
-    def _try(self, cell: Cell) -> dict[str, Any]:
-        ours = [
-            ("equidistributed", 1.0),
-            *(("dual-weighted", temper) for temper in (1.0, 0.75, 0.5, 0.25)),
-        ]
+    def _starts(self, cell: Cell) -> dict[str, Any]:
+        """The grids that a search may start from, by name."""
+        tempers = (1.0, 0.75, 0.5, 0.25)
+        ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in tempers)]
         starts = {
             f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper)
             for name, temper in ours
         }
-        if (
-            cell.solver == "ddim" and cell.steps <= RECORDED_STEPS
-        ):  # its arrivals are those of DDIM's steps
+        if cell.solver == "ddim" and cell.steps <= RECORDED_STEPS:  # it counts DDIM's own errors
             starts["dual-path"] = self(replace(cell, method="dual-path"))
-        fixed = ("trailing", "leading" if cell.solver == "ddim" else "karras", "beta")
-        starts |= {name: self._grid(replace(cell, method=name)) for name in fixed}
-        prompts, own = self.prompts[: self.setting.try_on], self.pipe.scheduler
-        how: dict[str, Any] = {
-            "guidance_scale": self.scale,
-            "seed": self.setting.tuning_seed,
-            "goal": self.goal,
-        }
+        second = "leading" if cell.solver == "ddim" else "karras"
+        for name in ("trailing", second, "beta"):
+            starts[name] = self._grid(replace(cell, method=name))
+        return starts
+
+    def _try(self, cell: Cell) -> dict[str, Any]:
+        starts, own = self._starts(cell), self.pipe.scheduler
+        prompts = self.prompts[: self.setting.try_on]
+        how = {**self._how(), "goal": self.goal}
         try:
-            self.pipe.scheduler = SOLVERS[cell.solver][0].from_config(own.config)
+            self.pipe.scheduler = prepared(SOLVERS[cell.solver][0], own, self.setting.end)
             if cell.method == "direct":
                 return direct_search(self.pipe, prompts, list(starts.values()), **how)._asdict()
             name, best = choose(self.pipe, prompts, starts, **how)
-            found = direct_search(self.pipe, prompts, [best.timesteps], budget=FINE_STEPS, **how)
-            return {
-                "name": name,
-                **found._asdict(),
-                "evaluations": best.evaluations + found.evaluations,
-            }
+            moved = direct_search(self.pipe, prompts, [best.timesteps], budget=FINE_STEPS, **how)
+            spent = best.evaluations + moved.evaluations
+            return {"name": name, **moved._asdict(), "evaluations": spent}
         finally:
             self.pipe.scheduler = own
 
 
-def found_file(cell: Cell, out: Path) -> Path:
-    """Where a grid that was found on network evaluations is kept."""
+def grid_file(cell: Cell, out: Path) -> Path:
+    """Where a grid that was found by network evaluations is kept."""
     return out / "images" / f"grid-{cell.name}.json"

@@ -1,21 +1,20 @@
-"""What an experiment is to draw: methods × solvers × steps × guidance, cut into batches of prompts."""
+"""What an experiment draws: methods × solvers × steps × guidance, cut into batches of prompts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-
 from asddim_lib.errors import check
-from asddim_lib.grids.methods import ALLOCATIONS, CALIBRATED
-from asddim_lib.grids.searched import SEARCHED
-from asddim_lib.schedulers.asddim import ASDDIMScheduler
-from asddim_lib.schedulers.unipc import UniPCGridScheduler
+from asddim_lib.grids import methods as table
+from asddim_lib.grids.methods import TRIED as TRIED
+from asddim_lib.schedulers.laying import ENDS
+from asddim_lib.schedulers.solvers import SOLVERS as SOLVERS
 
-#: The paper's methods, by their grids. `ddim` is Stable Diffusion's own; the trailing one tells a better start from a better grid. Any other
-#: allocation of `grids` is a method of its own name.
+#: The paper's methods, by their allocations. `ddim` is Stable Diffusion's own; the trailing one
+#: tells a better start from a better grid. Any other method goes by its name in the table.
 METHODS: dict[str, str] = {
     "ddim": "leading",
     "ddim-trailing": "trailing",
@@ -23,29 +22,29 @@ METHODS: dict[str, str] = {
     "gradient": "gradient",
     "combined": "combined",
 }
-#: Methods whose grids are found by trying them on tuning prompts.
-TRIED = ("chosen", "direct")
 #: Points of the path that grids are searched on, as GITS' authors have it.
 RECORDED_STEPS = 60
 #: Steps of the solution that grids are tried against.
 FINE_STEPS = 200
-#: Each solver's scheduler, and the order of its error. Euler's method is DDIM's in other variables, and the one that flow matching has.
-SOLVERS: dict[str, tuple[Any, int]] = {
-    "ddim": (ASDDIMScheduler, 1),
-    "dpm++": (DPMSolverMultistepScheduler, 2),
-    "unipc": (UniPCGridScheduler, 2),
-    "euler": (EulerDiscreteScheduler, 1),
-}
+
+
+def needs(method: str) -> str:
+    """What a method needs, as the table of methods says."""
+    return table.METHODS[METHODS.get(method, method)].needs
 
 
 @dataclass(frozen=True)
 class Setting:
     """What an experiment runs. Two runs with the same setting and model give the same pictures.
 
-    With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance from its own. A profile is made on
-    `calibrate_on` of the `tuning_prompts` (a source for `load_prompts`; what is reported on is left out) over `calibrate_steps`, with
-    `adjoint_probes`, from the seed `tuning_seed` on; what is found by trying is tried on `try_on` of them. With `latents`, a file for
-    `load_latents`, every picture starts from the same.
+    With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance
+    from its own is measured. A profile is made on `calibrate_on` of the `tuning_prompts` (a source
+    for `load_prompts`; prompts that are reported on are left out) over `calibrate_steps`, with
+    `adjoint_probes`, from the seed `tuning_seed` on. Grids are tried on `try_on` of them. With
+    `latents`, a file for `load_latents`, every picture starts from the same noise. All solvers end
+    at `end`: "zero", "sigma_min", or where the model's own config says. `truncate` cuts prompts
+    that are too long, which are refused otherwise. Raises WrongUse for a value out of range, or
+    one that is named twice.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -65,9 +64,11 @@ class Setting:
     negative_prompt: str = ""
     latents: str = ""
     tuning_prompts: str = "bundled-tune"
+    truncate: bool = False
+    end: str | None = None
 
     def __post_init__(self) -> None:
-        known = tuple(dict.fromkeys((*METHODS, *ALLOCATIONS, *SEARCHED, *TRIED)))
+        known = tuple(dict.fromkeys((*METHODS, *table.METHODS)))
         for method in self.methods:
             check(method in known, "method", method, f"use some of {', '.join(known)}")
         for solver in self.solvers:
@@ -75,41 +76,36 @@ class Setting:
         for steps in self.steps:
             check(1 <= steps <= 1000, "steps", steps, "give whole numbers, 1 to 1000")
         for scale in self.guidance_scales:
-            check(
-                scale >= 1,
-                "guidance_scale",
-                scale,
-                "give a number of at least 1 (1 is no guidance)",
-            )
-        check(
-            0 <= self.reference_steps <= 1000,
-            "reference_steps",
-            self.reference_steps,
-            "give 1 to 1000, or 0 for none",
-        )
+            remedy = "give a number of at least 0 (up to 1 is no guidance)"
+            check(scale >= 0, "guidance_scale", scale, remedy)
+        for name in ("methods", "solvers", "steps", "guidance_scales"):
+            self._check_once(name)
+        remedy = "give 1 to 1000, or 0 for none"
+        check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, remedy)
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
-        alone = not (self.profiled and self.negative_prompt)
-        check(
-            alone,
-            "negative_prompt",
-            self.negative_prompt,
-            "profiles are measured without one: leave it out, or the methods that need a profile",
-        )
+        check(self.end in (None, *ENDS), "end", self.end, f"use one of {', '.join(ENDS)}")
+
+    def _check_once(self, name: str) -> None:
+        """A value that is named twice would count its pictures twice."""
+        values: tuple[Any, ...] = getattr(self, name)
+        check(len(values) > 0, name, values, "name at least one")
+        twice = ", ".join(str(value) for value, count in Counter(values).items() if count > 1)
+        check(not twice, name, f"{twice}, more than once", "name each once")
 
     @property
     def measures(self) -> bool:
         """Whether a method's grid is measured on the model."""
-        return bool(
-            {*CALIBRATED, *TRIED, *SEARCHED}
-            & {METHODS.get(method, method) for method in self.methods}
-        )
+        return any(needs(method) != "nothing" for method in self.methods)
 
     @property
     def profiled(self) -> bool:
         """Whether a method needs a profile."""
-        return bool(
-            {*CALIBRATED, *TRIED} & {METHODS.get(method, method) for method in self.methods}
-        )
+        return any(needs(method) in ("profile", "trials") for method in self.methods)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the pipeline is given beside prompts, seeds and guidance, when it is measured."""
+        return {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
 
 
 @dataclass(frozen=True)
@@ -123,16 +119,17 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """What the cell's files are called."""
         return f"{self.method}-{self.solver}-g{self.guidance_scale:g}-k{self.steps}"
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations a picture: two a step with guidance."""
+        """Network evaluations per picture: two per step with guidance."""
         return self.steps * (2 if self.guidance_scale > 1 else 1)
 
 
 class Batch(NamedTuple):
-    """The pictures of a cell for the prompts `start` … `stop` − 1: drawn together, kept in one file, whoever draws them."""
+    """The pictures of a cell for the prompts `start` … `stop` − 1, drawn together, in one file."""
 
     cell: Cell
     start: int
@@ -140,40 +137,39 @@ class Batch(NamedTuple):
 
     @property
     def pictures(self) -> int:
+        """How many pictures the batch has."""
         return self.stop - self.start
 
     @property
     def evaluations(self) -> int:
+        """Network evaluations of all its pictures."""
         return self.pictures * self.cell.evaluations
 
     def file(self, out: Path) -> Path:
+        """Where its pictures are kept."""
         return out / "images" / f"{self.cell.name}-{self.start:06d}.safetensors"
 
 
 def batches(cell: Cell, count: int, setting: Setting) -> list[Batch]:
-    """A cell's pictures for `count` prompts; cut the same way whatever draws them."""
-    return [
-        Batch(cell, start, min(start + setting.batch_size, count))
-        for start in range(0, count, setting.batch_size)
-    ]
+    """A cell's pictures for `count` prompts, cut the same way whatever process draws them."""
+    starts = range(0, count, setting.batch_size)
+    return [Batch(cell, start, min(start + setting.batch_size, count)) for start in starts]
 
 
 def cells(setting: Setting) -> list[Cell]:
     """Every cell of the experiment, methods innermost."""
     return [
-        Cell(m, k, g, s)
-        for g in setting.guidance_scales
-        for k in setting.steps
-        for s in setting.solvers
-        for m in setting.methods
+        Cell(method, steps, scale, solver)
+        for scale in setting.guidance_scales
+        for steps in setting.steps
+        for solver in setting.solvers
+        for method in setting.methods
     ]
 
 
 def references(setting: Setting) -> list[Cell]:
-    """The cells that distances are measured from, one a guidance scale; none unless the setting asks."""
-    solver = "euler" if setting.solvers == ("euler",) else "ddim"
-    return (
-        [Cell("ddim-trailing", setting.reference_steps, g, solver) for g in setting.guidance_scales]
-        if setting.reference_steps
-        else []
-    )
+    """The cells that distances are measured from, one per guidance scale, if the setting asks."""
+    if not setting.reference_steps:
+        return []
+    solver, steps = "euler" if setting.solvers == ("euler",) else "ddim", setting.reference_steps
+    return [Cell("ddim-trailing", steps, scale, solver) for scale in setting.guidance_scales]

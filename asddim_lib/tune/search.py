@@ -1,81 +1,99 @@
-"""The best grid by trying: of a few that are given, or of all near them, for any solver. It costs images, and says how much is left to gain."""
+"""The best grid by trying: of a few that are given, or of all near them, for any solver."""
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps, timesteps
+from asddim_lib.measure.run import Run
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.load import Pipeline
-from asddim_lib.models.prompts import check_prompts
-from asddim_lib.schedulers.asddim import ASDDIMScheduler
+from asddim_lib.schedulers import ASDDIMScheduler
+from asddim_lib.schedulers.laying import takes
+
+Grids = Mapping[str, Sequence[int]]
 
 
 class Found(NamedTuple):
-    """A grid, how far from the reference its pictures end (as `metrics.relative_distance`, the mean), and the network evaluations spent."""
+    """A grid, how far from the reference its pictures end, and what finding it cost.
+
+    `distance` is the mean of `metrics.relative_distance`; `evaluations` counts the network's.
+    """
 
     timesteps: list[int]
     distance: float
     evaluations: int
 
 
-def distances(
-    pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **how: Any
-) -> dict[str, float]:
-    """How far each grid's pictures end from the fine solution, as `direct_search` measures it; with its arguments and errors."""
+def distances(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> dict[str, float]:
+    """How far each grid's pictures end from the fine solution.
+
+    Arguments and errors are those of `direct_search`.
+    """
     cost = _Cost(pipe, prompts, **how)
     return {name: cost(grid) for name, grid in grids.items()}
 
 
-def choose(
-    pipe: Pipeline, prompts: list[str], grids: dict[str, list[int]], **how: Any
-) -> tuple[str, Found]:
-    """The best of some grids, and its name, by `distances`: K evaluations a grid and prompt, beside those of the fine solution."""
+def choose(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> tuple[str, Found]:
+    """The name of the grid that ends nearest, and the grid, by `distances`."""
     cost = _Cost(pipe, prompts, **how)
-    found = {name: cost(grid) for name, grid in grids.items()}
-    name = min(found, key=found.__getitem__)
-    return name, Found(list(grids[name]), found[name], cost.spent)
+    apart = {name: cost(grid) for name, grid in grids.items()}
+    name = min(apart, key=apart.__getitem__)
+    return name, Found(list(grids[name]), apart[name], cost.spent)
 
 
 def direct_search(
     pipe: Pipeline,
     prompts: list[str],
-    starts: list[list[int]],
+    starts: Sequence[Sequence[int]],
     budget: float = math.inf,
     **how: Any,
 ) -> Found:
-    """The grid near the best of `starts`, with as many steps, whose final latents lie nearest to a fine solution from the same noise.
+    """The grid near the best of `starts` whose final latents lie nearest to a fine solution's.
 
-    The solver is the pipeline's scheduler, which must take `timesteps`; the solution, DDIM's of `reference_steps` (200). Prompt i starts from
-    the noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; a `goal` from `solution` saves that run.
-    A pattern search: each timestep is tried nearer to its neighbours by a share of the gap, what is better is kept, and where nothing is, the
-    share halves. It finds a local optimum, for these prompts, or what it has when its trials, the starts aside, have taken `budget` steps a
-    prompt. Raises ValueError for wrong prompts or a wrong start.
+    The solver is the pipeline's scheduler, which must take `timesteps`; the solution is DDIM's of
+    `reference_steps` (200), from the same noise to the same end. Prompt i starts from the noise of
+    seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; `options` go to the
+    pipeline. A `goal` from `solution` saves the fine run.
+    A pattern search: each timestep is moved towards its neighbours by a share of the gap, what is
+    better is kept, and where nothing is, the share halves. It ends in a local optimum for these
+    prompts, or when its trials, the starts aside, have taken `budget` steps per prompt.
+    Raises WrongUse for wrong prompts (at least two), a wrong start, or latents that are not finite.
     """
-    size, cost = len(pipe.scheduler.alphas_cumprod), _Cost(pipe, prompts, **how)
-    (best, grid), share = min((cost(start), start) for start in starts), 0.4
-    last = cost.spent + (budget - len(grid)) * cost.each  # another trial would go beyond the budget
+    size = len(Coordinates.of(pipe.scheduler).betas)
+    cost = _Cost(pipe, prompts, **how)
+    check(len(starts) > 0, "starts", starts, "give at least one grid")
+    best, grid = min((cost(start), list(start)) for start in starts)
+    last = cost.spent + (budget - len(grid)) * cost.per_step  # one more trial would go beyond
+    share = 0.4
     while share > 0.02 and cost.spent <= last:
         before = best
         for k in range(len(grid)):
-            up = (grid[k - 1] if k else size) - grid[k]
-            down = grid[k] - (grid[k + 1] if k + 1 < len(grid) else -1)
-            for gap, sign in ((up, 1), (down, -1)):
-                move = max(1, round(share * gap))
-                if move < gap and cost.spent <= last:
-                    trial = [*grid[:k], grid[k] + sign * move, *grid[k + 1 :]]
-                    found = cost(trial)
-                    if found < best:
-                        best, grid = found, trial
-                        break
+            for trial in _moved(grid, k, share, size):
+                if cost.spent <= last and (apart := cost(trial)) < best:
+                    best, grid = apart, trial
+                    break
         share /= 2 if best == before else 1
-    return Found(list(grid), best, cost.spent)
+    return Found(grid, best, cost.spent)
+
+
+def _moved(grid: list[int], k: int, share: float, size: int) -> list[list[int]]:
+    """The grid with its k-th timestep moved up, and down, by a share of the gap there."""
+    up = (grid[k - 1] if k else size) - grid[k]
+    down = grid[k] - (grid[k + 1] if k + 1 < len(grid) else -1)
+    trials = []
+    for gap, sign in ((up, 1), (down, -1)):
+        move = max(1, round(share * gap))
+        if move < gap:
+            trials.append([*grid[:k], grid[k] + sign * move, *grid[k + 1 :]])
+    return trials
 
 
 def solution(
@@ -86,25 +104,25 @@ def solution(
     reference_steps: int = 200,
     batch_size: int = 32,
     seed: int = 0,
+    end: str | None = None,
+    truncate: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """The final latents (n × d) of a fine DDIM run, whatever the pipeline's own scheduler: the goal of every search with the same arguments."""
-    own = pipe.scheduler
-    try:
-        pipe.scheduler = ASDDIMScheduler.from_config(own.config)
-        return _ends(
-            pipe,
-            prompts,
-            timesteps(own, reference_steps, allocation="trailing"),
-            guidance_scale,
-            batch_size,
-            seed,
-        )
-    finally:
-        pipe.scheduler = own
+    """The final latents (n × d) of a fine DDIM run, whatever the pipeline's own scheduler.
+
+    It is the goal of every search with the same arguments.
+    """
+    seeds = range(seed, seed + len(prompts))
+    run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate, end=end)
+    grid = timesteps(pipe.scheduler, reference_steps, allocation="trailing")
+    return run.prepared_with(ASDDIMScheduler).ends(grid)
 
 
 class _Cost:
-    """A grid's mean relative distance from the fine solution; counts the network evaluations that it `spent`."""
+    """A grid's mean relative distance from the fine solution.
+
+    Counts the network evaluations that it has `spent`.
+    """
 
     def __init__(
         self,
@@ -116,59 +134,31 @@ class _Cost:
         batch_size: int = 32,
         seed: int = 0,
         goal: Tensor | None = None,
+        end: str | None = None,
+        truncate: bool = False,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        check_prompts(pipe, prompts)
-        takes = "timesteps" in inspect.signature(pipe.scheduler.set_timesteps).parameters
-        check(
-            takes,
-            "pipe.scheduler",
-            type(pipe.scheduler).__name__,
-            "it takes no timesteps: make it ASDDIMScheduler.from_config(pipe.scheduler.config)",
-        )
-        self.pipe, self.prompts, self.how = pipe, prompts, (guidance_scale, batch_size, seed)
-        self.each, self.spent = len(prompts) * (2 if guidance_scale > 1 else 1), 0
+        kind, count = type(pipe.scheduler).__name__, len(prompts)
+        remedy = "it takes no timesteps: make it ASDDIMScheduler.from_config(pipe.scheduler.config)"
+        check(takes(pipe.scheduler) == "timesteps", "pipe.scheduler", kind, remedy)
+        remedy = "give at least two: distances are measured against the spread between pictures"
+        check(count >= 2, "prompts", f"{count} prompt", remedy)
+        seeds = range(seed, seed + count)
+        run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate, end=end)
+        self.run = run.prepared_with(type(pipe.scheduler))
+        self.size = len(Coordinates.of(pipe.scheduler).betas)
+        self.per_step, self.spent = run.evaluations_per_step, 0
         if goal is None:
-            goal = solution(
-                pipe,
-                prompts,
-                guidance_scale=guidance_scale,
-                reference_steps=reference_steps,
-                batch_size=batch_size,
-                seed=seed,
-            )
-            self.spent = reference_steps * self.each
+            fine = timesteps(pipe.scheduler, reference_steps, allocation="trailing")
+            goal = run.prepared_with(ASDDIMScheduler).ends(fine)
+            self.spent = reference_steps * self.per_step
         self.goal = goal
 
-    def __call__(self, grid: list[int]) -> float:
-        self.spent += len(grid) * self.each
-        chosen = check_timesteps(grid, len(self.pipe.scheduler.alphas_cumprod))
-        return float(
-            relative_distance(_ends(self.pipe, self.prompts, chosen, *self.how), self.goal).mean()
-        )
-
-
-@torch.no_grad()
-def _ends(
-    pipe: Pipeline,
-    prompts: list[str],
-    grid: list[int],
-    guidance_scale: float,
-    batch_size: int,
-    seed: int,
-) -> Tensor:
-    found = []
-    for start in range(0, len(prompts), batch_size):
-        chosen = prompts[start : start + batch_size]
-        noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
-        found.append(
-            pipe(
-                chosen,
-                timesteps=grid,
-                guidance_scale=guidance_scale,
-                generator=noise,
-                output_type="latent",
-            )
-            .images.flatten(1)
-            .float()
-        )
-    return torch.cat(found)
+    def __call__(self, grid: Sequence[int]) -> float:
+        """The cost of one grid. Raises WrongUse where it is not finite."""
+        self.spent += len(grid) * self.per_step
+        ends = self.run.ends(check_timesteps(list(grid), self.size))
+        apart = float(relative_distance(ends, self.goal).mean())
+        remedy = "the network gave numbers that are not finite: run it in float32"
+        check(math.isfinite(apart), "distance", f"{apart} for the grid {list(grid)}", remedy)
+        return apart
