@@ -1,7 +1,12 @@
-"""A Sphinx extension: beside the first mention of each function in a section, a link to its source, where viewcode has one; works as list items."""
+"""A Sphinx extension with two parts: links to source code, and list items for cited works.
+
+Beside the first mention of each function in a section stands a link to its source, where viewcode
+has a page of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
@@ -12,43 +17,58 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 
 class SourceLinks(SphinxPostTransform):
-    """Runs before references are resolved, while they still name their functions, and before viewcode turns its anchors into links."""
+    """Adds the links, while references still name their functions and before viewcode runs."""
 
     default_priority = 5
 
     def run(self, **kwargs: Any) -> None:
+        """Inserts an anchor after the first mention of each function in each section."""
         known = getattr(self.env, "_viewcode_modules", {})
-        seen = set()
+        linked = set()
         for mention in list(self.document.findall(pending_xref)):
-            module, _, name = mention["reftarget"].replace(".", "/", 1).partition(".")
-            section = mention
-            while section.parent and not isinstance(section, nodes.section):
-                section = section.parent
-            if (
-                mention.get("refdomain") != "py"
-                or (name, id(section)) in seen
-                or name not in (known.get(module.replace("/", ".")) or [(), (), ()])[2]
-            ):
+            if mention.get("refdomain") != "py":
                 continue
-            seen.add((name, id(section)))
-            place = mention.parent.index(mention) + 1
-            mention.parent.insert(
-                place,
-                viewcode_anchor(
-                    reftarget=f"_modules/{module}", refid=name, refdoc=self.env.docname
-                ),
+            module, name = split(mention["reftarget"], known)
+            tags = (known.get(module) or ((), (), ()))[2]
+            place = (name, id(_section(mention)))
+            if name not in tags or place in linked:
+                continue
+            linked.add(place)
+            anchor = viewcode_anchor(
+                reftarget=f"_modules/{module.replace('.', '/')}",
+                refid=name,
+                refdoc=self.env.docname,
             )
+            mention.parent.insert(mention.parent.index(mention) + 1, anchor)
+
+
+def split(target: str, modules: Iterable[str]) -> tuple[str, str]:
+    """Splits "package.module.Class.method" after the longest prefix that is one of `modules`."""
+    prefixes = [module for module in modules if target.startswith(f"{module}.")]
+    module = max(prefixes, key=len, default="")
+    return module, target.removeprefix(f"{module}.")
+
+
+def _section(node: nodes.Node) -> nodes.Node:
+    """The section that a node is in, or else the document."""
+    while node.parent and not isinstance(node, nodes.section):
+        node = node.parent
+    return node
 
 
 def list_works(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """docutils calls the bibliography a list, whose entries are no list items: a role that WAI-ARIA has withdrawn."""
+    """Gives entries of the bibliography the role of list items, since docutils makes it a list.
+
+    Their own role, doc-biblioentry, has been withdrawn from WAI-ARIA.
+    """
     if "body" in context:
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    """Registers both parts with Sphinx."""
     app.add_post_transform(SourceLinks)
     app.connect("html-page-context", list_works)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

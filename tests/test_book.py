@@ -1,9 +1,7 @@
-"""The equation contract, and every chapter's exercises: the solution passes its check, and a stub in its place does not."""
+"""The equation contract, and every chapter's code, names, exercises and citations."""
 
 import ast
 import importlib
-import importlib.util
-import json
 import math
 import re
 import subprocess
@@ -11,76 +9,70 @@ import symtable
 import sys
 from pathlib import Path
 
+import build
 import jupytext
 import matplotlib
 import numpy as np
-import papermill
 import pytest
 import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = yaml.safe_load((ROOT / "book" / "equations.yml").read_text())
-CHAPTERS = [
-    Path(entry["file"]).name
-    for part in yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"]
-    for entry in part["chapters"]
+CHAPTERS = [name for name in build.chapter_sources() if name != "start"] + ["status"]
+TEXT = {name: (ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in CHAPTERS}
+TEXT["start"] = (ROOT / "book" / "chapters" / "start.md").read_text()
+CODE = {
+    name: [cell for cell in jupytext.reads(text, fmt="md:myst").cells if cell.cell_type == "code"]
+    for name, text in TEXT.items()
+    if text.startswith("---")
+}
+WITH_EXERCISES = [
+    name for name in CHAPTERS if re.search(r"^:tags: .*\bsolution\b", TEXT[name], re.MULTILINE)
 ]
 BY_NUMBER = pytest.mark.parametrize(
     "equation", CONTRACT, ids=[f"Eq {e['number']}" for e in CONTRACT]
 )
 
 
-def read(chapter):
-    return (ROOT / "book" / "chapters" / f"{chapter}.md").read_text()
+def plain(cell):
+    """A cell's Python, without IPython's magics."""
+    return "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
 
 
-def code(chapter):
-    return [
-        cell
-        for cell in jupytext.read(ROOT / "book" / "chapters" / f"{chapter}.md").cells
-        if cell.cell_type == "code"
-    ]
-
-
-WITH_EXERCISES = [
-    chapter
-    for chapter in CHAPTERS
-    if re.search(r"^:tags: .*\bsolution\b", read(chapter), re.MULTILINE)
-]
-
-
-def found(function):
-    """The function's first name in its module, and what stands there."""
-    parts = function.split(".")
-    return parts[2], getattr(importlib.import_module(".".join(parts[:2])), parts[2])
+def resolve(function):
+    """The module of a dotted name, the first name in it, and the object of that name."""
+    package, folder, file, name = function.split(".")[:4]
+    module = f"{package}.{folder}.{file}"
+    return module, name, getattr(importlib.import_module(module), name)
 
 
 def test_the_sixteen_equations_are_labelled_once_and_in_the_paper_s_order():
     assert [e["number"] for e in CONTRACT] == list(range(1, 17))
     labels = [
-        (label, chapter)
-        for chapter in CHAPTERS
-        for label in re.findall(r"^\$\$ \((\S+)\)$", read(chapter), re.MULTILINE)
+        (label, name)
+        for name in CHAPTERS
+        for label in re.findall(r"^\$\$ \((\S+)\)$", TEXT[name], re.MULTILINE)
     ]
     assert labels == [(e["label"], e["chapter"]) for e in CONTRACT]
 
 
 @BY_NUMBER
 def test_an_equation_s_chapter_uses_its_function(equation):
-    name, _ = found(equation["function"])
+    module, name, _ = resolve(equation["function"])
     last = equation["function"].rsplit(".", 1)[1]
-    nodes = [
-        node
-        for cell in code(equation["chapter"])
-        for node in ast.walk(ast.parse(_plain(cell.source)))
-    ]
+    cells = CODE[equation["chapter"]]
     imported = {
-        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+        (node.module, alias.name)
+        for cell in cells
+        for node in ast.walk(ast.parse(plain(cell)))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert name in imported or equation["function"].split(".")[1] in imported
-    assert re.search(rf"\b{last}\b", "\n".join(cell.source for cell in code(equation["chapter"])))
-    assert f"{last}`" in read(equation["chapter"]), "the text names it, too"
+    package = module.split(".")[1]
+    assert {(module, name), ("asddim_lib", package)} & imported
+    assert re.search(rf"\b{last}\b", "\n".join(cell.source for cell in cells))
+    assert f"{last}`" in TEXT[equation["chapter"]], "the text names it, too"
 
 
 @BY_NUMBER
@@ -92,8 +84,58 @@ def test_an_equation_s_tests_exist(equation):
 
 @BY_NUMBER
 def test_an_equation_s_number_checks(equation):
-    name, thing = found(equation["function"])
+    _, name, thing = resolve(equation["function"])
     assert eval(equation["check"], {"np": np, "torch": torch, "math": math, name: thing})
+
+
+def roles(text):
+    """The targets of a page's roles of the Python domain."""
+    return re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?(asddim_lib[\w.]*)>?`", text)
+
+
+def resolves(target):
+    """Whether a dotted name is a module, or an object that can be reached from one."""
+    parts = target.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            place = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[cut:]:
+            if name in getattr(place, "__annotations__", {}):
+                return True
+            if not hasattr(place, name):
+                return False
+            place = getattr(place, name)
+        return True
+    return False
+
+
+def test_every_function_that_a_page_names_exists():
+    names = {target for text in TEXT.values() for target in roles(text)}
+    assert len(names) > 10
+    assert [target for target in sorted(names) if not resolves(target)] == []
+    assert not resolves("asddim_lib.core.step.nothing")
+
+
+def test_the_reference_has_a_section_for_each_public_module():
+    sections = re.findall(r"^\.\. automodule:: (\S+)$", TEXT["api"], re.MULTILINE)
+    assert len(sections) == len(set(sections))
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in (ROOT / "asddim_lib").rglob("*.py")
+        if not file.stem.startswith("_") and defines_public(file)
+    }
+    # The command line has a help of its own.
+    assert {m for m in modules if not m.startswith("asddim_lib.cli.")} == set(sections)
+
+
+def defines_public(file):
+    """Whether a file defines a public class or function of its own."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        for node in ast.parse(file.read_text()).body
+    )
 
 
 def test_every_chapter_with_an_equation_has_exercises():
@@ -101,7 +143,7 @@ def test_every_chapter_with_an_equation_has_exercises():
 
 
 def names_in(cell):
-    """What a cell binds, and what it needs from the cells before it."""
+    """The names that a cell binds, and those it needs from the cells before it."""
 
     def free(table):
         own = {
@@ -111,16 +153,13 @@ def names_in(cell):
         }
         return own.union(*(free(child) for child in table.get_children()))
 
-    table = symtable.symtable(_plain(cell.source), "cell", "exec")
-    return {
-        symbol.get_name()
-        for symbol in table.get_symbols()
-        if symbol.is_assigned() or symbol.is_imported()
-    }, free(table)
+    table = symtable.symtable(plain(cell), "cell", "exec")
+    bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    return bound, free(table)
 
 
 def needed(cells):
-    """The exercises of a chapter, and the cells before them that they need: not the figures, which the build draws."""
+    """A chapter's exercises and the cells they need. Figures are left to the build."""
     kept, wanted = [], set()
     for cell in reversed(cells):
         bound, mentioned = names_in(cell)
@@ -134,7 +173,7 @@ def needed(cells):
 def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkeypatch):
     monkeypatch.chdir(ROOT)
     matplotlib.use("Agg")
-    cells, names, solved = needed(code(chapter)), {"__name__": "__main__"}, 0
+    cells, names, solved = needed(CODE[chapter]), {"__name__": "__main__"}, 0
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if "solution" in cell.metadata.get("tags", []):
             assert "check" in after.metadata["tags"]
@@ -146,111 +185,37 @@ def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkey
             with pytest.raises((AssertionError, TypeError, AttributeError)):
                 exec(after.source, {**names, **stubs})
             solved += 1
-        exec(_plain(cell.source), names)
+        exec(plain(cell), names)
     matplotlib.pyplot.close("all")
     assert solved >= 3
 
 
 def test_the_audit_types_no_figure():
-    """What the paper's tables or our records say is computed: prose has whole numbers alone, such as step counts and years."""
-    prose = "\n".join(
-        cell.source
-        for cell in jupytext.read(ROOT / "book" / "chapters" / "audit.md").cells
-        if cell.cell_type == "markdown"
-    )
+    """Figures of the paper or of our records are computed; prose has whole numbers only."""
+    cells = jupytext.reads(TEXT["audit"], fmt="md:myst").cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     assert not re.findall(r"\d[.,]\d|\d ?%", prose.split("## Exercises")[0])
 
 
-@pytest.mark.parametrize(
-    "chapter", [chapter for chapter in ("start", *CHAPTERS) if read(chapter).startswith("---")]
-)
-def test_a_chapter_s_code_is_clean(chapter, tmp_path):
-    """No import or name that is not used, none that is not there."""
-    (tmp_path / "chapter.py").write_text(
-        "\n\n".join(_plain(cell.source) for cell in code(chapter)) + "\n"
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ruff",
-            "check",
-            "--isolated",
-            "--select",
-            "F,B",
-            "--ignore",
-            "B018",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+def test_the_chapters_code_is_clean(tmp_path):
+    """No import or name is unused, none is missing, and no line is wider than a page shows."""
+    for name, cells in CODE.items():
+        text = "\n\n".join(plain(cell) for cell in cells) + "\n"
+        (tmp_path / f"{name.replace('-', '_')}.py").write_text(text)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--line-length", "80"]
+    command += ["--select", "F,B,E501", "--ignore", "B018", str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout
 
 
 def test_the_bibliography_is_what_the_chapters_cite():
-    works = re.findall(
-        r"^@\w+\{(\w+),$", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE
-    )
+    bibliography = (ROOT / "book" / "references.bib").read_text()
+    works = re.findall(r"^@\w+\{(\w+),$", bibliography, re.MULTILINE)
     cited = {
         key
-        for chapter in ("start", *CHAPTERS)
-        for keys in re.findall(r"\{cite:[pt]\}`([^`]+)`", read(chapter))
+        for text in TEXT.values()
+        for keys in re.findall(r"\{cite:[pt]\}`([^`]+)`", text)
         for key in keys.split(",")
     }
     assert len(works) == len(set(works))
     assert set(works) == cited
-
-
-def _plain(source):
-    return "\n".join(line for line in source.splitlines() if not line.startswith("%"))
-
-
-def build():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.xdist_group("build")
-def test_a_chapter_runs_with_another_parameter_and_refuses_one_that_it_does_not_have(tmp_path):
-    made = build()
-    made.execute(
-        "equations", tmp_path / "e.ipynb", {"contract": str(ROOT / "book" / "equations.yml")}
-    )
-    record = json.loads((tmp_path / "e.json").read_text())
-    assert record["parameters"] == {"contract": str(ROOT / "book" / "equations.yml")}
-    assert "clip_score" in (tmp_path / "e.ipynb").read_text()
-    with pytest.raises(ValueError, match="parameter is samplez; noise has samples, seed"):
-        made.execute("noise", tmp_path / "n.ipynb", {"samplez": 3})
-
-
-@pytest.mark.xdist_group("build")  # both fill _build/failed
-def test_a_chapter_that_fails_leaves_its_partial_notebook(tmp_path):
-    made = build()
-    with pytest.raises(papermill.PapermillExecutionError):
-        made.execute("equations", tmp_path / "e.ipynb", {"contract": "nowhere.yml"})
-    assert not (tmp_path / "e.ipynb").exists()
-    assert "nowhere.yml" in (made.BUILD / "failed" / "equations.ipynb").read_text()
-
-
-def test_a_chapter_hangs_on_what_it_reads():
-    made = build()
-    assert made.reads(made.BOOK / "chapters" / "equations.md") == [ROOT / "book" / "equations.yml"]
-    assert made.reads(made.BOOK / "chapters" / "peers.md") == [ROOT / "results" / "compare"]
-    assert made.reads(made.BOOK / "chapters" / "noise.md") == []
-
-
-def test_a_wrong_number_fails_the_build(tmp_path):
-    for equation in CONTRACT:
-        with (tmp_path / f"{equation['chapter']}.html").open("a") as page:
-            page.write(
-                f'<div id="equation-{equation["label"]}"><span class="eqno">({equation["number"]})</span></div>\n'
-            )
-    build().check_numbers(tmp_path)
-    page = tmp_path / "ddim.html"
-    page.write_text(page.read_text().replace("(3)", "(4)"))
-    with pytest.raises(ValueError, match="eq-ddim is rendered as 4, not 3"):
-        build().check_numbers(tmp_path)

@@ -1,7 +1,13 @@
-"""The UNet: ε-prediction on the autoencoder's latents, conditioned on the text tower, with caption dropout for guidance."""
+"""The UNet: predicts ε on the autoencoder's latents, conditioned on the text tower.
+
+Some captions are left out in training, for classifier-free guidance.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from training import compositions
 from training.compositions import MIX, draw_scene, load_photographs, sample
 from training.loop import fit
 
+#: Pictures that the autoencoder encodes at a time.
+BATCH = 64
 #: Stable Diffusion's own noise schedule.
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -29,6 +38,7 @@ SCHEDULE = {
 
 
 def make_model(width: int) -> UNet2DConditionModel:
+    """An untrained UNet; `width` is the size of the text tower's hidden states."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -44,24 +54,45 @@ def make_model(width: int) -> UNet2DConditionModel:
 
 
 def encode(runs: Path, vae: AutoencoderKL, count: int, seed: int) -> Tensor:
-    """The scaled latents of the first `count` training pictures, made once and kept."""
-    cache = runs / "latents.safetensors"
-    if not cache.exists():
-        photographs, latents = load_photographs("train"), []
-        for start in tqdm(range(0, count, 64), desc="latents", mininterval=20):
-            pictures = np.stack([sample(seed, i, photographs)[1] for i in range(start, start + 64)])
+    """The scaled latents (n × 4 × 16 × 16, float16) of the first `count` training pictures.
+
+    They are computed once for each autoencoder and each set of pictures; n is `count`, rounded up
+    to whole batches.
+    """
+    photographs = load_photographs("train")
+    file = runs / f"latents-{latents_key(vae, photographs, count, seed)}.safetensors"
+    if not file.exists():
+        latents = []
+        for start in tqdm(range(0, count, BATCH), desc="latents", mininterval=20):
+            indices = range(start, start + BATCH)
+            pictures = np.stack([sample(seed, i, photographs)[1] for i in indices])
+            pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
             with torch.no_grad():
-                mean = vae.encode(
-                    torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
-                ).latent_dist.mean
+                mean = vae.encode(pixels).latent_dist.mean
             latents.append((mean * vae.config.scaling_factor).half())
         runs.mkdir(parents=True, exist_ok=True)
-        save_file({"latents": torch.cat(latents).contiguous()}, cache)
-    return load_file(cache)["latents"]
+        part = file.with_suffix(".part")
+        save_file({"latents": torch.cat(latents).contiguous()}, part)
+        part.replace(file)  # a run that is stopped leaves no half-written latents
+    return load_file(file)["latents"]
+
+
+def latents_key(
+    vae: AutoencoderKL, photographs: dict[str, np.ndarray], count: int, seed: int
+) -> str:
+    """A hash of all that the latents depend on, so that a retrained autoencoder gets new ones."""
+    inputs = {"config": dict(vae.config), "count": count, "seed": seed, "mix": MIX, "batch": BATCH}
+    state = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
+    state.update(Path(compositions.__file__).read_bytes())  # how a picture is drawn
+    for name, weight in sorted(vae.state_dict().items()):
+        state.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
+    for garment, pictures in photographs.items():
+        state.update(garment.encode() + np.ascontiguousarray(pictures).tobytes())
+    return state.hexdigest()[:12]
 
 
 def caption(seed: int, index: int, rng: np.random.Generator) -> str:
-    """The caption of picture `index`; one in ten is empty (for guidance), one in ten leaves out the ground."""
+    """The caption of picture `index`; one in ten is empty, one in ten omits the ground."""
     stream = np.random.default_rng([seed, index])
     scene = draw_scene(stream, str(stream.choice(list(MIX), p=list(MIX.values()))))
     u = rng.random()
@@ -80,35 +111,50 @@ def train(
     bf16: bool,
     start: Path | None,
 ) -> None:
+    """Trains the UNet on latents under `runs`, and saves it in float16 in `out`.
+
+    `start` is a folder with a trained UNet to continue from.
+    """
     torch.manual_seed(seed)
-    vae = (
-        AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32)
-        .eval()
-        .to(memory_format=torch.channels_last)
-    )
+    vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).eval()
-    latents = encode(runs, vae, pictures, seed)
-    model = (
-        UNet2DConditionModel.from_pretrained(start, dtype=torch.float32)
-        if start
-        else make_model(text.config.hidden_size)
-    )
+    latents = encode(runs, vae.to(memory_format=torch.channels_last), pictures, seed)
+    if start:
+        model = UNet2DConditionModel.from_pretrained(start, dtype=torch.float32)
+    else:
+        model = make_model(text.config.hidden_size)
     model.to(memory_format=torch.channels_last)
+    loss = make_loss(model, latents, tokenizer, text, batch=batch, seed=seed)
+    continued = start is not None
+    options = {"steps": steps, "lr": lr, "seed": seed, "bf16": bf16, "continued": continued}
+    fit("unet", model, loss, runs=runs, **options)
+    model.half().save_pretrained(out / "unet")
+
+
+def make_loss(
+    model: UNet2DConditionModel,
+    latents: Tensor,
+    tokenizer: CLIPTokenizer,
+    text: CLIPTextModel,
+    *,
+    batch: int,
+    seed: int,
+) -> Callable[[int], dict[str, Tensor]]:
+    """The weighted ε loss of a training step, which depends on the step's number only."""
     scheduler = DDIMScheduler(**SCHEDULE)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    # Half-way (in logarithms) between the plain ε loss and min-SNR-5 at low noise; at high noise, where a small error in ε is a large
-    # one in the picture's colours, more: composition is learned sooner, texture is kept.
+    # At low noise, the geometric mean of the plain ε loss and min-SNR-5. At high noise more, where
+    # a small error in ε is a large error in colour: composition is learned sooner, texture stays.
     weight = (snr.clamp(max=5) / snr).sqrt() * snr.clamp(max=1) ** -0.25
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, step])
         chosen = rng.integers(0, len(latents), batch)
         captions = [caption(seed, int(i), rng) for i in chosen]
+        tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
         with torch.no_grad():
-            hidden = text(
-                **tokenizer(captions, padding="max_length", return_tensors="pt")
-            ).last_hidden_state
+            hidden = text(**tokens).last_hidden_state
         clean = latents[chosen].float()
         noise = torch.randn_like(clean)
         t = ((torch.arange(batch) + torch.rand(batch)) * 1000 / batch).long()[torch.randperm(batch)]
@@ -120,15 +166,4 @@ def train(
             "high": error.detach()[t > 600].mean(),
         }
 
-    fit(
-        "unet",
-        model,
-        loss,
-        steps=steps,
-        lr=lr,
-        runs=runs,
-        seed=seed,
-        bf16=bf16,
-        continued=start is not None,
-    )
-    model.half().save_pretrained(out / "unet")
+    return loss

@@ -1,0 +1,55 @@
+"""The page that says how the book was made: each chapter's execution, each record's origin."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from chapter import BOOK, ROOT, git
+
+
+def status_page(executed: dict[str, Path]) -> str:
+    """The page `status`, given each chapter's executed notebook."""
+    text = (BOOK / "chapters" / "status.md").read_text()
+    chapters, records = "\n".join(chapter_table(executed)), "\n".join(record_table())
+    return text.replace("{chapters}", chapters).replace("{records}", records)
+
+
+def chapter_table(executed: dict[str, Path]) -> list[str]:
+    """Lines of a table: each chapter's parameters, time, commit and number of figures."""
+    lines = [
+        "| chapter | parameters | time | commit | figures |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, file in executed.items():
+        record = json.loads(file.with_suffix(".json").read_text())
+        values = ", ".join(f"`{key} = {value}`" for key, value in record["parameters"].items())
+        cells = (f"{record['seconds']} s", record["commit"], record["figures"])
+        lines.append(f"| {{doc}}`{name}` | {values} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def record_table() -> list[str]:
+    """Lines of a table: each recorded experiment's setting, inputs and commit."""
+    lines = [
+        "| record in `results/` | drawn | prompts | weights | figures | commit |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for file in sorted((ROOT / "results").rglob("provenance.json")):
+        origin, records = json.loads(file.read_text()), file.with_name("records.parquet")
+        setting = {
+            key: ", ".join(map(str, origin["setting"][key]))
+            for key in ("solvers", "steps", "guidance_scales")
+        }
+        cells = (
+            f"`{file.parent.relative_to(ROOT / 'results')}`",
+            f"{len(origin['setting']['methods'])} grids; {setting['solvers']};"
+            f" K = {setting['steps']}; guidance {setting['guidance_scales']}",
+            f"{origin['prompts']}, `{origin['prompts_sha256'][:8]}`",
+            f"`{origin['weights_sha256'][:8]}`",
+            f"`{hashlib.sha256(records.read_bytes()).hexdigest()[:8]}`",
+            git("log", "-1", "--format=%h", "--", str(records)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
