@@ -1,12 +1,14 @@
-"""Estimators of Eq 8 against the exact Jacobian of a mixture."""
+"""The estimators of Eq 8 against the exact Jacobian of a mixture."""
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from asddim_lib import load_pipeline
 from asddim_lib.core.sensitivity import COST, gradient_norm
+from asddim_lib.errors import WrongUse
 from asddim_lib.measure.calibrate import record
 from asddim_lib.testing.mixtures import GaussianMixture
 
@@ -16,6 +18,7 @@ DATA = GaussianMixture(
     [0.2, 0.5, 0.3],
 )
 Z99 = 2.5758
+ALL = [{"estimator": e} for e in COST["frobenius"]] + [{"norm": "spectral"}]
 
 
 def points(alpha, count, seed):
@@ -34,7 +37,7 @@ def test_intervals_cover_the_exact_norm(estimator, alpha):
     value, error = gradient_norm(
         lambda y, t: DATA.eps(y, alpha),
         x,
-        torch.tensor(0),
+        0,
         estimator=estimator,
         probes=400,
         generator=torch.Generator().manual_seed(2),
@@ -50,7 +53,7 @@ def test_power_iteration_finds_the_spectral_norm(alpha):
     value, error = gradient_norm(
         lambda y, t: DATA.eps(y, alpha),
         x,
-        torch.tensor(0),
+        0,
         norm="spectral",
         probes=30,
         generator=torch.Generator().manual_seed(4),
@@ -86,9 +89,7 @@ def test_wrong_choices_are_named(how, message):
         gradient_norm(lambda y, t: y, torch.ones(1, 2), torch.tensor(0), **how)
 
 
-@pytest.mark.parametrize(
-    "how", [{"estimator": e} for e in COST["frobenius"]] + [{"norm": "spectral"}]
-)
+@pytest.mark.parametrize("how", ALL)
 def test_a_network_that_fails_is_named_with_its_timestep(how):
     with pytest.raises(ValueError, match="timestep 7"):
         gradient_norm(lambda y, t: y * float("nan"), torch.ones(1, 2), torch.tensor(7), **how)
@@ -96,61 +97,103 @@ def test_a_network_that_fails_is_named_with_its_timestep(how):
 
 @pytest.fixture(scope="module")
 def path():
-    """A network with fused attention, its text, and samples at high and low noise of its own path."""
-    pipe, prompts = (
-        load_pipeline(),
-        ["a red boot on a white ground", "two blue bags on a tan ground"],
-    )
-    made = record(pipe, prompts, num_steps=12, guidance_scale=1.0)
+    """A network with fused attention, its text, and samples at high and low noise of its path."""
+    prompts = ["a red boot on a white ground", "two blue bags on a tan ground"]
+    pipe = load_pipeline()
+    recorded = record(pipe, prompts, num_steps=12, guidance_scale=1.0)
     text = pipe.encode_prompt(prompts, "cpu", 1, False)[0]
-    return (
-        pipe.unet,
-        text,
-        [
-            (made.samples[k].reshape(-1, 4, 16, 16), torch.tensor(made.timesteps[k]))
-            for k in (1, 11)
-        ],
-    )
+    samples = recorded.samples.reshape(len(recorded), -1, 4, 16, 16)
+    places = [(samples[k], torch.tensor(recorded.timesteps[k])) for k in (1, 11)]
+    return pipe.unet, text, places
 
 
-@pytest.mark.parametrize(
-    "how",
-    [{"estimator": e} for e in COST["frobenius"]] + [{"norm": "spectral"}],
-    ids=lambda how: next(iter(how.values())),
-)
+@pytest.mark.parametrize("how", ALL, ids=lambda how: next(iter(how.values())))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_fused_attention_agree_with_float32(path, how, dtype):
     network, text, places = path
-    assert (
-        type(network.mid_block.attentions[0].transformer_blocks[0].attn1.processor).__name__
-        == "AttnProcessor2_0"
-    )
+    processor = network.mid_block.attentions[0].transformer_blocks[0].attn1.processor
+    assert type(processor).__name__ == "AttnProcessor2_0"
+
+    def measure(kind, x, t):
+        cast = copy.deepcopy(network).to(kind)
+        eps = lambda y, times: cast(y, times, text.to(kind)).sample  # noqa: E731
+        generator = torch.Generator().manual_seed(0)
+        return gradient_norm(eps, x.to(kind), t, probes=3, generator=generator, **how)[0]
+
     for x, t in places:
-        found = []
-        for kind in (torch.float32, dtype):
-            cast = copy.deepcopy(network).to(kind)
-            eps = lambda y, times, cast=cast, kind=kind: cast(y, times, text.to(kind)).sample  # noqa: E731
-            found.append(
-                gradient_norm(
-                    eps, x.to(kind), t, probes=3, generator=torch.Generator().manual_seed(0), **how
-                )[0]
-            )
-        torch.testing.assert_close(found[1], found[0], rtol=0.03, atol=0)
+        exact = measure(torch.float32, x, t)
+        torch.testing.assert_close(measure(dtype, x, t), exact, rtol=0.03, atol=0)
 
 
 def test_attention_kernels_are_restored():
-    before = (
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
+    def kernels():
+        cuda = torch.backends.cuda
+        return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+
+    before = kernels()
+    attention = torch.nn.functional.scaled_dot_product_attention
+    x = torch.randn(1, 1, 3, 4)
+    gradient_norm(lambda y, t: attention(y, y, y), x, 0, norm="spectral", probes=2)
+    assert kernels() == before
+
+
+@pytest.mark.parametrize("number", [300, 300.0, np.int64(300), np.float64(300), np.array(300)])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_number_is_a_timestep(number, batch_size):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    times = []
+
+    def eps(y, t):
+        times.append(t)
+        return y * t.reshape(-1, 1)
+
+    value, _ = gradient_norm(eps, x, number, batch_size=batch_size)
+    torch.testing.assert_close(value, torch.full((5,), 300 * 6**0.5, dtype=torch.float64))
+    assert all(isinstance(t, torch.Tensor) and t.dtype != torch.float64 for t in times)
+
+
+@pytest.mark.parametrize("times", [[1, 2], torch.arange(3), torch.zeros(5, 1)])
+def test_timesteps_that_fit_no_sample_are_named(times):
+    with pytest.raises(WrongUse, match=r"t is of shape \(.*\); give one timestep, or 5 of them"):
+        gradient_norm(lambda y, t: y, torch.ones(5, 2), times)
+
+
+@pytest.mark.parametrize("how", ALL, ids=lambda how: next(iter(how.values())))
+def test_inference_mode_changes_no_number(how):
+    """The samples, the timesteps, the text and the weights may all be inference tensors."""
+
+    def measure():
+        network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))
+        generator = torch.Generator().manual_seed(0)
+        weights = {
+            name: torch.randn(value.shape, generator=generator)
+            for name, value in network.state_dict().items()
+        }
+        network.load_state_dict(weights)
+        x, text = (torch.randn(4, 6, generator=generator) for _ in range(2))
+        t = torch.tensor(2.0)
+        eps = lambda y, times: network(y + times * text) * text.cos()  # noqa: E731
+        return gradient_norm(eps, x, t, generator=torch.Generator().manual_seed(1), **how)
+
+    expected = measure()
+    with torch.inference_mode():
+        result = measure()
+    for value, right in zip(result, expected, strict=True):
+        assert torch.equal(value, right)
+
+
+@pytest.mark.parametrize("how", [{"estimator": "vjp"}, {"norm": "spectral"}])
+def test_text_from_inference_mode_is_refused_outside_of_it(how):
+    with torch.inference_mode():
+        text = torch.ones(2)
+    estimator = how.get("estimator", "power")
+    with pytest.raises(
+        WrongUse, match=f"estimator is '{estimator}', but eps uses .*inference_mode"
+    ):
+        gradient_norm(lambda y, t: (y * text).sin() * text, torch.ones(1, 2), 7, **how)
+    value, _ = gradient_norm(
+        lambda y, t: y * text, torch.ones(1, 2), 7, estimator="difference", probes=4
     )
-    gradient_norm(
-        lambda y, t: torch.nn.functional.scaled_dot_product_attention(y, y, y),
-        torch.randn(1, 1, 3, 4),
-        torch.tensor(0),
-        norm="spectral",
-        probes=2,
+    torch.testing.assert_close(
+        value, torch.tensor([2**0.5], dtype=torch.float64), rtol=1e-4, atol=0
     )
-    assert (
-        torch.backends.cuda.flash_sdp_enabled(),
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-    ) == before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,20 +11,23 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 
-#: The estimators of each norm, and the network evaluations that one probe costs; a backward or forward derivative counts as two.
+#: The estimators of each norm, with the network evaluations that one probe costs. A backward pass
+#: or a forward derivative counts as two.
 COST = {"frobenius": {"vjp": 3, "jvp": 3, "difference": 2}, "spectral": {"power": 6}}
 Network = Callable[[Tensor, Tensor], Tensor]
-#: One generator for all samples, or one a sample: then a sample's probes do not depend on what else is in the batch.
+#: One generator for all samples, or one per sample, so that a sample's probes do not depend on the
+#: rest of the batch.
 Generator = torch.Generator | list[torch.Generator] | None
 
 
 def gradient_norm(
     eps: Network,
     x: Tensor,
-    t: Tensor,
+    t: Tensor | float,
     *,
     norm: str = "frobenius",
     estimator: str | None = None,
@@ -31,83 +35,89 @@ def gradient_norm(
     generator: Generator = None,
     batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error; both of shape (n,), float64.
+    """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error: both (n,), float64.
 
-    `eps(x, t)` maps samples (n × …) and timesteps (n, or one for all) to noise of the samples' shape, each sample on its own; no more than
-    `batch_size` samples are given to it at once. The Frobenius norm comes from `probes` random sign vectors v, since E‖Jᵀv‖² = E‖Jv‖² =
-    ‖J‖_F² (Hutchinson): `vjp` (the default) takes Jᵀv from a backward pass, `jvp` takes Jv from a forward derivative, `difference` takes Jv
-    from a central difference. Its error is infinite for a single probe. The spectral norm comes from `probes` rounds of power iteration
-    (`power`), which approach it from below; its error is what the last round still changed, infinite for a single one.
-    Raises ValueError for an unknown norm or estimator, and when the network returns a number that is not finite.
+    `eps(x, t)` maps samples (n × …) and timesteps to noise of the samples' shape, each sample
+    independently. `t` is one number for all samples, or n of them. At most `batch_size` samples
+    are passed to `eps` at once.
+
+    The Frobenius norm uses `probes` random sign vectors v, since E‖Jᵀv‖² = E‖Jv‖² = ‖J‖_F²
+    (Hutchinson). `vjp`, the default, computes Jᵀv by a backward pass; `jvp` computes Jv by a
+    forward derivative; `difference` approximates Jv by a central difference. The standard error
+    of a single probe is infinite. The spectral norm uses `probes` rounds of power iteration
+    (`power`), which approach it from below; its error is the change in the last round, infinite
+    for a single one.
+
+    Raises WrongUse for an unknown norm or estimator, for a number of timesteps that fits neither
+    one nor n, and when the network returns a number that is not finite.
     """
     check(norm in COST, "norm", norm, f"use one of {', '.join(COST)}")
-    chosen = estimator or next(iter(COST[norm]))
-    check(
-        chosen in COST[norm],
-        "estimator",
-        estimator or "",
-        f"for the {norm} norm use one of {', '.join(COST[norm])}",
-    )
+    method = estimator or next(iter(COST[norm]))
+    remedy = f"for the {norm} norm use one of {', '.join(COST[norm])}"
+    check(method in COST[norm], "estimator", method, remedy)
     check(probes >= 1, "probes", probes, "give at least 1")
-    check(
-        batch_size is None or batch_size >= 1,
-        "batch_size",
-        batch_size,
-        "give at least 1, or None for all samples at once",
-    )
-    if batch_size is not None and len(x) > batch_size:
-        times = t.expand(len(x)) if t.ndim == 0 or len(t) == 1 else t
-        found = []
-        for start in range(0, len(x), batch_size):
-            part = slice(start, start + batch_size)
-            one = generator[part] if isinstance(generator, list) else generator
-            found.append(
-                gradient_norm(
-                    eps,
-                    x[part],
-                    times[part],
-                    norm=norm,
-                    estimator=chosen,
-                    probes=probes,
-                    generator=one,
-                )
-            )
-        return torch.cat([value for value, _ in found]), torch.cat([error for _, error in found])
-    value, error = (
-        _power(eps, x, t, probes, generator)
-        if chosen == "power"
-        else _hutchinson(eps, x, t, PRODUCTS[chosen], probes, generator)
-    )
-    check(
-        bool(value.isfinite().all()),
-        "eps",
-        "not finite",
-        f"the network failed at timestep {t.flatten()[0].item():g}; look at x there",
-    )
+    remedy = "give at least 1, or None for all samples at once"
+    check(batch_size is None or batch_size >= 1, "batch_size", batch_size, remedy)
+    t = _timesteps(t, x)
+    if batch_size is None or len(x) <= batch_size:
+        return _estimate(eps, x, t, method, probes, generator)
+    times = t if t.numel() == len(x) else t.expand(len(x))
+    batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    results = []
+    for part in batches:
+        own = generator[part] if isinstance(generator, list) else generator
+        results.append(_estimate(eps, x[part], times[part], method, probes, own))
+    values, errors = zip(*results, strict=True)
+    return torch.cat(values), torch.cat(errors)
+
+
+def _timesteps(t: Any, x: Tensor) -> Tensor:
+    """A number or an array as a tensor on the samples' device; a tensor stays as it is."""
+    if not isinstance(t, Tensor):
+        t = torch.as_tensor(t, device="cpu")
+        # Single precision, as Python's own floats become: some devices have no float64.
+        t = (t.float() if t.is_floating_point() else t).to(x.device)
+    fits = t.ndim == 0 or (t.ndim == 1 and len(t) in (1, len(x)))
+    check(fits, "t", f"of shape {tuple(t.shape)}", f"give one timestep, or {len(x)} of them")
+    return t
+
+
+def _estimate(
+    eps: Network, x: Tensor, t: Tensor, method: str, probes: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    try:
+        if method == "power":
+            value, error = _power(eps, x, t, probes, generator)
+        else:
+            value, error = _hutchinson(eps, x, t, PRODUCTS[method], probes, generator)
+    except RuntimeError as cause:
+        if "inference tensor" not in str(cause).lower():
+            raise
+        reason = f"{method!r}, but eps uses tensors made under torch.inference_mode()"
+        remedy = "make them outside of it, or use estimator='difference'"
+        raise WrongUse(f"estimator is {reason}; {remedy}") from cause
+    finite = bool(value.isfinite().all())
+    remedy = f"the network failed at timestep {t.flatten()[0].item():g}; look at x there"
+    check(finite, "eps", "not finite", remedy)
     return value, error
 
 
 def _hutchinson(
     eps: Network, x: Tensor, t: Tensor, product: Callable, probes: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    squares = []
-    for _ in range(probes):
-        v = _draw(
-            lambda shape, one: torch.randint(0, 2, shape, generator=one, dtype=torch.int8) * 2 - 1,
-            x,
-            generator,
-        )
-        squares.append(_length(product(eps, x, t, v)) ** 2)
-    found = torch.stack(squares)
-    value = found.mean(0).sqrt()
-    spread = found.std(0) / probes**0.5 if probes > 1 else torch.full_like(value, torch.inf)
-    return value, spread / (2 * value)
+    squares = torch.stack(
+        [_length(product(eps, x, t, _draw(_signs, x, generator))) ** 2 for _ in range(probes)]
+    )
+    value = squares.mean(0).sqrt()
+    # The delta method: the standard error of a root is that of its square over twice the root.
+    deviation = squares.std(0) if probes > 1 else torch.full_like(value, torch.inf)
+    return value, deviation / probes**0.5 / (2 * value)
 
 
 def _power(
     eps: Network, x: Tensor, t: Tensor, rounds: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    v = _draw(lambda shape, one: torch.randn(shape, generator=one), x, generator)
+    v = _draw(_normal, x, generator)
     value = before = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for _ in range(rounds):
         before = value
@@ -115,6 +125,14 @@ def _power(
         value = _length(u)
         v = _vjp(eps, x, t, _unit(u))
     return value, (value - before).abs()
+
+
+def _signs(shape: Any, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def _normal(shape: Any, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(shape, generator=generator)
 
 
 def _draw(random: Callable, x: Tensor, generator: Generator) -> Tensor:
@@ -131,22 +149,48 @@ def _unit(v: Tensor) -> Tensor:
     return (v / _length(v).clamp(min=1e-300).reshape(-1, *[1] * (v.ndim - 1))).to(v.dtype)
 
 
-# The math kernel of attention has every derivative on every device; fused ones have not. sdpa_kernel restores what was chosen before.
-
-
 def _vjp(eps: Network, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with _differentiable(), torch.enable_grad():
+        x, t, v = (_ordinary(tensor) for tensor in (x, t, v))
         leaf = x.detach().requires_grad_()
         return torch.autograd.grad(eps(leaf, t), leaf, v)[0]
 
 
 def _jvp(eps: Network, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _PlainGroupNorm(), forward_ad.dual_level():
+    with _differentiable(), torch.no_grad(), _PlainGroupNorm(), forward_ad.dual_level():
+        x, t, v = (_ordinary(tensor) for tensor in (x, t, v))
         return forward_ad.unpack_dual(eps(forward_ad.make_dual(x.detach(), v), t)).tangent
 
 
+@contextlib.contextmanager
+def _differentiable() -> Iterator[None]:
+    """Makes every operation differentiable, within inference mode too."""
+    clone = _CloneInference() if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+    # The math kernel of attention has every derivative on every device; fused kernels have not.
+    # sdpa_kernel restores the caller's choice.
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), clone:
+        yield
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+class _CloneInference(TorchFunctionMode):
+    """Clones tensors made in inference mode, such as text embeddings, before autograd uses them."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Tensor, _ordinary, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
 class _PlainGroupNorm(TorchFunctionMode):
-    """PyTorch's forward derivative of group norm takes a view that channels-last activations do not allow: they are laid out plainly."""
+    """Makes the input of a group norm contiguous.
+
+    PyTorch's forward derivative takes a view that channels-last activations do not allow.
+    """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -157,14 +201,15 @@ class _PlainGroupNorm(TorchFunctionMode):
 
 
 def _difference(eps: Network, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    # The cube root of the machine's precision balances truncation against rounding; a quarter of it is where half precision, too, is right
-    # to a hundredth at low noise. What is divided by is the step that was really made, which rounding has changed.
+    # The cube root of the machine precision balances truncation against rounding. A quarter of it
+    # also keeps half precision right to a hundredth at low noise.
     h = torch.finfo(x.dtype).eps ** (1 / 3) / 4 * max(1.0, float(x.double().square().mean().sqrt()))
     exact = torch.promote_types(x.dtype, torch.float32)
     ahead, behind = x + h * v, x - h * v
-    made = (ahead.to(exact) - behind.to(exact)).square().mean().sqrt()
+    # Rounding has changed the step: the divisor is its actual length.
+    length = (ahead.to(exact) - behind.to(exact)).square().mean().sqrt()
     with torch.no_grad():
-        return (eps(ahead, t).to(exact) - eps(behind, t).to(exact)) / made
+        return (eps(ahead, t).to(exact) - eps(behind, t).to(exact)) / length
 
 
 PRODUCTS = {"vjp": _vjp, "jvp": _jvp, "difference": _difference}

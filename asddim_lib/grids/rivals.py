@@ -1,4 +1,4 @@
-"""Grids that others propose, each a function of the noise schedule and the number of steps alone."""
+"""Grids proposed by others, each a function of the noise schedule and the number of steps alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from asddim_lib.errors import check
 Levels = Callable[[float, float, int], np.ndarray]
 Grid = Callable[[NoiseSchedule, int], list[int]]
 
-# K noise levels σ = √((1 − ᾱ)/ᾱ) from the largest, `high`, to the smallest, `low`; clean data follows.
+# Grids in σ: K noise levels σ = √((1 − ᾱ)/ᾱ) from the largest, `high`, to the smallest, `low`.
+# Clean data, σ = 0, follows.
 
 
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
@@ -24,24 +25,36 @@ def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
 
 
 def exponential(high: float, low: float, steps: int) -> np.ndarray:
-    """Evenly spaced in log σ; since log σ is minus half the log-SNR, DPM-Solver's `logsnr` is the same grid."""
+    """Evenly spaced in log σ.
+
+    log σ is minus half the log-SNR, so this is also DPM-Solver's `logsnr` grid.
+    """
     return np.geomspace(high, low, steps)
 
 
 def beta_sigmas(high: float, low: float, steps: int, a: float = 0.6, b: float = 0.6) -> np.ndarray:
-    """Quantiles of the Beta distribution between the ends of σ, as diffusers' `use_beta_sigmas` reads Lee et al. 2024."""
+    """Quantiles of a Beta distribution over σ (Lee et al. 2024).
+
+    This is the reading of `use_beta_sigmas` in diffusers.
+    """
     from scipy.stats import beta as distribution
 
     return low + distribution.ppf(np.linspace(1, 0, steps), a, b) * (high - low)
 
 
 def arctan(high: float, low: float, steps: int, std: float = 1.0) -> np.ndarray:
-    """Evenly spaced in arctan(σ / c): optimal for Gaussian data of standard deviation c (Sabour et al. 2024, Theorem 3.1)."""
+    """Evenly spaced in arctan(σ / c) (Sabour et al. 2024, Theorem 3.1).
+
+    The optimal grid for Gaussian data of standard deviation c.
+    """
     return std * np.tan(np.linspace(np.arctan(high / std), np.arctan(low / std), steps))
 
 
 def align_your_steps(name: str) -> list[float]:
-    """The ten noise levels that Sabour et al. 2024 publish for a model: `DeepFloydSigmas` from their appendix, the others from diffusers."""
+    """The ten noise levels that Sabour et al. 2024 publish for a model.
+
+    `DeepFloydSigmas` are from their appendix, all others from diffusers' `AysSchedules`.
+    """
     if name == "DeepFloydSigmas":
         return [160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030]
     from diffusers.schedulers import AysSchedules
@@ -51,10 +64,14 @@ def align_your_steps(name: str) -> list[float]:
 
 def _align_your_steps(name: str) -> Levels:
     def levels(high: float, low: float, steps: int) -> np.ndarray:
-        known = np.log(align_your_steps(name))
-        return np.exp(np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(known)), known))
+        published = np.log(align_your_steps(name))
+        places = np.linspace(0, 1, len(published))
+        return np.exp(np.interp(np.linspace(0, 1, steps), places, published))
 
-    levels.__doc__ = f"Align Your Steps' published `{name}`, log-linear between its ten levels (Sabour et al. 2024)."
+    levels.__doc__ = (
+        f"Align Your Steps' published `{name}`, log-linear between its ten levels "
+        "(Sabour et al. 2024)."
+    )
     return levels
 
 
@@ -71,51 +88,56 @@ LEVELS: dict[str, Levels] = {
 
 
 def _by_level(levels: Levels) -> Grid:
-    """The timesteps of a rival's noise levels on a schedule, by diffusers' log-linear interpolation, rounded and kept distinct."""
+    """The timesteps of noise levels on a schedule.
+
+    Interpolates log-linearly, as diffusers does, and rounds to distinct timesteps.
+    """
 
     def grid(schedule: NoiseSchedule, steps: int) -> list[int]:
-        known = schedule.finite_sigmas
-        wanted = levels(float(known[-1]), float(known[0]), steps)
-        return distinct(np.interp(np.log(wanted), np.log(known), np.arange(len(known))))
+        sigmas = schedule.finite_sigmas
+        wanted = levels(float(sigmas[-1]), float(sigmas[0]), steps)
+        return distinct(np.interp(np.log(wanted), np.log(sigmas), np.arange(len(sigmas))))
 
     return grid
 
 
-# Timesteps.
+# Grids in timesteps.
 
 
 def quadratic(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Denser at low noise, τ_k = T (1 − k/K)² (Song et al. 2021), laid from T down as `trailing` is."""
+    """τ_k = T (1 − k/K)², denser at low noise (Song et al. 2021).
+
+    Laid from T down, as `trailing` is.
+    """
     return distinct(len(schedule) * (1 - np.arange(steps) / steps) ** 2 - 1)
 
 
 def beta(schedule: NoiseSchedule, steps: int, a: float = 0.6, b: float = 0.6) -> list[int]:
-    """Quantiles of the Beta distribution over timesteps, dense at both ends (Lee et al. 2024; ComfyUI's `beta`)."""
+    """Quantiles of a Beta distribution over timesteps, dense at both ends (Lee et al. 2024).
+
+    ComfyUI calls this grid `beta`.
+    """
     from scipy.stats import beta as distribution
 
     return distinct(len(schedule) * distribution.ppf(1 - np.arange(steps) / steps, a, b) - 1)
 
 
 def dmn(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """DMN (Xue et al. 2024): the grid of the least bound on what a multistep solver of order 3 makes of the network's errors, model-free.
+    """DMN (Xue et al. 2024): minimizes a bound on the effect of the network's errors.
 
-    The search begins at uniform timesteps, as its authors advise for latent models. The bound has many minima, and which one it ends in hangs on
-    rounding: another machine may find another grid, whose bound is some per cent higher or lower. Raises ValueError beyond 64 steps, where it takes minutes.
+    The bound is that of a multistep solver of order 3, and needs no model. The search starts at
+    uniform timesteps, as its authors advise for latent models. The bound has many minima, and
+    rounding decides between them: another machine may return another grid, with a bound a few
+    per cent higher or lower. Raises WrongUse beyond 64 steps, where the search takes minutes.
     """
-    check(
-        steps <= 64,
-        "num_inference_steps",
-        steps,
-        "give at most 64 for dmn, whose search grows with their cube",
-    )
+    remedy = "give at most 64 for dmn, whose search grows with their cube"
+    check(steps <= 64, "num_inference_steps", steps, remedy)
     levels = schedule.finite_sigmas
-    start = np.interp(
-        np.linspace(len(levels) - 1, 0, steps + 1), np.arange(len(levels)), -np.log(levels)
-    )
-    found = _least_dmn_bound(tuple(start.tolist()))[
-        :-1
-    ]  # the last step leads to timestep 0, which is as good as clean
-    return distinct(np.interp(-np.array(found), np.log(levels), np.arange(len(levels))))
+    places = np.linspace(len(levels) - 1, 0, steps + 1)
+    start = np.interp(places, np.arange(len(levels)), -np.log(levels))
+    # The last node is timestep 0, where the last step ends: as good as clean data.
+    nodes = np.array(_least_dmn_bound(tuple(start.tolist()))[:-1])
+    return distinct(np.interp(-nodes, np.log(levels), np.arange(len(levels))))
 
 
 @cache
@@ -125,52 +147,58 @@ def _least_dmn_bound(start: tuple[float, ...]) -> tuple[float, ...]:
     steps = len(start) - 1
     if steps == 1:
         return start
-    rising = np.eye(steps, steps - 1) - np.eye(
-        steps, steps - 1, -1
-    )  # each row is a difference of neighbours; the ends are known
+    # Each row is the difference of two neighbouring nodes, which must not fall; the ends are fixed.
+    rising = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, -1)
     least = np.concatenate([[start[0]], np.zeros(steps - 2), [-start[-1]]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the quasi-Newton update of a flat stretch
-        found = minimize(
+        result = minimize(
             lambda inner: _dmn_bound(np.array([start[0], *inner, start[-1]])),
             start[1:-1],
             method="trust-constr",
             constraints=[LinearConstraint(rising, least, np.inf)],
         )
-    return (start[0], *found.x.tolist(), start[-1])
+    return (start[0], *result.x.tolist(), start[-1])
 
 
 def _dmn_bound(nodes: np.ndarray) -> float:
-    """The bound that `dmn` makes least, at the half-log-SNRs λ of its steps' ends (K + 1).
+    """The bound that `dmn` minimizes, at half-log-SNRs λ_0 … λ_K.
 
-    Step s is the integral of e^λ times the polynomial through the last min(s + 1, 3, K − s) values of x̂_0, whose errors are taken to be
-    σ_t²/√ᾱ_t. The first three steps count alone, the others by each value's summed weight: so their code has it.
+    Step s integrates e^λ times the polynomial through the last min(s + 1, 3, K − s) values of
+    x̂_0, whose errors are taken to be σ_t²/√ᾱ_t. As in the authors' code, the first three steps
+    count separately, the others by the summed weight of each value.
     """
-    steps, error = len(nodes) - 1, 1 / (np.sqrt(1 + np.exp(2 * nodes)) * np.exp(nodes))
+    steps = len(nodes) - 1
+    error = 1 / (np.sqrt(1 + np.exp(2 * nodes)) * np.exp(nodes))
     order = np.minimum(np.minimum(np.arange(steps) + 1, 3), steps - np.arange(steps))
-    points, weights = np.polynomial.legendre.leggauss(8)
     total, summed = 0.0, np.zeros(steps)
     for number in (1, 2, 3):
-        chosen = np.flatnonzero(order == number)
-        behind = chosen[:, None] + np.arange(
-            1 - number, 1
-        )  # the values of x̂_0 that the step uses: steps × number
-        half = (nodes[chosen + 1] - nodes[chosen])[:, None] / 2
-        at = nodes[chosen][:, None] + half * (1 + points)
-        share = np.zeros(behind.shape)
-        for j in range(number):
-            basis = np.exp(at) * half
-            for m in set(range(number)) - {j}:
-                basis = (
-                    basis
-                    * (at - nodes[behind[:, m], None])
-                    / (nodes[behind[:, j]] - nodes[behind[:, m]])[:, None]
-                )
-            share[:, j] = basis @ weights * error[behind[:, j]]
-        alone = chosen < 3
-        total += np.sqrt((share[alone] ** 2).sum(1)).sum()
-        np.add.at(summed, behind[~alone], share[~alone])
+        of_order = np.flatnonzero(order == number)
+        past, weights = _dmn_weights(nodes, of_order, number)
+        share = weights * error[past]
+        separate = of_order < 3
+        total += np.sqrt((share[separate] ** 2).sum(1)).sum()
+        np.add.at(summed, past[~separate], share[~separate])
     return total + np.abs(summed).sum()
+
+
+def _dmn_weights(nodes: np.ndarray, of_order: np.ndarray, number: int) -> tuple:
+    """The past values of x̂_0 that the steps use (steps × number), and the weight of each.
+
+    A weight is the integral over the step of e^λ times the value's Lagrange basis polynomial.
+    """
+    points, weights = np.polynomial.legendre.leggauss(8)
+    past = of_order[:, None] + np.arange(1 - number, 1)
+    half = (nodes[of_order + 1] - nodes[of_order])[:, None] / 2
+    at = nodes[of_order][:, None] + half * (1 + points)
+    integrals = np.zeros(past.shape)
+    for j in range(number):
+        basis = np.exp(at) * half
+        for m in set(range(number)) - {j}:
+            width = (nodes[past[:, j]] - nodes[past[:, m]])[:, None]
+            basis = basis * (at - nodes[past[:, m], None]) / width
+        integrals[:, j] = basis @ weights
+    return past, integrals
 
 
 RIVALS: dict[str, Grid] = {

@@ -1,4 +1,7 @@
-"""The best grid by search over a fine path's points: shortest paths (the oracle, GITS), and the least error at the path's end, signs and all."""
+"""The best grid by search over the points of a fine path.
+
+Shortest paths (the oracle, GITS), and the least error at the path's end, signs included.
+"""
 
 from __future__ import annotations
 
@@ -15,66 +18,69 @@ from asddim_lib.evidence.trajectory import Trajectory
 
 
 def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
-    """How far one DDIM step from any point of the path to any later one lands from the path: (N + 1) × (N + 1), upper triangle.
+    """The distance from the path after one DDIM step between any two of its points.
 
-    Distances are root mean squares over samples and dimensions, relative to the path's own size there: for Gaussian data that is what the
-    flow makes of an error by the end. No network evaluation is needed.
+    (N + 1) × (N + 1), upper triangle: row i, column j is the step from point i to j > i. Distances
+    are root mean squares over samples and dimensions, relative to the size of the path at j: for
+    Gaussian data, that is the factor by which the flow scales an error up to the end. Needs no
+    network evaluation.
     """
-    seen, sigma = path.clean(schedule), path.sigmas(schedule)
-    found = np.zeros((len(seen), len(seen)))
+    points, sigma = path.clean(schedule), path.sigmas(schedule)
+    distances = np.zeros((len(points), len(points)))
     for i, noise in enumerate(path.noises.double()):
-        landed = seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
-        found[i, i + 1 :] = (
-            (landed - seen[i + 1 :]).square().mean((1, 2)) / seen[i + 1 :].square().mean((1, 2))
-        ).sqrt()
-    return found
+        later = points[i + 1 :]
+        landing = points[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
+        ratio = (landing - later).square().mean((1, 2)) / later.square().mean((1, 2))
+        distances[i, i + 1 :] = ratio.sqrt()
+    return distances
 
 
 def detours(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
-    """GITS' cost of a step: how much further from the straight line between the path's ends it lands than the path itself lies, by its mean
-    over samples; (N + 1) × (N + 1), upper triangle. It may be negative."""
-    seen, sigma = path.clean(schedule), path.sigmas(schedule)
-    line = (seen[-1] - seen[0]) / (seen[-1] - seen[0]).norm(dim=1, keepdim=True)
+    """The cost of a step in GITS, (N + 1) × (N + 1), upper triangle; it may be negative.
+
+    The distance of the step's landing point from the straight line between the path's ends, minus
+    the distance of the path itself there; a mean over samples.
+    """
+    points, sigma = path.clean(schedule), path.sigmas(schedule)
+    line = (points[-1] - points[0]) / (points[-1] - points[0]).norm(dim=1, keepdim=True)
 
     def aside(x: Tensor) -> Tensor:
-        off = x - seen[0]
+        off = x - points[0]
         return (off - (off * line).sum(2, keepdim=True) * line).norm(dim=2).mean(1)
 
-    found, own = np.zeros((len(seen), len(seen))), aside(seen)
+    cost, own = np.zeros((len(points), len(points))), aside(points)
     for i, noise in enumerate(path.noises.double()):
-        found[i, i + 1 :] = (
-            aside(seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise) - own[i + 1 :]
-        )
-    return found
+        landing = points[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
+        cost[i, i + 1 :] = aside(landing) - own[i + 1 :]
+    return cost
 
 
 def shortest_path(cost: np.ndarray, steps: int, growth: float = 1.0) -> list[int]:
-    """The nodes but the last of the cheapest path of exactly `steps` edges from node 0 to the last; cost[i, j] is the edge from i to j > i,
-    and each edge counts `growth` times as much as the one before."""
+    """The cheapest path of exactly `steps` edges from node 0 to the last: its nodes but the last.
+
+    `cost[i, j]` is the cost of the edge from i to j > i. Each edge is weighted `growth` times as
+    much as the one before. Raises WrongUse when the graph has too few nodes.
+    """
     nodes = len(cost)
-    check(
-        1 <= steps < nodes,
-        "num_inference_steps",
-        steps,
-        f"give 1 to {nodes - 1}, the points of the reference path",
-    )
+    remedy = f"give 1 to {nodes - 1}, the points of the reference path"
+    check(1 <= steps < nodes, "num_inference_steps", steps, remedy)
     best = np.full(nodes, np.inf)
     best[0] = 0.0
     upper = np.where(np.triu(np.ones_like(cost), 1) > 0, cost, np.inf)
-    came = np.zeros((steps, nodes), int)
+    previous = np.zeros((steps, nodes), int)
     for k in range(steps):
         through = best[:, None] + growth**k * upper
-        came[k] = through.argmin(0)
+        previous[k] = through.argmin(0)
         best = through.min(0)
-    node, found = nodes - 1, []
+    node, reverse = nodes - 1, []
     for k in reversed(range(steps)):
-        node = int(came[k][node])
-        found.append(node)
-    return found[::-1]
+        node = int(previous[k][node])
+        reverse.append(node)
+    return reverse[::-1]
 
 
 def oracle(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """The K timesteps of least summed relative deviation from a reference path: dynamic programming finds them exactly."""
+    """The K timesteps with the least sum of `deviations`, exactly, by dynamic programming."""
     nodes = shortest_path(deviations(path, schedule), num_inference_steps)
     return [path.timesteps[i] for i in nodes]
 
@@ -82,57 +88,58 @@ def oracle(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) 
 def gits(
     path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int, growth: float = 1.15
 ) -> list[int]:
-    """GITS' grid (Chen et al. 2024) with its own cost and weight of later steps. Its teacher has 60 steps and 256 samples."""
+    """GITS' grid (Chen et al. 2024), with its own cost and its weight of later steps.
+
+    Its teacher has 60 steps and 256 samples.
+    """
     nodes = shortest_path(detours(path, schedule), num_inference_steps, growth)
     return [path.timesteps[i] for i in nodes]
 
 
 def arrivals(path: Trajectory, schedule: NoiseSchedule) -> Tensor:
-    """What one DDIM step from any point of the path to any later one makes wrong, as it arrives at the path's end, seen along each probe of its
-    adjoints: (N + 1) × (N + 1) × (probes n), upper triangle; relative to the ends' spread about their mean, with its sign.
+    """The error at the path's end due to one DDIM step between any two of its points, with sign.
 
-    Steps' errors add up in it as they do in the picture, to first order: what one makes wrong, another may undo.
+    (N + 1) × (N + 1) × (probes n), upper triangle: the error along each probe of the adjoints,
+    relative to the standard deviation of the ends. To first order, the errors of several steps
+    add up as they do in the picture, so one can cancel another. Raises WrongUse for a path without
+    adjoints.
     """
-    check(
-        path.adjoints is not None,
-        "adjoints",
-        None,
-        "record the path with adjoint_probes of at least 1",
-    )
-    seen, sigma = path.clean(schedule), path.sigmas(schedule)
-    felt = torch.as_tensor(path.adjoints).double()
-    felt = torch.cat(
-        [felt, felt[:, -1:]], 1
-    )  # what is wrong at the end arrives as it is, near enough as at the last point
-    found = torch.zeros(len(seen), len(seen), felt.shape[0] * felt.shape[2], dtype=torch.float64)
+    remedy = "record the path with adjoint_probes of at least 1"
+    check(path.adjoints is not None, "adjoints", None, remedy)
+    points, sigma = path.clean(schedule), path.sigmas(schedule)
+    adjoints = torch.as_tensor(path.adjoints).double()
+    # From the last point to the end an adjoint hardly changes.
+    adjoints = torch.cat([adjoints, adjoints[:, -1:]], 1)
+    probes, _, count, _ = adjoints.shape
+    errors = torch.zeros(len(points), len(points), probes * count, dtype=torch.float64)
     for i, noise in enumerate(path.noises.double()):
-        wrong = seen[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise - seen[i + 1 :]
-        found[i, i + 1 :] = (felt[:, i + 1 :] * wrong).sum(3).transpose(0, 1).flatten(1)
-    spread = (seen[-1] - seen[-1].mean(0)).square().sum(1).mean().sqrt()
-    return found / spread if spread > 0 else found
+        landing = points[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
+        along = (adjoints[:, i + 1 :] * (landing - points[i + 1 :])).sum(3)
+        errors[i, i + 1 :] = along.transpose(0, 1).flatten(1)
+    deviation = (points[-1] - points[-1].mean(0)).square().sum(1).mean().sqrt()
+    return errors / deviation if deviation > 0 else errors
 
 
 def dual_path(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """The K timesteps whose steps' `arrivals` add up to the least: root mean square over samples and probes.
+    """The K timesteps with the least sum of `arrivals`: root mean square over samples and probes.
 
-    A sum with signs is no shortest path, so this is a local search: from the oracle's nodes, and from those of the least sum of squares, each
-    node is moved while that helps, by 8 points, then 4, 2 and 1. No network evaluation is needed beyond the path and its adjoints.
+    A sum with signs is no shortest path, so this is a local search. It starts at the oracle's
+    nodes and at those of the least sum of squares, and moves each node while that helps, by 8
+    points, then 4, 2 and 1. Needs no network evaluation beyond the path and its adjoints.
     """
-    arriving, last = arrivals(path, schedule), len(path.timesteps)
+    errors, last = arrivals(path, schedule), len(path)
 
     def cost(nodes: list[int]) -> float:
-        return float(arriving[nodes, [*nodes[1:], last]].sum(0).square().mean().sqrt())
+        return float(errors[nodes, [*nodes[1:], last]].sum(0).square().mean().sqrt())
 
-    starts = [
-        shortest_path(cost, num_inference_steps)
-        for cost in (deviations(path, schedule), arriving.square().mean(2).numpy())
-    ]
-    found = [_descend(cost, start, last) for start in starts]
-    return [path.timesteps[i] for i in min(found, key=cost)]
+    edges = (deviations(path, schedule), errors.square().mean(2).numpy())
+    starts = [shortest_path(edge, num_inference_steps) for edge in edges]
+    optima = [_descend(cost, start, last) for start in starts]
+    return [path.timesteps[i] for i in min(optima, key=cost)]
 
 
 def _descend(cost: Callable[[list[int]], float], nodes: list[int], last: int) -> list[int]:
-    """Moves each node but the first between its neighbours while the cost falls."""
+    """Moves each node except the first between its neighbours while the cost falls."""
     best = cost(nodes)
     for far in (8, 4, 2, 1):
         before = np.inf
@@ -140,15 +147,13 @@ def _descend(cost: Callable[[list[int]], float], nodes: list[int], last: int) ->
             before = best
             for k, move in itertools.product(range(1, len(nodes)), (far, -far)):
                 trial = [*nodes[:k], nodes[k] + move, *nodes[k + 1 :]]
-                if (
-                    trial[k - 1] < trial[k] < [*trial, last][k + 1]
-                    and (found := cost(trial)) < best
-                ):
-                    best, nodes = found, trial
+                between = trial[k - 1] < trial[k] < [*trial, last][k + 1]
+                if between and (value := cost(trial)) < best:
+                    best, nodes = value, trial
     return nodes
 
 
-#: Grids that need a recorded path, and, for the last, its adjoints.
+#: Grids that need a recorded path; the last also needs its adjoints.
 SEARCHED: dict[str, Callable[[Trajectory, NoiseSchedule, int], list[int]]] = {
     "oracle": oracle,
     "gits": gits,

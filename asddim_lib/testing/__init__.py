@@ -1,1 +1,1 @@
-"""Models whose every answer is known in closed form, for tests."""
+"""Models with closed-form answers, for tests."""

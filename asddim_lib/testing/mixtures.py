@@ -1,4 +1,7 @@
-"""Models whose every answer is known: the exact noise predictor of Gaussians and their mixtures. The tests' oracle and the reader's first model."""
+"""The exact noise predictor of Gaussians and their mixtures.
+
+These models have known answers: the oracle of the tests, and a reader's first model.
+"""
 
 from __future__ import annotations
 
@@ -15,40 +18,39 @@ from asddim_lib.errors import check
 
 
 class GaussianMixture:
-    """Data drawn from Σ w_i N(μ_i, c_i² I) in d dimensions: exact ε, its exact Jacobian, and the path that leads from noise to data.
+    """Data from Σ w_i N(μ_i, c_i² I) in d dimensions: exact ε, Jacobian and ODE solution.
 
-    `means` is m × d, `stds` (c_i) and `weights` (w_i, of sum 1) have m entries. Computes in float64. One component is a Gaussian.
+    `means` is m × d; `stds` (c_i) is one number or m of them; `weights` (w_i) are m numbers that
+    sum to 1, equal by default. Computes in float64. One component is a Gaussian. Raises WrongUse
+    for wrong shapes, and for numbers that are not positive.
     """
 
     def __init__(self, means: Any, stds: Any, weights: Any = None) -> None:
         self.means = torch.as_tensor(means, dtype=torch.float64)
-        check(
-            self.means.ndim == 2, "means", tuple(self.means.shape), "give components × dimensions"
-        )
+        shape = tuple(self.means.shape)
+        check(self.means.ndim == 2, "means", shape, "give components × dimensions")
         count = len(self.means)
-        self.stds = torch.as_tensor(stds, dtype=torch.float64).expand(count)
-        self.weights = (
-            torch.full((count,), 1 / count, dtype=torch.float64)
-            if weights is None
-            else torch.as_tensor(weights, dtype=torch.float64)
-        )
+        given = torch.as_tensor(stds, dtype=torch.float64)
+        check(given.shape in ((), (1,), (count,)), "stds", stds, f"give one number, or {count}")
+        self.stds = given.expand(count)
+        weights = [1 / count] * count if weights is None else weights
+        self.weights = torch.as_tensor(weights, dtype=torch.float64)
         check(bool((self.stds > 0).all()), "stds", stds, "give positive numbers")
-        check(
-            len(self.weights) == count and bool((self.weights > 0).all()),
-            "weights",
-            weights,
-            f"give {count} positive numbers",
-        )
+        positive = self.weights.shape == (count,) and bool((self.weights > 0).all())
+        check(positive, "weights", weights, f"give {count} positive numbers")
         check(abs(float(self.weights.sum()) - 1) < 1e-9, "weights", weights, "make them sum to 1")
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Clean data: count × d."""
-        chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
-        return self.means[chosen] + self.stds[chosen, None] * noise
+        return self.means[component] + self.stds[component, None] * noise
 
     def _parts(self, x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each component at each x (n × d): its share in the density (n × m), its pull (n × m × d), its variance (n × m)."""
+        """Each component's share of the density, its score and its variance, at each x (n × d).
+
+        n × m, n × m × d and n × m.
+        """
         bar = torch.as_tensor(alpha, dtype=torch.float64, device=x.device).expand(len(x))[:, None]
         variance = bar * self.stds.to(x.device) ** 2 + 1 - bar
         pull = bar.sqrt()[..., None] * self.means.to(x.device) - x.double()[:, None]
@@ -60,50 +62,54 @@ class GaussianMixture:
         return log_density.softmax(1), pull / variance[..., None], variance
 
     def eps(self, x: Tensor, alpha: Tensor | float) -> Tensor:
-        """E[ε | x] (n × d) for noisy x (n × d) and ᾱ, a number or one a sample: −√(1 − ᾱ) times the score."""
-        share, pull, _ = self._parts(x, alpha)
+        """E[ε | x] (n × d) at noisy x (n × d): −√(1 − ᾱ) times the score.
+
+        `alpha` is ᾱ, one number or n of them.
+        """
+        share, scores, _ = self._parts(x, alpha)
         noise = (1 - torch.as_tensor(alpha, dtype=torch.float64, device=x.device)).sqrt()
-        return -noise.expand(len(x))[:, None] * (share[..., None] * pull).sum(1)
+        return -noise.expand(len(x))[:, None] * (share[..., None] * scores).sum(1)
 
     def jacobian(self, x: Tensor, alpha: Tensor | float) -> Tensor:
-        """∂ε/∂x (n × d × d), the matrix whose norm is Eq 8's."""
-        share, pull, variance = self._parts(x, alpha)
-        score = (share[..., None] * pull).sum(1)
+        """∂ε/∂x (n × d × d), the matrix in Eq 8."""
+        share, scores, variance = self._parts(x, alpha)
+        score = (share[..., None] * scores).sum(1)
         identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
-        hessian = (
-            torch.einsum("nm,nmi,nmj->nij", share, pull, pull) - score[:, :, None] * score[:, None]
-        )
+        second = torch.einsum("nm,nmi,nmj->nij", share, scores, scores)
+        hessian = second - score[:, :, None] * score[:, None]
         hessian = hessian - (share / variance).sum(1)[:, None, None] * identity
         noise = (1 - torch.as_tensor(alpha, dtype=torch.float64, device=x.device)).sqrt()
         return -noise.expand(len(x))[:, None, None] * hessian
 
     def solve(self, x: Tensor, alpha: float, alpha_next: float) -> Tensor:
-        """Where the probability-flow ODE takes x (n × d) from ᾱ to another ᾱ: exact for a Gaussian, to 1e-10 by SciPy for a mixture."""
+        """The probability-flow ODE's solution at `alpha_next`, from x (n × d) at `alpha`.
+
+        Exact for a Gaussian; to 1e-10, by SciPy, for a mixture.
+        """
         if len(self.means) == 1:
             mean, c2 = self.means[0], self.stds[0] ** 2
             scale = ((alpha_next * c2 + 1 - alpha_next) / (alpha * c2 + 1 - alpha)).sqrt()
             return alpha_next**0.5 * mean + scale * (x.double() - alpha**0.5 * mean)
         from scipy.integrate import solve_ivp
 
-        def slope(
-            s: float, y: np.ndarray
-        ) -> np.ndarray:  # with σ = √((1 − ᾱ)/ᾱ), x = √ᾱ y and s = log σ: dy/ds = σ ε
+        def slope(s: float, y: np.ndarray) -> np.ndarray:
+            # With σ = √((1 − ᾱ)/ᾱ), x = √ᾱ y and s = log σ: dy/ds = σ ε.
             bar = 1 / (1 + np.exp(2 * s))
-            return (
-                np.exp(s)
-                * self.eps(bar**0.5 * torch.from_numpy(y).reshape(x.shape), bar).numpy().ravel()
-            )
+            eps = self.eps(bar**0.5 * torch.from_numpy(y).reshape(x.shape), bar)
+            return np.exp(s) * eps.numpy().ravel()
 
         start, stop = (np.log(max((1 - a) / a, 1e-24)) / 2 for a in (alpha, alpha_next))
-        begun = (x.double() / alpha**0.5).numpy().ravel()
-        found = solve_ivp(slope, (start, stop), begun, method="DOP853", rtol=1e-12, atol=1e-12)
-        return alpha_next**0.5 * torch.from_numpy(found.y[:, -1]).reshape(x.shape)
+        initial = (x.double() / alpha**0.5).numpy().ravel()
+        exact = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-12}
+        end = solve_ivp(slope, (start, stop), initial, **exact).y[:, -1]
+        return alpha_next**0.5 * torch.from_numpy(end).reshape(x.shape)
 
 
 class AnalyticUNet(nn.Module):
-    """A mixture in a UNet's place: takes samples (n × channels × side × side) and diffusers' timesteps, and returns ε as a UNet does.
+    """A mixture in place of a UNet.
 
-    What else a pipeline passes (text, time ids) is ignored. `schedule` says what ᾱ a timestep stands for.
+    Takes samples (n × channels × side × side) and the timesteps of diffusers, and returns ε as a
+    UNet does. `schedule` gives ᾱ at each timestep. Other inputs (text, time ids) are ignored.
     """
 
     alphas_cumprod: Tensor
@@ -118,12 +124,9 @@ class AnalyticUNet(nn.Module):
         super().__init__()
         size = mixture.means.shape[1]
         side = side or round((size / channels) ** 0.5)
-        check(
-            channels * side * side == size,
-            "channels × side × side",
-            f"{channels} × {side} × {side}",
-            f"make it the mixture's {size} dimensions",
-        )
+        given = f"{channels} × {side} × {side}"
+        remedy = f"make it the mixture's {size} dimensions"
+        check(channels * side * side == size, "channels × side × side", given, remedy)
         self.mixture = mixture
         self.register_buffer("alphas_cumprod", torch.from_numpy(schedule.alphas_cumprod))
         self.config = SimpleNamespace(
@@ -146,7 +149,7 @@ class AnalyticUNet(nn.Module):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """The mixture's ε at samples (n × channels × side × side), as a UNet gives it; all but timesteps is ignored."""
+        """The mixture's ε at samples (n × channels × side × side), as a UNet returns it."""
         alpha = self.alphas_cumprod[torch.as_tensor(timestep, device=sample.device).long()]
         result = self.mixture.eps(sample.flatten(1), alpha).reshape(sample.shape).to(sample.dtype)
         return UNet2DConditionOutput(sample=result) if return_dict else (result,)

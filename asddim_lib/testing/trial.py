@@ -1,4 +1,7 @@
-"""Every grid on data whose exact answer is known: what holds in any number of dimensions and on any noise schedule, in seconds."""
+"""Compares grids on data with a known exact answer, in seconds.
+
+Shows what holds in any number of dimensions and on any noise schedule.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from torch import Tensor
 from asddim_lib.core.allocation import allocate
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.evidence.adjoint import carry_back
-from asddim_lib.evidence.trajectory import follow, shares, spread
-from asddim_lib.grids.methods import timesteps
+from asddim_lib.evidence.trajectory import Trajectory, follow, shares, spread
+from asddim_lib.grids.grid import timesteps
+from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.testing.mixtures import GaussianMixture
 
@@ -26,42 +30,48 @@ def trial(
     count: int = 256,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How far DDIM's ends lie from those of a 1,000-step solution, by allocation: the mean relative distance of `count` samples.
+    """The mean relative distance of DDIM's samples from a 1,000-step solution, by allocation.
 
-    Our own, equidistributed, dual-weighted and dual-path, are measured on 64 other samples along 64 steps, with 8 adjoint probes.
+    `config` is a scheduler's; `count` samples are compared. The allocations that need evidence
+    (equidistributed, dual-weighted and the searched ones) get it from 64 other samples, along 64
+    steps and with 8 adjoint probes. Raises WrongUse as `timesteps` does.
     """
     schedule, width = NoiseSchedule.from_config(config), data.means.shape[1]
-    bars, generator = schedule.alphas_cumprod, torch.Generator().manual_seed(seed)
+    alphas, generator = schedule.alphas_cumprod, torch.Generator().manual_seed(seed)
 
     def eps(x: Tensor, t: int) -> Tensor:
-        return data.eps(x, float(bars[t]))
+        return data.eps(x, float(alphas[t]))
 
-    tuning, testing = (
-        torch.randn(n, width, generator=generator, dtype=torch.float64) for n in (64, count)
-    )
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, width, generator=generator, dtype=torch.float64)
+
+    tuning, testing = noise(64), noise(count)
     path = follow(eps, tuning, schedule, [*timesteps(config, 64, allocation="trailing"), 0])
-
-    def transpose(k: int, v: Tensor) -> Tensor:
-        return torch.einsum(
-            "nij,pni->pnj", data.jacobian(path.samples[k], float(bars[path.timesteps[k]])), v
-        )
-
-    probes = torch.randn(8, *tuning.shape, generator=generator, dtype=torch.float64)
-    path = replace(
-        path, adjoints=carry_back(path.sigmas(schedule), transpose, probes).transpose(0, 1)
-    )
-    ours = {
-        name: 1 / spread(shares(path, schedule, carried=name == "dual-weighted"), path.timesteps)
+    path = replace(path, adjoints=_adjoints(data, path, schedule, noise(8, 64)))
+    densities = {
+        name: spread(shares(path, schedule, carried=name == "dual-weighted"), path.timesteps)
         for name in ("equidistributed", "dual-weighted")
     }
     goal = follow(eps, testing, schedule, timesteps(config, 1000, allocation="trailing")).end
 
-    def grid(name: str) -> list[int]:
-        if name in ours:
-            return allocate(ours[name], num_inference_steps)
-        return timesteps(config, num_inference_steps, allocation=name, path=path)
+    def distance(name: str) -> float:
+        if name in densities:
+            grid = allocate(1 / densities[name], num_inference_steps)
+        else:
+            evidence = path if name in SEARCHED else None
+            grid = timesteps(config, num_inference_steps, allocation=name, path=evidence)
+        return float(relative_distance(follow(eps, testing, schedule, grid).end, goal).mean())
 
-    return {
-        name: float(relative_distance(follow(eps, testing, schedule, grid(name)).end, goal).mean())
-        for name in allocations
-    }
+    return {name: distance(name) for name in allocations}
+
+
+def _adjoints(
+    data: GaussianMixture, path: Trajectory, schedule: NoiseSchedule, probes: Tensor
+) -> Tensor:
+    """The path's adjoints (probes × N × n × d), by the exact Jacobian."""
+
+    def transpose(k: int, v: Tensor) -> Tensor:
+        alpha = float(schedule.alphas_cumprod[path.timesteps[k]])
+        return torch.einsum("nij,pni->pnj", data.jacobian(path.samples[k], alpha), v)
+
+    return carry_back(path.sigmas(schedule), transpose, probes).transpose(0, 1)
