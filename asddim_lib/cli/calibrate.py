@@ -1,0 +1,106 @@
+"""`asddim calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asddim_lib.cli.options import (
+    Count,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Prompts,
+    Scale,
+    Seed,
+    Truncate,
+    torch_dtype,
+)
+from asddim_lib.cli.output import say
+
+Out = Annotated[Path, typer.Argument(help="File for the profile (JSON).")]
+PathSteps = Annotated[int, typer.Option(help="Number of timesteps along the measured path.")]
+Estimator = Annotated[
+    str,
+    typer.Option(help="vjp, jvp, difference, path (costs nothing), or power (the spectral norm)."),
+]
+Probes = Annotated[
+    int,
+    typer.Option(
+        help="Adjoint sweeps back along the path, which dual-weighted grids need; "
+        "each costs three evaluations per timestep."
+    ),
+]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="One prompt, 32 timesteps, estimator path: cheaper than two pictures of 20 steps.",
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of finished batches, which are reused.", show_default="~/.cache/asddim"
+    ),
+]
+
+
+def calibrate(
+    out: Out,
+    model: Model = "bundled",
+    prompts: Prompts = "bundled-tune",
+    count: Count = 8,
+    guidance_scale: Scale = 7.5,
+    num_steps: PathSteps = 32,
+    estimator: Estimator = "vjp",
+    adjoint_probes: Probes = 0,
+    quick: Quick = False,
+    truncate: Truncate = False,
+    cache: Cache = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measures how sensitive the model is, g(t), and each step's error, along its own path.
+
+    Example: asddim calibrate profile.json --guidance-scale 7.5
+    """
+    from tqdm import tqdm
+
+    from asddim_lib.files import CACHE
+    from asddim_lib.measure.calibrate import calibrate as measure
+    from asddim_lib.models.load import load_pipeline
+    from asddim_lib.models.prompts import load_prompts
+
+    if quick:
+        count, num_steps, estimator, adjoint_probes = 1, 32, "path", 0
+    kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
+    pipe = load_pipeline(model, device=device, dtype=kind)
+    how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
+    how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}
+    how |= {"adjoint_probes": adjoint_probes, "truncate": truncate, "cache": cache or CACHE}
+    profile = measure(pipe, texts, **how, progress=lambda batches: tqdm(batches, unit="batch"))
+    profile.save(out)
+    _show(out, profile, pipe.scheduler, bool(adjoint_probes), as_json)
+
+
+def _show(out: Path, profile: Any, scheduler: Any, carried: bool, as_json: bool) -> None:
+    """Prints what was measured, and which allocation the profile serves best."""
+    from asddim_lib.core.noise import NoiseSchedule
+
+    best = "dual-weighted" if carried else "equidistributed"
+    p, lam, excess = profile.fit(NoiseSchedule.from_config(scheduler), carried=carried)
+    value = {"profile": str(out), "evaluations": profile.evaluations, "prompts": profile.samples}
+    value |= {"timesteps": len(profile.timesteps), "allocation": best}
+    text = (
+        f"{out}: {profile.evaluations} network evaluations, {profile.samples} prompts, "
+        f"{len(profile.timesteps)} timesteps\n"
+        f"use --allocation {best}; the paper's combined, at its best p {p:.2f} and "
+        f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much"
+    )
+    say(value | {"p": p, "lam": lam, "excess": excess}, text, as_json)

@@ -1,0 +1,152 @@
+"""`asddim choose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asddim_lib.cli.options import (
+    Count,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Profile,
+    Prompts,
+    Scale,
+    Solver,
+    StepCount,
+    Truncate,
+    torch_dtype,
+    words,
+)
+from asddim_lib.cli.output import say
+from asddim_lib.errors import check
+
+#: Powers that a profile's density is raised to: multistep solvers dislike steps of uneven length.
+TEMPERS = (1.0, 0.75, 0.5, 0.25)
+#: No picture that is reported on starts from this seed.
+SEED = 1_000_000
+
+Grids = Annotated[str, typer.Option(help="Allocations to try, comma-separated: {allocations}.")]
+ReferenceSteps = Annotated[
+    int, typer.Option(help="DDIM steps of the fine solution that distances are measured from.")
+]
+Search = Annotated[
+    bool,
+    typer.Option(
+        "--search",
+        help="Then move the best grid's timesteps while that helps, for at most the cost of "
+        "the fine solution.",
+    ),
+]
+
+
+def choose(
+    steps: StepCount = 10,
+    solver: Solver = "ddim",
+    profile: Profile = None,
+    grids: Grids = "trailing,leading,karras,logsnr,beta",
+    model: Model = "bundled",
+    prompts: Prompts = "bundled-tune",
+    count: Count = 16,
+    guidance_scale: Scale = 7.5,
+    reference_steps: ReferenceSteps = 200,
+    search: Search = False,
+    truncate: Truncate = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Tries grids on a few prompts; prints each one's distance from a fine solution, best last.
+
+    With a profile, its density is tried too, at several tempers.
+
+    Example: asddim choose --steps 8 --solver unipc
+    """
+    from asddim_lib.models.load import load_pipeline
+    from asddim_lib.models.prompts import load_prompts
+
+    names, kind, order = words("grids", grids), torch_dtype(dtype), _order(solver)
+    texts = list(load_prompts(prompts, count)["prompt"])
+    pipe = load_pipeline(model, device=device, dtype=kind)
+    _set_solver(pipe, solver, model)
+    trials = _fixed(pipe.scheduler, steps, names)
+    if profile is not None:
+        made_for = {"model": model, "guidance_scale": guidance_scale}
+        trials |= _measured(pipe.scheduler, steps, order, profile, made_for)
+    how = {"guidance_scale": guidance_scale, "seed": SEED, "truncate": truncate}
+    apart = _distances(pipe, texts, trials, reference_steps, search, how)
+    worst_first = sorted(apart, key=apart.__getitem__, reverse=True)
+    value = [{"grid": n, "distance": apart[n], "timesteps": trials[n]} for n in worst_first]
+    lines = [f"{apart[n]:8.4f}  {n:28s} {trials[n]}" for n in worst_first]
+    say(value, "\n".join(lines), as_json)
+
+
+def _order(solver: str) -> int:
+    """The order of a solver's error. Raises WrongUse for an unknown solver."""
+    from asddim_lib.schedulers.solvers import SOLVERS
+
+    check(solver in SOLVERS, "solver", solver, f"use one of {', '.join(SOLVERS)}")
+    return SOLVERS[solver][1]
+
+
+def _set_solver(pipe: Any, solver: str, model: str) -> None:
+    """Gives the pipeline the solver's scheduler, which takes any grid of timesteps."""
+    from asddim_lib.core.coordinates import Coordinates
+    from asddim_lib.schedulers.laying import prepared
+    from asddim_lib.schedulers.solvers import SOLVERS
+
+    kind = Coordinates.of(pipe.scheduler).kind
+    what = {"flow": "a flow-matching model", "edm": "an EDM model"}.get(kind, kind)
+    remedy = "choose lays whole timesteps, which it lacks: run asddim compare --solvers euler"
+    check(kind == "vp", "model", f"{model}, {what}", remedy)
+    pipe.scheduler = prepared(SOLVERS[solver][0], pipe.scheduler)
+
+
+def _fixed(scheduler: Any, steps: int, names: tuple[str, ...]) -> dict[str, list[int]]:
+    """The grid of each allocation."""
+    from asddim_lib.grids.grid import timesteps
+
+    return {name: timesteps(scheduler, steps, allocation=name) for name in names}
+
+
+def _measured(
+    scheduler: Any, steps: int, order: int, profile: Path, made_for: dict[str, Any]
+) -> dict[str, list[int]]:
+    """The grids of a profile's density at every temper."""
+    from asddim_lib.core.noise import NoiseSchedule
+    from asddim_lib.evidence.profile import SensitivityProfile
+    from asddim_lib.grids.grid import timesteps
+
+    schedule = NoiseSchedule.from_config(scheduler)
+    measured = SensitivityProfile.load(profile, schedule=schedule, **made_for)
+    carried = "carried" in (measured.local_error or {})
+    best = "dual-weighted" if carried else "equidistributed"
+    how: dict[str, Any] = {"allocation": best, "profile": measured, "order": order}
+    return {
+        f"{best}, temper {temper:g}": timesteps(scheduler, steps, temper=temper, **how)
+        for temper in TEMPERS
+    }
+
+
+def _distances(
+    pipe: Any,
+    texts: list[str],
+    trials: dict[str, list[int]],
+    reference_steps: int,
+    search: bool,
+    how: dict[str, Any],
+) -> dict[str, float]:
+    """Each grid's distance from the fine solution; with `search`, adds a grid to `trials`."""
+    from asddim_lib.tune.search import direct_search, distances, solution
+
+    how = {**how, "goal": solution(pipe, texts, reference_steps=reference_steps, **how)}
+    apart = distances(pipe, texts, trials, **how)
+    if search:
+        best = trials[min(apart, key=apart.__getitem__)]
+        moved = direct_search(pipe, texts, [best], budget=reference_steps, **how)
+        apart["searched"], trials["searched"] = moved.distance, moved.timesteps
+    return apart

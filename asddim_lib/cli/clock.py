@@ -1,0 +1,58 @@
+"""`asddim clock`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asddim_lib.cli.options import Device, Dtype, Json, Scale, Steps, numbers, torch_dtype, words
+from asddim_lib.cli.output import rows, say
+
+Network = Annotated[
+    str, typer.Option("--model", help="sd15 or sdxl: full size, with random weights.")
+]
+Out = Annotated[Path, typer.Option(help="File for the times (CSV, one row per image).")]
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: ddim (diffusers' own), noise, gradient, combined, online, online-4."
+    ),
+]
+Repeats = Annotated[int, typer.Option(help="Number of images of each method and step count.")]
+Pixels = Annotated[
+    int | None, typer.Option(help="Pixels per side; by default as many as the model was made for.")
+]
+
+
+def clock(
+    model: Network = "sd15",
+    out: Out = Path("clock.csv"),
+    steps: Steps = "20,50,100",
+    methods: Methods = "ddim,noise,gradient,combined,online",
+    repeats: Repeats = 5,
+    pixels: Pixels = None,
+    guidance_scale: Scale = 7.5,
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Times the methods on the paper's networks (Tables 4-6); needs no weights.
+
+    Example: asddim clock --model sd15 --steps 20 --device cuda
+    """
+    how: dict[str, Any] = {"steps": numbers("steps", steps, int), "repeats": repeats}
+    how |= {"methods": words("methods", methods), "dtype": torch_dtype(dtype), "pixels": pixels}
+    how |= {"guidance_scale": guidance_scale, "device": device}
+    from tqdm import tqdm
+
+    from asddim_lib.bench.clock import clock as measure
+    from asddim_lib.files import write_whole
+
+    times = measure(model, **how, progress=lambda waiting: tqdm(waiting, unit="image"))
+    write_whole(out, lambda part: times.to_csv(part, index=False))
+    figures = {"nfe": "first", "seconds": ["median", "min", "max"], "megabytes": "max"}
+    shown = times.groupby(["steps", "method"], sort=False)[list(figures)].agg(figures)
+    text = shown.to_string(float_format=lambda value: f"{value:.3f}")
+    say({"times": str(out), "rows": rows(times)}, text, as_json)

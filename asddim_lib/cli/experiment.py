@@ -1,0 +1,137 @@
+"""What evaluate, compare and mlperf share: options in, the summary of an experiment out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from asddim_lib.cli.options import numbers, torch_dtype, words
+from asddim_lib.cli.output import bar, report_failures, rows, say, text_of
+from asddim_lib.errors import check
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The options of an experiment, as they were typed: lists are comma-separated.
+
+    `tuning` holds the fields of `Setting` that no option of evaluate sets.
+    """
+
+    out: Path
+    model: str
+    prompts: str
+    count: int
+    methods: str
+    solvers: str
+    steps: str
+    guidance_scales: str
+    batch_size: int
+    device: str
+    dtype: str
+    as_json: bool
+    reference_steps: int = 0
+    p: float = 0.5
+    lam: float = 1.0
+    reading: str = "intent"
+    prompt_seed: int = 0
+    clip: str | None = None
+    reference: str = ""
+    dinov2: str = ""
+    inception: str = ""
+    prepare: str = "paper"
+    negative_prompt: str = ""
+    latents: str = ""
+    tuning_prompts: str = "bundled-tune"
+    save_memory: str = ""
+    truncate: bool = False
+    shard: str = ""
+    plan: bool = False
+    tuning: dict[str, Any] = field(default_factory=dict)
+
+    def setting(self) -> Any:
+        """The `Setting`. Raises WrongUse for a value that it refuses, or one given twice."""
+        from asddim_lib.experiment.setting import Setting
+
+        lists: dict[str, Any] = {
+            "methods": words("methods", self.methods),
+            "solvers": words("solvers", self.solvers),
+            "steps": numbers("steps", self.steps, int),
+            "guidance_scales": numbers("guidance_scale", self.guidance_scales, float),
+        }
+        names = {f.name for f in fields(Setting)} & {f.name for f in fields(self)} - set(lists)
+        return Setting(**lists, **{name: getattr(self, name) for name in names}, **self.tuning)
+
+    def run(self) -> Any:
+        """Draws and judges; the summary, a row per method, solver, step count and scale.
+
+        Ends the process if there is none: with `plan`, or if another process judges.
+        """
+        from asddim_lib.experiment.evaluate import evaluate
+        from asddim_lib.experiment.shards import joined
+        from asddim_lib.models.load import load_pipeline
+        from asddim_lib.models.prompts import load_prompts
+
+        against = features(self.reference, self.inception, self.prepare, self.dinov2)
+        setting, dtype = self.setting(), torch_dtype(self.dtype)
+        savers = words("save_memory", self.save_memory) if self.save_memory else ()
+        table = load_prompts(self.prompts, self.count, self.prompt_seed)
+        with joined(self.shard) as shard:
+            how: dict[str, Any] = {"dtype": dtype, "save_memory": savers}
+            pipe = load_pipeline(self.model, device=shard.device(self.device), **how)
+            if self.plan:
+                if shard.speaks:
+                    show_plan(pipe, table, setting, self.as_json)
+                raise typer.Exit
+            how = {"shard": shard, "clip": self.clip, "against": against}
+            how["progress"] = lambda waiting: bar(waiting, shard)
+            summary = evaluate(pipe, table, setting, self.out, **how)
+        if shard.judges:
+            return summary
+        if shard.speaks:
+            self._show_shard(summary)
+        raise typer.Exit
+
+    def _show_shard(self, summary: Any) -> None:
+        after = "when all are, run the same command without --shard to judge"
+        say(rows(summary), f"shard {self.shard} is drawn; {after}", self.as_json)
+        report_failures(summary)
+
+
+def features(reference: str, inception: str, prepare: str, dinov2: str = "") -> tuple:
+    """The feature networks that compare pictures with real ones; none without a `reference`."""
+    if not reference:
+        alone = not inception and not dinov2
+        check(alone, "reference", reference, "give a folder of real pictures, too")
+        return ()
+    from asddim_lib.metrics.features.dinov2 import Dinov2
+    from asddim_lib.metrics.features.inception import Inception
+
+    by_inception = Inception(reference, inception, prepare)
+    return (by_inception, Dinov2(reference, dinov2)) if dinov2 else (by_inception,)
+
+
+def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
+    """Measures a few network evaluations; prints what the whole experiment will cost."""
+    from asddim_lib.experiment.cost import calibration, measure, plan
+    from asddim_lib.models.load import device_of
+
+    cost = measure(pipe, table, setting)
+    costs, profiles, device = plan(setting, len(table), cost), calibration(setting), device_of(pipe)
+    value = {"rows": rows(costs), "profile_evaluations": profiles, "device": str(device)}
+    names = ("pictures", "evaluations", "hours", "gigabytes")
+    pictures, evaluations, hours, size = (costs[name].sum() for name in names)
+    memory = "" if cost.memory is None else f", {cost.memory:.0f} MB of memory at its peak"
+    lines = [
+        text_of(costs, 3),
+        f"{pictures} pictures, {evaluations} network evaluations, {hours:.3g} hours on one such "
+        f"device, {size:.3g} GB",
+        f"besides: profiles, {profiles} evaluations, {profiles * cost.seconds / 3600:.3g} hours; "
+        "judging; grids that are found by trials",
+        f"measured on {device}, {min(setting.batch_size, len(table))} pictures at once: "
+        f"{cost.seconds:.3g} s per evaluation, {cost.rest:.3g} s per picture for text, decoding "
+        f"and copying{memory}",
+    ]
+    say({**value, **cost._asdict()}, "\n".join(lines), as_json)

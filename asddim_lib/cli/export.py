@@ -1,0 +1,83 @@
+"""`asddim export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asddim_lib.cli.options import Allocation, Exponent, Lambda, ModelConfig, Profile, StepCount
+
+FORMATS = ("diffusers", "comfyui", "a1111")
+Order = Annotated[
+    int,
+    typer.Option(
+        help="Order of the solver that an equidistributed or dual-weighted grid is for: 1, 2 or 3."
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="diffusers (JSON), comfyui (for ManualSigmas) or "
+        "a1111 (for Extra Schedulers' custom list).",
+    ),
+]
+
+
+def export(
+    steps: StepCount = 10,
+    model: ModelConfig = "bundled",
+    allocation: Allocation = "uniform",
+    p: Exponent = 0.5,
+    lam: Lambda = 1.0,
+    order: Order = 1,
+    profile: Profile = None,
+    form: Format = "diffusers",
+) -> None:
+    """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
+
+    Sigmas of a flow-matching model: for diffusers, as they are before the
+    scheduler's own shift; for the others, as the solver really uses them.
+
+    Example: asddim export --steps 10 --format comfyui
+    """
+    from asddim_lib.errors import check
+    from asddim_lib.grids.grid import sigmas
+    from asddim_lib.models.load import load_scheduler_config
+
+    check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
+    config = load_scheduler_config(model)
+    how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "order": order}
+    how["profile"] = _read(profile, config)
+    if form == "diffusers":
+        typer.echo(json.dumps(_for_diffusers(config, steps, how)))
+        return
+    levels = _rounded(sigmas(config, steps, shifted=True, **how))
+    typer.echo(", ".join(map(str, levels)) if form == "comfyui" else json.dumps(levels))
+
+
+def _read(profile: Path | None, config: dict[str, Any]) -> Any:
+    from asddim_lib.core.noise import NoiseSchedule
+    from asddim_lib.evidence.profile import SensitivityProfile
+
+    if profile is None:
+        return None
+    return SensitivityProfile.load(profile, schedule=NoiseSchedule.from_config(config))
+
+
+def _for_diffusers(config: dict[str, Any], steps: int, how: dict[str, Any]) -> dict[str, Any]:
+    """What `set_timesteps` takes: sigmas, and timesteps where those are whole numbers."""
+    from asddim_lib.core.coordinates import Coordinates
+    from asddim_lib.grids.grid import sigmas, timesteps
+
+    levels = {"sigmas": _rounded(sigmas(config, steps, **how))}
+    if Coordinates.of(config).kind != "vp":
+        return levels
+    return {"timesteps": timesteps(config, steps, **how), **levels}
+
+
+def _rounded(levels: list[float]) -> list[float]:
+    return [round(level, 6) for level in levels]

@@ -1,0 +1,30 @@
+"""`asddim report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asddim_lib.cli.options import Json
+from asddim_lib.cli.output import rows, say
+
+Folders = Annotated[
+    list[Path], typer.Argument(help="Folders that evaluate, compare or mlperf wrote.")
+]
+
+
+def report(folders: Folders, as_json: Json = False) -> None:
+    """Prints the paper's tables (Markdown) from recorded runs, beside the paper's own figures.
+
+    Example: asddim report results/guidance-7.5/steps-20
+    """
+    from asddim_lib.experiment.report import markdown, read_run
+
+    runs = [read_run(folder) for folder in folders]
+    values = [
+        {"folder": str(run.folder), "provenance": run.provenance, "rows": rows(run.summary)}
+        for run in runs
+    ]
+    say(values, "\n\n".join(map(markdown, runs)), as_json)
