@@ -1,0 +1,277 @@
+"""The scheduler off the CPU, in interleaved runs and in inference mode.
+
+Meta tensors stand for an accelerator's: they have a device but no values, so an operation that
+waits for a value, or that mixes devices, raises.
+"""
+
+import itertools
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torchgen
+from diffusers import DDIMScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torchgen.gen import parse_native_yaml
+from torchgen.model import DispatchKey
+
+from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
+from asddim_lib.core.sensitivity import COST, gradient_norm
+from asddim_lib.errors import WrongUse
+
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES += ["mps"] if torch.backends.mps.is_available() else []
+ESTIMATORS = [(norm, name) for norm, names in COST.items() for name in names]
+
+
+def make(**changes):
+    return ASDDIMScheduler(**{"allocation": "noise", "clip_sample": False, **changes})
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+# A device that is not the CPU
+
+
+@pytest.mark.parametrize("order", itertools.permutations(["lay", "noise", "velocity", "step"]))
+def test_every_order_of_calls_works_on_a_device(order):
+    """img2img, inpainting and refiners lay a grid after they have added noise."""
+    scheduler, x = make(), torch.empty(2, 4, 8, 8, device="meta")
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    calls = {
+        "lay": lambda: scheduler.set_timesteps(6, device="meta"),
+        "noise": lambda: scheduler.add_noise(x, x, t),
+        "velocity": lambda: scheduler.get_velocity(x, x, t),
+        "step": lambda: scheduler.step(x, t, x).prev_sample,
+    }
+    calls["lay"]()
+    for name in order * 2:
+        calls[name]()
+    assert scheduler.timesteps.device.type == "meta"
+    scheduler.set_timesteps(6)  # and then on the CPU: no table has stayed behind
+    fresh = make()
+    fresh.set_timesteps(6)
+    x, t = normal(2, 4, 8, 8), scheduler.timesteps[2]
+    assert torch.equal(scheduler.step(x, t, x).prev_sample, fresh.step(x, t, x).prev_sample)
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the operations that touch a meta tensor, and the types of the meta tensors made."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.dtypes = set(), set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [v for v in tree_flatten(result)[0] if isinstance(v, torch.Tensor)]
+        given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
+        if any(v.device.type == "meta" for v in tensors + given):
+            self.operations.add(func)
+        self.dtypes |= {v.dtype for v in tensors if v.device.type == "meta"}
+        return result
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """Whether an operation runs on MPS, by PyTorch's own table of kernels."""
+    folder = Path(torchgen.__file__).parent / "packaged/ATen/native"
+    table = parse_native_yaml(str(folder / "native_functions.yaml"), str(folder / "tags.yaml"))
+    mps = table.backend_indices[DispatchKey.MPS]
+    functions = {str(f.func.name): f for f in table.native_functions}
+
+    def has(operation):
+        function = functions[operation._schema.name.removeprefix("aten::") + _overload(operation)]
+        delegate = function.structured_delegate
+        composite = (
+            function.has_composite_implicit_autograd_kernel
+            or function.has_composite_explicit_autograd_kernel
+            or function.has_composite_explicit_autograd_non_functional_kernel
+        )
+        structured = delegate is not None and mps.has_kernel(functions[str(delegate)])
+        return composite or structured or mps.has_kernel(function)
+
+    return has
+
+
+def _overload(operation):
+    name = operation._schema.overload_name
+    return f".{name}" if name else ""
+
+
+def test_the_look_up_tells_what_mps_lacks(kernels):
+    aten = torch.ops.aten
+    assert not kernels(aten.take.default)  # what step() once used
+    assert not kernels(aten.linalg_eig.default)
+    for operation in (aten.index_select.default, aten.add.Tensor, aten.randn.default):
+        assert kernels(operation)
+
+
+def use(scheduler, dtype, eta, clipped=False):
+    """All that a pipeline asks of a scheduler, on the meta device."""
+    x = torch.empty(2, 4, 8, 8, device="meta", dtype=dtype)
+    scheduler.set_timesteps(6, device="meta")
+    times = scheduler.timesteps
+    scheduler.add_noise(x, x, times[:1])
+    scheduler.add_noise(x, x, times[:2])
+    forms = [times[1], 5] if isinstance(scheduler, ASDDIMScheduler) else [5]
+    forms += [times[1].expand(2)] if isinstance(scheduler, ASDDIMScheduler) else []
+    for t in forms:
+        x = scheduler.scale_model_input(x, t)
+        x = scheduler.step(x, t, x, eta, clipped).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("how", [{}, {"clip_sample": True}, {"thresholding": True}], ids=str)
+def test_no_operation_lacks_a_kernel_and_none_makes_float64(kernels, prediction_type, dtype, how):
+    scheduler = make(prediction_type=prediction_type, **how)
+    with Recorder() as recorder:
+        for eta, clipped in itertools.product((0.0, 0.5), (False, True)):
+            assert use(scheduler, dtype, eta, clipped).dtype == dtype
+    missing = {str(operation) for operation in recorder.operations if not kernels(operation)}
+    if how.get("thresholding"):  # diffusers' own code, with the kernels that it needs
+        with Recorder() as theirs:
+            use(DDIMScheduler(prediction_type=prediction_type, **how), dtype, 0.5)
+        missing -= {str(operation) for operation in theirs.operations}
+    assert len(recorder.operations) > 5
+    assert not missing
+    assert torch.float64 not in recorder.dtypes
+
+
+@pytest.mark.parametrize(("norm", "estimator"), ESTIMATORS)
+def test_the_estimators_make_no_float64_on_the_device(norm, estimator):
+    x = torch.empty(2, 4, 8, 8, device="meta")
+    how = {"norm": norm, "estimator": estimator, "generator": torch.Generator()}
+    with Recorder() as recorder, pytest.raises(RuntimeError, match="meta"):  # a value is needed
+        gradient_norm(lambda y, t: torch.tanh(y), x, 5, **how)
+    assert torch.float64 not in recorder.dtypes
+
+
+@pytest.mark.parametrize("how", [{}, {"eta": 0.5}, {"use_clipped_model_output": True}], ids=str)
+def test_step_never_waits_for_a_device(how):
+    scheduler, x = make(), torch.empty(2, 3, 8, 8, device="meta")
+    with pytest.raises(RuntimeError, match="meta"):  # asking for a value is refused
+        bool(x.sum() > 0)
+    scheduler.set_timesteps(10, device="meta")
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.empty_like(x), t, x, **how).prev_sample
+    assert x.shape == (2, 3, 8, 8)
+
+
+# Runs that share a scheduler
+
+
+def network(x, t):
+    return torch.sin(3 * x + t / 1000)
+
+
+def alone(x, device):
+    scheduler = make()
+    scheduler.set_timesteps(6, device=device)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_interleaved_runs_do_not_meet(device):
+    first, second = (normal(2, 4, 8, 8, seed=seed).to(device) for seed in (1, 2))
+    expected = alone(first, device), alone(second, device)
+    scheduler = make()
+    scheduler.set_timesteps(6, device=device)
+    times = scheduler.timesteps
+    for i in range(8):  # the second run is two steps behind
+        if i < 6:
+            first = scheduler.step(network(first, times[i]), times[i], first).prev_sample
+        if i >= 2:
+            t = times[i - 2]
+            second = scheduler.step(network(second, t), t, second).prev_sample
+    assert torch.equal(first, expected[0])
+    assert torch.equal(second, expected[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_nan_stays_in_its_run(device, strict):
+    """The failing run ends early; the other goes on, and the next grid is laid without a word."""
+    x = normal(2, 4, 8, 8).to(device)
+    scheduler, bad = make(), torch.full_like(x, torch.nan)
+    scheduler.strict = strict
+    scheduler.set_timesteps(6, device=device)
+    expected, times = alone(x, device), scheduler.timesteps
+    for i, t in enumerate(times):
+        if i == 2 and device == "cpu" and strict:
+            with pytest.raises(WrongUse, match="model_output is not finite at step 2"):
+                scheduler.step(bad, t, x)
+        elif i == 2:
+            assert scheduler.step(bad, t, x).prev_sample.isnan().all()
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    assert torch.equal(x, expected)
+    scheduler.set_timesteps(6, device=device)
+
+
+@pytest.mark.parametrize("device", [*DEVICES, "meta"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_step_leaves_the_scheduler_as_it_was(device, eta):
+    scheduler, x = make(), torch.zeros(2, 4, 8, 8, device=device)
+    scheduler.strict = False
+    scheduler.set_timesteps(6, device=device)
+    scheduler.step(x, scheduler.timesteps[0], x, eta)  # may move constant tables to the device
+    before = pickle.dumps(vars(scheduler))
+    for t in scheduler.timesteps[:3]:
+        x = scheduler.step(x + torch.nan, t, x, eta).prev_sample
+    assert pickle.dumps(vars(scheduler)) == before
+
+
+# Inference mode
+
+
+@pytest.mark.parametrize("made_inside", [False, True])
+@pytest.mark.parametrize(("norm", "estimator"), ESTIMATORS)
+def test_gradient_norm_in_inference_mode(norm, estimator, made_inside):
+    weight = normal(6, 6, seed=3)
+    x = normal(3, 6)
+
+    def measured():
+        y = x.clone() if made_inside else x
+        how = {"norm": norm, "estimator": estimator, "generator": torch.Generator().manual_seed(4)}
+        return gradient_norm(lambda z, t: torch.tanh(z @ weight), y, 5, probes=3, **how)
+
+    expected = measured()
+    with torch.inference_mode():
+        value, error = measured()
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(error, expected[1])
+
+
+@pytest.mark.parametrize("estimator", ["path", "difference", "vjp"])
+def test_calibrate_in_inference_mode(estimator):
+    prompts, how = ["a red boot on a white ground"], {"num_steps": 3, "estimator": estimator}
+    pipe = load_pipeline()
+    expected = calibrate(pipe, prompts, **how)
+    with torch.inference_mode():
+        profile = calibrate(pipe, prompts, **how)
+    assert profile.g == pytest.approx(expected.g, rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["path", "difference"])
+def test_calibrate_with_weights_that_know_no_gradient(estimator):
+    """A pipeline loaded in inference mode serves the estimators that need no autograd."""
+    prompts, how = ["a red boot on a white ground"], {"num_steps": 3, "estimator": estimator}
+    with torch.inference_mode():
+        profile = calibrate(load_pipeline(), prompts, **how)
+    assert profile.g == pytest.approx(calibrate(load_pipeline(), prompts, **how).g, rel=1e-4)
+
+
+def test_calibrate_refuses_a_derivative_of_such_weights():
+    with torch.inference_mode():
+        pipe = load_pipeline()
+        with pytest.raises(WrongUse, match="vjp.*inference_mode"):
+            calibrate(pipe, ["a red boot on a white ground"], num_steps=3, estimator="vjp")
