@@ -273,5 +273,5 @@ def test_calibrate_with_weights_that_know_no_gradient(estimator):
 def test_calibrate_refuses_a_derivative_of_such_weights():
     with torch.inference_mode():
         pipe = load_pipeline()
-        with pytest.raises(WrongUse, match="vjp.*inference_mode"):
+        with pytest.raises(WrongUse, match=r"vjp.*inference_mode"):
             calibrate(pipe, ["a red boot on a white ground"], num_steps=3, estimator="vjp")

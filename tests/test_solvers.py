@@ -1,4 +1,4 @@
-"""The same grid for solvers that are not ours: each lands on it, and on a Gaussian each goes where the exact path goes."""
+"""One grid for any solver: each lands on it, and follows the exact path of a Gaussian."""
 
 import numpy as np
 import pytest
@@ -11,30 +11,37 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib import SensitivityProfile, load_pipeline, sigmas, timesteps
+from asddim_lib import (
+    ASDDIMScheduler,
+    SensitivityProfile,
+    UniPCGridScheduler,
+    load_pipeline,
+    sigmas,
+    timesteps,
+)
 from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.experiment import setting as design
-from asddim_lib.experiment.store import draw
-from asddim_lib.schedulers.unipc import UniPCGridScheduler
+from asddim_lib.measure.run import draw
+from asddim_lib.schedulers.solvers import SOLVERS
 from asddim_lib.testing.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = NoiseSchedule.from_config(SD)
 BARS = SCHEDULE.alphas_cumprod
 PROFILE = SensitivityProfile(
-    [900, 500, 50],
-    [1.0, 1.5, 4.0],
-    [0.1] * 3,
-    "frobenius",
-    "vjp",
-    1,
-    4,
-    0,
-    7.5,
-    "test",
-    fingerprint(SCHEDULE),
-    100,
+    timesteps=[900, 500, 50],
+    g=[1.0, 1.5, 4.0],
+    stderr=[0.1] * 3,
+    norm="frobenius",
+    estimator="vjp",
+    probes=1,
+    samples=4,
+    seed=0,
+    guidance_scale=7.5,
+    model="test",
+    schedule=fingerprint(SCHEDULE),
+    evaluations=100,
 )
 GRIDS = [
     {"allocation": "noise"},
@@ -42,42 +49,38 @@ GRIDS = [
     {"allocation": "ays-sd15"},
 ]
 DATA = GaussianMixture(torch.zeros(1, 4), 0.6)
-#: How each solver takes a grid, and how far from the exact end it may be after 40 steps, in units of the data's spread.
-SOLVERS = [
+ZERO = {"final_sigmas_type": "zero"}
+LAST = {"final_sigmas_type": "sigma_min", "lower_order_final": True}
+#: How each solver takes a grid, and its largest error after 40 steps, in the data's deviations.
+CASES = [
+    (ASDDIMScheduler, {"clip_sample": False}, "timesteps", 0.08),
     (EulerDiscreteScheduler, {}, "timesteps", 0.08),
     (EulerDiscreteScheduler, {}, "sigmas", 0.08),
     (HeunDiscreteScheduler, {}, "timesteps", 0.05),
-    (DPMSolverMultistepScheduler, {"final_sigmas_type": "zero"}, "timesteps", 0.03),
-    (
-        DPMSolverSinglestepScheduler,
-        {"final_sigmas_type": "sigma_min", "lower_order_final": True},
-        "timesteps",
-        0.05,
-    ),
-    (UniPCGridScheduler, {"final_sigmas_type": "zero"}, "timesteps", 0.03),
+    (DPMSolverMultistepScheduler, ZERO, "timesteps", 0.03),
+    (DPMSolverSinglestepScheduler, LAST, "timesteps", 0.05),
+    (UniPCGridScheduler, ZERO, "timesteps", 0.03),
 ]
 
 
-def run(solver, x):
-    """Draws from noise x, asking the exact network at the times that the solver names, and returns the end and those times."""
+def solve(solver, x):
+    """The end of the solver's path from noise x, by the exact network, and the times it asked."""
     x, asked = x * solver.init_noise_sigma, []
     for t in solver.timesteps:
-        at = float(t)
-        asked.append(at)
-        bar = float(
-            np.exp(np.interp(at, np.arange(1000), np.log(BARS)))
-        )  # sigmas between timesteps name a time between them
+        asked.append(float(t))
+        # Given sigmas may name a time between two timesteps.
+        bar = float(np.exp(np.interp(float(t), np.arange(1000), np.log(BARS))))
         x = solver.step(DATA.eps(solver.scale_model_input(x, t), bar).to(x), t, x).prev_sample
     return x, asked
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "takes", "close"),
-    SOLVERS,
+    ("kind", "options", "takes", "tolerance"),
+    CASES,
     ids=lambda v: getattr(v, "__name__", v if isinstance(v, str) else ""),
 )
 @pytest.mark.parametrize("how", GRIDS, ids=lambda how: how["allocation"])
-def test_a_solver_lands_on_the_grid_and_near_the_exact_end(kind, options, takes, close, how):
+def test_a_solver_lands_on_the_grid_and_near_the_exact_end(kind, options, takes, tolerance, how):
     solver, steps = kind(**SD, **options), 40
     grid = timesteps(solver, steps, **how)
     if takes == "timesteps":
@@ -85,27 +88,20 @@ def test_a_solver_lands_on_the_grid_and_near_the_exact_end(kind, options, takes,
     else:
         solver.set_timesteps(sigmas=sigmas(solver, steps, **how))
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    end, asked = run(solver, x)
-    landed = sorted({round(t) for t in asked}, reverse=True)
-    assert landed == grid
+    end, asked = solve(solver, x)
+    assert sorted({round(t) for t in asked}, reverse=True) == grid
     error = (end.double() - DATA.solve(x, float(BARS[-1]), 1.0)).square().mean().sqrt() / 0.6
-    assert error < close
+    assert error < tolerance
 
 
-def test_the_runner_s_euler_is_ddim():
+def test_euler_is_ddim():
     pipe, ends = load_pipeline(), {}
-    config = {**pipe.scheduler.config, "set_alpha_to_one": True}  # Euler's goes on to clean data
+    config = {**pipe.scheduler.config, "set_alpha_to_one": True}  # Euler's path ends at clean data
     grid = timesteps(config, 6, allocation="noise")
+    prompts = ["a red boot on a white ground", "two blue bags on a tan ground"]
     for name in ("ddim", "euler"):
-        pipe.scheduler = design.SOLVERS[name][0].from_config(config)
-        made = draw(
-            pipe,
-            ["a red boot on a white ground", "two blue bags on a tan ground"],
-            [0, 1],
-            guidance_scale=5.0,
-            timesteps=grid,
-        )
-        ends[name] = made.latents
+        pipe.scheduler = SOLVERS[name][0].from_config(config)
+        ends[name] = draw(pipe, prompts, [0, 1], guidance_scale=5.0, timesteps=grid).latents
     torch.testing.assert_close(ends["euler"], ends["ddim"], rtol=1e-3, atol=1e-3)
 
 
@@ -119,35 +115,92 @@ def test_the_runner_s_euler_is_ddim():
     ],
 )
 def test_unipc_on_its_own_grid_is_diffusers_own(config):
-    ours, theirs = (
-        kind(**SD, timestep_spacing="linspace", **config)
-        for kind in (UniPCGridScheduler, UniPCMultistepScheduler)
-    )
+    kinds = (UniPCGridScheduler, UniPCMultistepScheduler)
+    ours, theirs = (kind(**SD, timestep_spacing="linspace", **config) for kind in kinds)
     x = y = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
-    for _ in range(2):  # the second run remembers nothing of the first
+    for _ in range(2):  # nothing of the first run is left in the second
         theirs.set_timesteps(9)
         ours.set_timesteps(timesteps=theirs.timesteps.tolist())
         np.testing.assert_allclose(ours.sigmas, theirs.sigmas, rtol=1e-4)
         for t in theirs.timesteps:
-            x, y = (
-                ours.step(torch.sin(x), t, x).prev_sample,
-                theirs.step(torch.sin(y), t, y).prev_sample,
-            )
+            x = ours.step(torch.sin(x), t, x).prev_sample
+            y = theirs.step(torch.sin(y), t, y).prev_sample
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [[5, 5], [1, 2], [1000], [3, -1], [], [5.5, 2]])
-def test_unipc_refuses_what_is_no_grid(wrong):
-    with pytest.raises(ValueError, match="timesteps"):
-        UniPCGridScheduler(**SD).set_timesteps(timesteps=wrong)
-    with pytest.raises(ValueError, match="use_flow_sigmas"):
+# Forms of a grid
+
+OURS = [ASDDIMScheduler, UniPCGridScheduler]
+GRID = [120, 96, 8, 0]  # exact in every type below
+ARRAYS = [np.array(GRID, kind) for kind in (np.uint8, np.int16, np.int32, np.int64, np.float64)]
+TENSORS = [
+    torch.tensor(GRID, dtype=dtype)
+    for dtype in (
+        torch.int8,
+        torch.uint8,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
+]
+FORMS = [GRID, tuple(GRID), [float(t) for t in GRID], [np.int64(t) for t in GRID]]
+FORMS += [[torch.tensor(t) for t in GRID], np.array(GRID[::-1])[::-1]]
+FORMS += [torch.tensor(GRID, dtype=torch.float32, requires_grad=True)]
+
+
+def describe(form):
+    first = getattr(form[0], "dtype", type(form[0]).__name__)
+    return f"{type(form).__name__} of {getattr(form, 'dtype', first)}"
+
+
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("form", [*FORMS, *ARRAYS, *TENSORS], ids=describe)
+def test_a_grid_comes_as_a_list_an_array_or_a_tensor(kind, form):
+    scheduler, expected = kind(**SD), kind(**SD)
+    scheduler.set_timesteps(timesteps=form)
+    expected.set_timesteps(timesteps=GRID)
+    assert scheduler.timesteps.tolist() == GRID
+    assert scheduler.timesteps.dtype == torch.int64
+    assert scheduler.num_inference_steps == 4
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    ends = [s.step(x, s.timesteps[0], x).prev_sample for s in (scheduler, expected)]
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_range_is_a_grid(kind):
+    scheduler = kind(**SD)
+    scheduler.set_timesteps(timesteps=range(900, -1, -300))
+    assert scheduler.timesteps.tolist() == [900, 600, 300, 0]
+
+
+WRONG = [[5, 5], [1, 2], [1000], [3, -1], [], [5.5, 2], [float("nan")], [float("inf"), 3]]
+WRONG += [np.array([5, 5]), torch.tensor([1, 2]), torch.tensor([5.5, 2.0]), np.array([[5, 3]])]
+WRONG += [torch.tensor([]), torch.tensor(5), np.array(5), "5, 3", ["5", "3"], [True, False], [None]]
+WRONG += [[[5, 3], [2]], np.array([5, 3], complex), torch.tensor([True, False])]
+
+
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_what_is_no_grid_is_refused(kind, wrong):
+    with pytest.raises(WrongUse, match="timesteps is"):
+        kind(**SD).set_timesteps(timesteps=wrong)
+
+
+def test_unipc_refuses_timesteps_for_flow_matching():
+    with pytest.raises(WrongUse, match="use_flow_sigmas"):
         UniPCGridScheduler(use_flow_sigmas=True).set_timesteps(timesteps=[5, 3])
 
 
-def test_a_pipeline_takes_timesteps_for_unipc(tmp_path):
-    pipe = load_pipeline()
-    pipe.scheduler = UniPCGridScheduler.from_config(pipe.scheduler.config)
-    grid, seen = timesteps(pipe.scheduler, 6, allocation="noise"), []
-    pipe.unet.register_forward_pre_hook(lambda network, args: seen.append(int(args[1])))
-    pipe("a red boot on a white ground", timesteps=grid, output_type="latent")
-    assert seen == grid
+@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("form", [list, np.array, torch.tensor])
+def test_a_pipeline_takes_timesteps(kind, form):
+    pipe, asked = load_pipeline(), []
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    grid = timesteps(pipe.scheduler, 6, allocation="noise")
+    pipe.unet.register_forward_pre_hook(lambda network, args: asked.append(int(args[1])))
+    pipe("a red boot on a white ground", timesteps=form(grid), output_type="latent")
+    assert asked == grid
