@@ -97,8 +97,9 @@ def _show(out: Path, profile: Any, scheduler: Any, carried: bool, as_json: bool)
     p, lam, excess = profile.fit(NoiseSchedule.from_config(scheduler), carried=carried)
     value = {"profile": str(out), "evaluations": profile.evaluations, "prompts": profile.samples}
     value |= {"timesteps": len(profile.timesteps), "allocation": best}
+    count = f"{profile.samples} prompt{'s' if profile.samples > 1 else ''}"
     text = (
-        f"{out}: {profile.evaluations} network evaluations, {profile.samples} prompts, "
+        f"{out}: {profile.evaluations} network evaluations, {count}, "
         f"{len(profile.timesteps)} timesteps\n"
         f"use --allocation {best}; the paper's combined, at its best p {p:.2f} and "
         f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much"
