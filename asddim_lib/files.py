@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and named by what is in them."""
+"""Files that are written whole or not at all, and that reveal damage."""
 
 from __future__ import annotations
 
@@ -17,29 +17,34 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+
+from asddim_lib.errors import WrongUse
 
 log = logging.getLogger(__name__)
 
-#: What was measured or fetched once.
+#: The folder for what was measured or fetched once.
 CACHE = Path.home() / ".cache" / "asddim"
 
 
-def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `file`, then renames it: a kill or a full disk leaves nothing half-written under its name.
+class DamagedFile(WrongUse):
+    """Raised for a file whose content is not what was written."""
 
-    Raises OSError with one line that names the file, whatever library failed to write it.
+
+def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a file beside `file`, then renames it to `file`.
+
+    A kill or a full disk leaves no half-written file under that name. Raises OSError with one line
+    that names the file, whatever library failed to write it.
     """
-    part = file.with_name(
-        f".part-{uuid4().hex[:8]}-{file.name}"
-    )  # each process has its own; the ending stays: some writers go by it
+    # The name is unique to this call. Its ending stays: some writers choose their format by it.
+    part = file.with_name(f".part-{uuid4().hex[:8]}-{file.name}")
     try:
         write(part)
         with part.open("rb+") as written:
             os.fsync(written.fileno())  # or a power cut may leave an empty file under the name
         part.replace(file)
-    except (
-        Exception
-    ) as error:  # safetensors, Arrow and Pillow each have their own errors for a full disk
+    except Exception as error:  # safetensors, Arrow and Pillow have their own for a full disk
         raise OSError(
             f"{file} could not be written ({error}); make room or name another place"
         ) from error
@@ -47,83 +52,95 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
+def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: str) -> None:
+    """Writes tensors and a text to a safetensors file, whole.
+
+    Its header holds a SHA-256 of both, by which `load_tensors` finds any damage. Raises OSError as
+    `write_whole` does.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"made_from": metadata, "sha256": _checksum(tensors, metadata)}
+    write_whole(file, partial(save_file, tensors, metadata=header))
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the text that `save_tensors` wrote.
+
+    Raises FileNotFoundError, and DamagedFile, which names the file, where any byte has changed or
+    is missing.
+    """
+    remedy = "run the same command again: it is made again"
+    try:
+        with safe_open(file, "pt") as content:
+            header = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in list(content.keys())}
+    except SafetensorError as error:
+        raise DamagedFile(f"{file} is damaged ({error}); {remedy}") from error
+    metadata = header.get("made_from", "")
+    if header.get("sha256") != _checksum(tensors, metadata) or not _plain_padding(file):
+        raise DamagedFile(f"{file} is damaged (its checksum does not match); {remedy}")
+    return tensors, metadata
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, since NumPy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain_padding(file: Path) -> bool:
+    """Whether spaces alone pad the header: other white space is valid JSON, but was not written."""
+    with file.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+        return content.read(size).rstrip(b" ").endswith(b"}")
+
+
 def seal(file: Path, value: Any) -> None:
-    """Keeps a value that JSON can hold, with its hash."""
-    write_whole(
-        file,
-        lambda part: part.write_text(
-            json.dumps({"sha256": short_hash(value), "value": value}, sort_keys=True) + "\n"
-        ),
-    )
+    """Writes a value that JSON can hold, with its hash."""
+    content = json.dumps({"sha256": short_hash(value), "value": value}, sort_keys=True)
+    write_whole(file, lambda part: part.write_text(content + "\n"))
 
 
 def unseal(file: Path) -> Any:
-    """What `seal` kept; None where there is no file, or a damaged one, which is named: who asks then makes it anew."""
+    """The value that `seal` wrote, or None where the file is missing or damaged.
+
+    A damaged file is named in a warning: callers then compute its value again.
+    """
     try:
-        held = json.loads(file.read_text())
-        if held["sha256"] == short_hash(held["value"]):
-            return held["value"]
+        content = json.loads(file.read_text())
+        if content["sha256"] == short_hash(content["value"]):
+            return content["value"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # no JSON, or another one
+    except (ValueError, KeyError, TypeError):  # no JSON, or JSON of another shape
         pass
     log.warning("%s is damaged; it is made anew", file)
     return None
 
 
-class DamagedFile(ValueError):
-    """Raised for a file that does not hold what was written: it has to be made again."""
-
-
-def save_tensors(file: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
-    """Keeps tensors and a text in a safetensors file, with a checksum of both."""
-    header = {"made_from": text, "sha256": _checksum(tensors, text)}
-    write_whole(file, partial(save_file, tensors, metadata=header))
-
-
-def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors and the text that `save_tensors` kept.
-
-    Raises FileNotFoundError, and DamagedFile, which names the file, after any change to it.
-    """
-    remedy = "run the same command again: it is made again"
-    try:
-        with safe_open(file, "pt") as content:
-            names, header = list(content.keys()), content.metadata() or {}
-            tensors = {name: content.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise DamagedFile(f"{file} is damaged ({error}); {remedy}") from error
-    text = header.get("made_from", "")
-    if header.get("sha256") != _checksum(tensors, text):
-        raise DamagedFile(f"{file} is damaged (its checksum does not match); {remedy}")
-    return tensors, text
-
-
-def _checksum(tensors: dict[str, torch.Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def locked(folder: Path) -> FileLock:
-    """Makes a folder, and lets one process at a time into it; a killed one's lock goes with it. Sweeps up what killed ones left."""
+    """Makes a folder, and a lock that admits one process at a time.
+
+    The lock of a killed process is released. Also sweeps up what killed processes left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     return FileLock(folder / ".lock")
 
 
 def sweep(folder: Path, age: float = 3600) -> None:
-    """Removes what killed processes left half-written: what nobody has written to for `age` seconds."""
+    """Removes half-written files of killed processes: those not written to for `age` seconds."""
     for part in folder.glob(".part-*"):
         try:
             if time.time() - part.stat().st_mtime > age:
                 part.unlink()
-        except FileNotFoundError:  # renamed or swept meanwhile by another process
+        except FileNotFoundError:  # another process has renamed or swept it meanwhile
             continue
 
 
 def short_hash(value: Any) -> str:
-    """A short name for any value that JSON can hold."""
+    """A short hash of any value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:16]

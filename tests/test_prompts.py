@@ -1,32 +1,35 @@
-"""Prompts in the forms in which their makers hand them out."""
+"""Prompts in the formats of their publishers, and their length."""
 
 import json
+import string
 
 import pandas as pd
 import pytest
+from diffusers import (
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
+from transformers import CLIPTokenizer, T5TokenizerFast
 
 from asddim_lib import load_pipeline
+from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.clip import load_clip
 from asddim_lib.models import prompts
+from asddim_lib.models.load import data_folder
 from asddim_lib.models.prompts import check_prompts, load_prompts
 
-DRAWBENCH = '"Prompts","Category"\n"A red colored car.","Colors"\n"One cat and one dog sitting on the grass.","Counting"\n"A sign that says \'Hello World\'.","Text"\n'
+DRAWBENCH = """"Prompts","Category"
+"A red colored car.","Colors"
+"One cat and one dog sitting on the grass.","Counting"
+"A sign that says 'Hello World'.","Text"
+"""
 
 
 @pytest.fixture
 def coco(tmp_path):
-    """As captions_val2017.json is: some captions an image, in no order, some with a line break at their end."""
-    images = [
-        {
-            "license": 1,
-            "file_name": f"{i:012d}.jpg",
-            "height": 427,
-            "width": 640,
-            "date_captured": "2013-11-14 11:18:45",
-            "id": i,
-        }
-        for i in range(100, 140)
-    ]
+    """Like captions_val2017.json: three captions per image, unsorted, some with a line break."""
+    images = [{"license": 1, "file_name": f"{i:012d}.jpg", "id": i} for i in range(100, 140)]
     annotations = [
         {
             "image_id": i,
@@ -37,11 +40,8 @@ def coco(tmp_path):
         for i in range(139, 99, -1)
     ]
     file = tmp_path / "captions_val2017.json"
-    file.write_text(
-        json.dumps(
-            {"info": {"year": 2017}, "licenses": [], "images": images, "annotations": annotations}
-        )
-    )
+    content = {"info": {"year": 2017}, "images": images, "annotations": annotations}
+    file.write_text(json.dumps(content))
     return file
 
 
@@ -57,40 +57,39 @@ def test_coco_gives_each_image_s_first_caption_in_an_order_that_the_seed_fixes(c
 
 def test_drawbench_keeps_its_categories(tmp_path):
     (tmp_path / "db.csv").write_text(DRAWBENCH)
-    found = load_prompts(tmp_path / "db.csv")
-    assert list(found["prompt"]) == [
+    table = load_prompts(tmp_path / "db.csv")
+    assert list(table["prompt"]) == [
         "A red colored car.",
         "One cat and one dog sitting on the grass.",
         "A sign that says 'Hello World'.",
     ]
-    assert list(found["category"]) == ["Colors", "Counting", "Text"]
+    assert list(table["category"]) == ["Colors", "Counting", "Text"]
 
 
 def test_a_named_set_comes_out_of_the_cache_or_says_where_to_fetch_it(tmp_path, coco, monkeypatch):
     monkeypatch.setattr(prompts, "CACHE", tmp_path)
     assert len(load_prompts("coco", 5)) == 5
-    with pytest.raises(
-        ValueError,
-        match=r"prompts is drawbench, which is not at .*drawbench\.csv; fetch https://docs\.google\.com",
-    ):
+    missing = (
+        r"prompts is drawbench, which is not at .*drawbench\.csv; fetch https://docs\.google\."
+    )
+    with pytest.raises(WrongUse, match=missing):
         load_prompts("drawbench")
     (tmp_path / "drawbench.csv").write_text(DRAWBENCH)
     assert load_prompts("drawbench", 2).attrs == {"prompts_from": "drawbench", "prompts_seed": None}
 
 
 @pytest.mark.parametrize("column", ["prompt", "Prompts", "caption", "TEXT"])
-def test_any_table_will_do(tmp_path, column):
-    table = pd.DataFrame(
-        {"number": [1, 2], column: ["a boot", "2020-01-01"], "Category": ["x", "y"]}
-    )
+def test_any_table_loads(tmp_path, column):
+    columns = {"number": [1, 2], column: ["a boot", "2020-01-01"], "Category": ["x", "y"]}
+    table = pd.DataFrame(columns)
     table.to_csv(tmp_path / "a.csv", index=False)
     table.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
     table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
     table.to_parquet(tmp_path / "a.parquet")
     for kind in ("csv", "tsv", "jsonl", "parquet"):
-        found = load_prompts(tmp_path / f"a.{kind}")
-        assert list(found["prompt"]) == ["a boot", "2020-01-01"], kind
-        assert list(found["category"]) == ["x", "y"], kind
+        loaded = load_prompts(tmp_path / f"a.{kind}")
+        assert list(loaded["prompt"]) == ["a boot", "2020-01-01"], kind
+        assert list(loaded["category"]) == ["x", "y"], kind
     (tmp_path / "a.txt").write_text("a boot\n\n2020-01-01\n")
     assert list(load_prompts(tmp_path / "a.txt")["prompt"]) == ["a boot", "2020-01-01"]
 
@@ -106,19 +105,88 @@ def test_any_table_will_do(tmp_path, column):
         ("a.txt", "a boot\n", "count is 2; .* has 1 prompts"),
     ],
 )
-def test_what_is_no_set_of_prompts_is_named_in_one_line(tmp_path, name, content, message):
+def test_a_bad_file_is_refused_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(WrongUse, match=message) as caught:
         load_prompts(tmp_path / name, 2)
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_a_reader_cannot_take_whole_is_named():
-    for reader in (load_pipeline(), load_clip()[1]):
-        check_prompts(reader, ["a red boot on a white ground"])
-        with pytest.raises(
-            ValueError, match=r"prompt is 'a red boot a red boot .*, 26 tokens; shorten it to 16"
-        ):
-            check_prompts(reader, ["a red boot " * 8])
-        with pytest.raises(ValueError, match="give a text with at least one word"):
-            check_prompts(reader, [" "])
+@pytest.mark.parametrize("load", [load_pipeline, lambda: load_clip()[1]])
+def test_a_prompt_too_long_for_its_reader_is_named_with_both_remedies(load):
+    reader, long = load(), "a red boot " * 8
+    check_prompts(reader, ["a red boot on a white ground"])
+    message = r"prompt is 'a red boot a red boot .*, 26 tokens; shorten it to 16 .*truncate=True"
+    with pytest.raises(WrongUse, match=message):
+        check_prompts(reader, [long])
+    check_prompts(reader, [long], truncate=True)
+    for truncate in (False, True):
+        with pytest.raises(WrongUse, match="give a text with at least one word"):
+            check_prompts(reader, [" "], truncate=truncate)
+
+
+def clip_tokenizer(limit):
+    folder = data_folder() / "model" / "tokenizer"
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=limit)
+
+
+def t5_tokenizer():
+    """One token per letter, without a limit of its own."""
+    letters = [(letter, -2.0) for letter in "▁" + string.ascii_letters]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5TokenizerFast(vocab=special + letters, extra_ids=0)
+
+
+def refiner():
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=None,
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=clip_tokenizer(77),
+        unet=None,
+        scheduler=None,
+        add_watermarker=False,
+    )
+
+
+def sd3(t5):
+    parts = ("transformer", "scheduler", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    words = {"tokenizer": clip_tokenizer(77), "tokenizer_2": clip_tokenizer(77)}
+    return StableDiffusion3Pipeline(**dict.fromkeys(parts), **words, tokenizer_3=t5)
+
+
+def pixart():
+    """A pipeline with one tokenizer, whose limit has another value in its signature."""
+    empty = dict.fromkeys(("text_encoder", "vae", "transformer", "scheduler"))
+    return PixArtSigmaPipeline(tokenizer=t5_tokenizer(), **empty)
+
+
+@pytest.mark.parametrize(
+    ("build", "words", "letters", "limit"),
+    [
+        (refiner, 75, None, 77),
+        (lambda: sd3(None), 75, None, 77),  # T5 may be left out
+        (lambda: sd3(t5_tokenizer()), None, 254, 256),  # ▁ and </s> are tokens, too
+        (pixart, None, 298, 300),
+    ],
+)
+def test_the_limit_is_the_largest_of_all_tokenizers(build, words, letters, limit):
+    pipe = build()
+    longest = " ".join(["boot"] * words) if words else "a" * letters
+    check_prompts(pipe, [longest])
+    longer = longest + (" boot" if words else "a")
+    with pytest.raises(WrongUse, match=f", {limit + 1} tokens; shorten it to {limit} "):
+        check_prompts(pipe, [longer])
+    check_prompts(pipe, [longer], truncate=True)
+
+
+def test_a_tokenizer_without_a_limit_takes_512():
+    class Reader:
+        tokenizer = t5_tokenizer()
+
+        def __call__(self): ...
+
+    check_prompts(Reader(), ["a" * 510])
+    with pytest.raises(WrongUse, match="513 tokens; shorten it to 512"):
+        check_prompts(Reader(), ["a" * 511])

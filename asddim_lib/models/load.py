@@ -1,4 +1,4 @@
-"""Where pipelines come from: the bundled model, the paper's two, any folder or hub id."""
+"""Pipelines: the bundled model, the paper's two, any folder, file or hub id."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 
-#: Any diffusers pipeline: what one has depends on its class, so a type checker knows nothing of it.
+#: Any diffusers pipeline. Its attributes depend on its class, so a type checker cannot know them.
 Pipeline = Any
 
-#: The paper's models: where the hub has them, and which revision.
+#: The paper's models: the hub's id and a fixed revision.
 HUB = {
     "sd15": (
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -28,30 +28,40 @@ HUB = {
     ),
 }
 
-#: What can be had for less memory: how a pipeline is told, for a device. Tiles of one picture are decoded apart, and can show where they meet.
+#: Ways to save memory, each applied to a pipeline for a device. Tiles of a picture are decoded
+#: separately, and their seams can show.
 SAVERS: dict[str, Callable[[Pipeline, str], None]] = {
     "vae-slicing": lambda pipe, device: pipe.vae.enable_slicing(),
     "vae-tiling": lambda pipe, device: pipe.vae.enable_tiling(),
     "offload": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),
 }
 
+_SINGLE_FILE = (".safetensors", ".ckpt")
+
 
 def data_folder() -> Path:
-    """The folder of the bundled model, prompts and reference features: in the installed package, or in the checkout."""
+    """The folder of the bundled model, prompts and reference features.
+
+    It lies in the installed package, or else in the checkout.
+    """
     installed = Path(__file__).parents[1] / "data"
     return installed if installed.exists() else Path(__file__).parents[2] / "data"
 
 
 def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any]:
-    """The scheduler config of `model`, as in `load_pipeline`, without its weights. Raises ValueError when there is none."""
+    """The scheduler config of `model`, named as for `load_pipeline`, without its weights.
+
+    Raises WrongUse when there is none.
+    """
     from diffusers import DDIMScheduler
 
     source, revision = _source(model)
     try:
         return dict(DDIMScheduler.load_config(source, subfolder="scheduler", revision=revision))
-    except Exception as error:  # as in load_pipeline
-        raise ValueError(
-            f"model is {str(model)!r}, which has no scheduler config that could be read; give bundled, a folder or a hub id"
+    except Exception as error:  # JSON, hub and OS errors share no base class
+        raise WrongUse(
+            f"model is {str(model)!r}, which has no scheduler config that could be read; "
+            "give bundled, a folder or a hub id"
         ) from error
 
 
@@ -61,71 +71,37 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     save_memory: Sequence[str] = (),
+    pipeline_class: str | type | None = None,
     **options: Any,
 ) -> Pipeline:
-    """The diffusers pipeline of `model`: bundled, sd15, sdxl, a folder or a hub id, as `dtype` on `device`.
+    """Loads the diffusers pipeline of `model`, as `dtype` on `device`.
 
-    `save_memory` holds any of vae-slicing (pictures are decoded one by one), vae-tiling (and each in tiles) and offload (each part lies on the
-    device only while it runs, which needs an accelerator). Other options go to diffusers' `from_pretrained`. sd15 and sdxl come in a fixed
-    revision. Convolutions are laid out channels last, which CPUs and tensor cores run faster.
-    Raises ValueError with one line that says what to do when the weights are missing or damaged, or a switch is unknown.
+    `model` is bundled, sd15, sdxl, a folder, a hub id, or a single .safetensors or .ckpt file. A
+    single file does not name its class: `pipeline_class` does, as a class or its name in
+    diffusers. sd15 and sdxl have a fixed revision.
+
+    `save_memory` holds any of vae-slicing (pictures are decoded one by one), vae-tiling (each of
+    them in tiles) and offload (each part is on the device only while it runs, which needs an
+    accelerator). Other options go to diffusers' `from_pretrained` or `from_single_file`.
+    Convolutions are laid out channels last, which is faster on CPUs and tensor cores.
+
+    Raises WrongUse, with one line that says what to do, when the weights are missing or damaged, a
+    single file has no class, or a switch is unknown.
     """
-    from diffusers import DiffusionPipeline
-
     for switch in save_memory:
         check(switch in SAVERS, "save_memory", switch, f"use some of {', '.join(SAVERS)}")
-    check(
-        "offload" not in save_memory or device != "cpu",
-        "save_memory",
-        "offload on a CPU",
-        "leave it out: all lies there anyway",
-    )
-    bundled, (source, revision) = str(model) == "bundled", _source(model)
-    local = Path(source).exists()
-    check(
-        local or not bundled,
-        "model",
-        f"'bundled' (looked in {source})",
-        "install asddim-lib again, or check the data folder out",
-    )
-    extra: dict[str, Any] = (
-        {"safety_checker": None, "requires_safety_checker": False} if str(model) == "sd15" else {}
-    )
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, **{"revision": revision, **extra, **options}
-        )
-    except Exception as error:  # safetensors, JSON, hub and OS errors share no base, and all mean the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = (
-            "its files are damaged; fetch the folder again"
-            if local
-            else f"fetch it once with `hf download {source}{f' --revision {revision}' if revision else ''}`"
-        )
-        raise ValueError(
-            f"model is {str(model)!r}, which could not be loaded ({reason}); {remedy}"
-        ) from error
-    # transformers makes an empty tokenizer of an empty folder, and says nothing.
-    words, known = (
-        getattr(pipe, "tokenizer", None),
-        getattr(getattr(pipe, "text_encoder", None), "config", None),
-    )
-    if words is not None and known is not None:
-        whole = 2 * len(words) > known.vocab_size
-        check(
-            whole,
-            "model",
-            f"{str(model)!r}, whose tokenizer knows {len(words)} of {known.vocab_size} tokens",
-            "its files are damaged; fetch the folder again",
-        )
+    needless = "offload" in save_memory and device == "cpu"
+    check(not needless, "save_memory", "offload on a CPU", "leave it out: all parts are there")
+    pipe = _load(model, dtype, pipeline_class, options)
+    _check_tokenizer(pipe, str(model))
     for name in ("unet", "vae"):
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
-    # A profile and a record name their model by this, never by a path of one machine.
+    # Profiles and records name their model by this, never by a path on one machine.
     pipe.register_to_config(
         _name_or_path=str(model),
-        _revision=options.get("revision", revision),
+        _revision=options.get("revision", _source(model)[1]),
         _save_memory=list(save_memory),
     )
     pipe = pipe if "offload" in save_memory else pipe.to(device)
@@ -135,65 +111,96 @@ def load_pipeline(
 
 
 def _source(model: str | os.PathLike) -> tuple[str, str | None]:
-    """The folder or hub id of a model, and the revision where it is fixed."""
-    return (
-        (str(data_folder() / "model"), None)
-        if str(model) == "bundled"
-        else HUB.get(str(model), (str(model), None))
-    )
+    """The folder, file or hub id of a model, and its revision where that is fixed."""
+    if str(model) == "bundled":
+        return str(data_folder() / "model"), None
+    return HUB.get(str(model), (str(model), None))
+
+
+def _load(
+    model: str | os.PathLike, dtype: torch.dtype, pipeline_class: Any, options: dict[str, Any]
+) -> Pipeline:
+    name, (source, revision) = str(model), _source(model)
+    local = Path(source).exists()
+    remedy = "install asddim-lib again, or check out the data folder"
+    check(local or name != "bundled", "model", f"'bundled' (looked in {source})", remedy)
+    if source.endswith(_SINGLE_FILE) and not Path(source).is_dir():
+        load = _file_loader(source, pipeline_class)
+        options = {"dtype": dtype, **options}
+        remedy = f"give the pipeline_class it was saved from, or fetch {source} again"
+    else:
+        load = _class(pipeline_class or "DiffusionPipeline").from_pretrained
+        checker = {"safety_checker": None, "requires_safety_checker": False}
+        options = {**(checker if name == "sd15" else {}), "revision": revision, **options}
+        options = {"dtype": dtype, "use_safetensors": True, **options}
+        fetch = f"hf download {source}" + (f" --revision {revision}" if revision else "")
+        damaged = "its files are damaged; fetch the folder again"
+        remedy = damaged if local else f"fetch it once with `{fetch}`"
+    try:
+        return load(source, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # safetensors, JSON, hub and OS errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "install what it names" if isinstance(error, ImportError) else remedy
+        raise WrongUse(
+            f"model is {name!r}, which could not be loaded ({reason}); {remedy}"
+        ) from error
+
+
+def _file_loader(source: str, pipeline_class: Any) -> Callable[..., Pipeline]:
+    """The `from_single_file` of the class that was named for a file."""
+    there = "://" in source or Path(source).is_file()
+    check(there, "model", f"{source!r}, a file that does not exist", "give the path of a file")
+    example = "pipeline_class='StableDiffusionPipeline'"
+    remedy = f"name its class, such as {example}, or save it as a folder: pipe.save_pretrained(…)"
+    check(pipeline_class is not None, "model", f"{source!r}, a single file", remedy)
+    kind = _class(pipeline_class)
+    able = hasattr(kind, "from_single_file")
+    remedy = f"{kind.__name__} loads no single file: give a folder, or another class"
+    check(able, "pipeline_class", pipeline_class, remedy)
+    return kind.from_single_file
+
+
+def _class(pipeline_class: str | type) -> Any:
+    """A pipeline class, by itself or by its name in diffusers."""
+    import diffusers
+
+    if not isinstance(pipeline_class, str):
+        return pipeline_class
+    kind = getattr(diffusers, pipeline_class, None)
+    remedy = "give the name of a pipeline in diffusers, such as StableDiffusionPipeline"
+    check(hasattr(kind, "from_pretrained"), "pipeline_class", pipeline_class, remedy)
+    return kind
+
+
+def _check_tokenizer(pipe: Pipeline, model: str) -> None:
+    """Refuses the empty tokenizer that transformers makes, silently, of an empty folder."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    config = getattr(getattr(pipe, "text_encoder", None), "config", None)
+    if tokenizer is None or config is None:
+        return
+    size = f"{len(tokenizer)} of {config.vocab_size} tokens"
+    value = f"{model!r}, whose tokenizer knows {size}"
+    remedy = "its files are damaged; fetch the folder again"
+    check(2 * len(tokenizer) > config.vocab_size, "model", value, remedy)
 
 
 def device_of(pipe: Pipeline) -> torch.device:
-    """Where a pipeline computes, though its parts may wait elsewhere."""
+    """The device where a pipeline computes, even if its parts are offloaded."""
     return pipe._execution_device
 
 
 def network(pipe: Pipeline) -> Any:
-    """What predicts: a pipeline's UNet, or its transformer."""
+    """The network that predicts the noise: a pipeline's UNet or its transformer."""
     return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
 
 
-class QuickNetwork(nn.Module):
-    """A pipeline's network that computes in bfloat16 and takes and gives float32; what else is asked of it, it passes on."""
-
-    def __init__(self, network: nn.Module, compiled: bool = False) -> None:
-        super().__init__()
-        self.network = nn.Module.to(network, torch.bfloat16)
-        self._call = torch.compile(self.network) if compiled else self.network
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("network"), name)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    def forward(
-        self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **rest: Any
-    ) -> Any:
-        found = self._call(sample.bfloat16(), timestep, encoder_hidden_states.bfloat16(), **rest)
-        return (
-            (found[0].float(),)
-            if isinstance(found, tuple)
-            else type(found)(sample=found.sample.float())
-        )
-
-
-def quicken(pipe: Pipeline, *, compiled: bool = False) -> Pipeline:
-    """The pipeline with its UNet in bfloat16, and all else, the samples above all, still in float32: rounding does not add up over steps.
-
-    That pays on GPUs, and on CPUs with AVX-512-BF16 or AMX (`lscpu` says so). `compiled` also compiles it, which needs a C++ compiler on a CPU
-    and takes about a minute; it pays from some hundred pictures on. Changes the pipeline in place, and gives it back.
-    """
-    pipe.unet = QuickNetwork(pipe.unet, compiled)
-    return pipe
-
-
 def weights_hash(pipe: Pipeline) -> str:
-    """A short name of all the pipeline's weights: equal for equal values, whatever their dtype or device."""
+    """A short hash of all the pipeline's weights.
+
+    Equal values have equal hashes, whatever their dtype or device.
+    """
     digest = hashlib.sha256()
     for name in sorted(pipe.components):
         module = pipe.components[name]
