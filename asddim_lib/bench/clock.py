@@ -1,6 +1,7 @@
-"""The paper's clock (Tables 4–6) without its weights: Stable Diffusion 1.5 and SDXL at full size, built from their published configs.
+"""The paper's clock (Tables 4–6): Stable Diffusion 1.5 and SDXL at full size, without weights.
 
-Time does not depend on the values of weights, so random ones will do. Nor does it depend on the words, so the bundled tokenizer serves.
+The networks are built from their published configs. Time does not depend on the values of weights
+or on the words of a prompt, so the weights are random, and the tokenizer is the bundled one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from asddim_lib.bench.memory import Peak
 from asddim_lib.errors import check
+from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.measure.calibrate import calibrate
 from asddim_lib.measure.online import online
 from asddim_lib.models.load import Pipeline, data_folder, device_of
@@ -56,7 +57,7 @@ _CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
-#: What the hub's config.json of each part says.
+#: The config of each part, as in the hub's config.json files.
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd15": {
         "pixels": 512,
@@ -103,32 +104,26 @@ PROMPT = "a red sneaker on a grey ground"
 def random_pipeline(
     model: str, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Pipeline:
-    """The pipeline of `sd15` or `sdxl` with random weights. Raises ValueError for another name."""
+    """The pipeline of `sd15` or `sdxl` with random weights. Raises WrongUse for another name."""
     check(model in CONFIGS, "model", model, f"use one of {', '.join(CONFIGS)}")
     config = CONFIGS[model]
+    encoders = (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
     with torch.device(device):
-        made: dict[str, Any] = {
+        modules: dict[str, Any] = {
             "unet": UNet2DConditionModel(**config["unet"]),
             "vae": AutoencoderKL(**config["vae"]),
         }
-        for name, kind, text in zip(
-            ("text_encoder", "text_encoder_2"),
-            (CLIPTextModel, CLIPTextModelWithProjection),
-            config["text"],
-            strict=False,
-        ):
-            made[name] = kind(CLIPTextConfig(**text))
-    parts = {name: part.to(dtype).eval() for name, part in made.items()}
-    words = CLIPTokenizer.from_pretrained(
-        data_folder() / "model" / "tokenizer", model_max_length=77
-    )
-    parts |= {"tokenizer": words, "scheduler": DDIMScheduler(**NOISE)}
+        for (name, kind), text in zip(encoders, config["text"], strict=False):
+            modules[name] = kind(CLIPTextConfig(**text))
+    parts = {name: module.to(dtype).eval() for name, module in modules.items()}
+    folder = data_folder() / "model" / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    parts |= {"tokenizer": tokenizer, "scheduler": DDIMScheduler(**NOISE)}
     if model == "sd15":
-        pipe = StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        absent = {"safety_checker": None, "feature_extractor": None}
+        pipe = StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
     else:
-        pipe = StableDiffusionXLPipeline(**parts, tokenizer_2=words, add_watermarker=False)
+        pipe = StableDiffusionXLPipeline(**parts, tokenizer_2=tokenizer, add_watermarker=False)
     for name in ("unet", "vae"):
         parts[name].to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
@@ -147,29 +142,28 @@ def clock(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[list], Iterable] = iter,
 ) -> pd.DataFrame:
-    """`seconds_an_image` of the paper's network `model` at full size, with random weights; `pixels` a side, or as many as it was made for.
+    """`seconds_an_image` of the paper's network `model` at full size, with random weights.
 
-    Raises ValueError for an unknown model or method, and for pixels that its autoencoder does not divide.
+    `pixels` is the side of a picture, by default the model's own. Raises WrongUse for an unknown
+    model or method, and for pixels that its autoencoder does not divide.
     """
-    check(
-        pixels is None or (pixels >= 64 and pixels % 64 == 0),
-        "pixels",
-        pixels,
-        "give a multiple of 64",
-    )
+    divides = pixels is None or (pixels >= 64 and pixels % 64 == 0)
+    check(divides, "pixels", pixels, "give a multiple of 64")
     _check_turns(methods, repeats)  # before the networks are built, which takes a while
     pipe, side = random_pipeline(model, device, dtype), pixels or CONFIGS[model]["pixels"]
     what = {"prompt": PROMPT, "height": side, "width": side, "guidance_scale": guidance_scale}
-    found = seconds_an_image(
+    times = seconds_an_image(
         pipe, what, steps=steps, methods=methods, repeats=repeats, progress=progress
     )
-    where = {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    return found.assign(model=model, pixels=side, dtype=str(dtype).removeprefix("torch."), **where)
+    return times.assign(
+        model=model,
+        pixels=side,
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+    )
 
 
 def seconds_an_image(
@@ -181,105 +175,119 @@ def seconds_an_image(
     repeats: int = 5,
     progress: Callable[[list], Iterable] = iter,
 ) -> pd.DataFrame:
-    """Seconds an image of every method, one image at a time: a row a method, step count and repeat, with its network evaluations and the
-    most memory that was held (`megabytes`; see `Peak`).
+    """Seconds per image of every method, one image at a time.
 
-    `what` is handed to the pipeline: its prompt, guidance_scale and so on. `ddim` is diffusers' own. Methods that need a profile share one:
-    `calibrate` makes it from the path of one picture, which is the first row (method `calibration`). `online` measures g by a backward
-    derivative at every step, as the paper's algorithm does, and `online-4` at every fourth. Methods take turns, another one first each time,
-    so that a drift of the machine favours none; each is warmed up on two steps, and a picture counts as done when it lies in the CPU's memory.
-    `network_seconds` are those of the network's forward passes, on a CPU; an accelerator runs on while Python does. `pass_seconds` is the
-    median of one of them, which a busy neighbour on a shared machine hardly moves.
-    Raises ValueError for an unknown method.
+    One row per method, step count and repeat, with the network evaluations (`nfe`) and the peak
+    memory (`megabytes`; see `Peak`). `what` goes to the pipeline: its prompt, guidance_scale and
+    so on. `ddim` is that of diffusers. `online` measures g by a backward pass at every step, as
+    the paper's algorithm does, and `online-4` at every fourth. Methods that need a profile share
+    one, which `calibrate` measures on the path of one image: the first row, method `calibration`.
+
+    Methods take turns, each time starting with another one, so that a drift of the machine favours
+    none. Each is warmed up on two steps, and an image is done when it is in the CPU's memory.
+    `network_seconds` is the time within the UNet, and `pass_seconds` the median of its passes,
+    which other work on a shared machine hardly changes. Raises WrongUse for an unknown method.
     """
     _check_turns(methods, repeats)
-    own, rows, profile, begun_at = pipe.scheduler, [], None, 0.0
-    passes: list[float] = []
-    guided = what.get("guidance_scale", 7.5) > 1
-
-    def start(*_: Any) -> None:
-        nonlocal begun_at
-        begun_at = time.perf_counter()
-
-    def stop(*_: Any) -> None:
-        passes.append(time.perf_counter() - begun_at)
-
-    def timed(draw: Callable[[], Any]) -> dict[str, Any]:
-        passes.clear()
-        peak, begun = Peak(device_of(pipe)), time.perf_counter()
-        draw()
-        seconds = time.perf_counter() - begun
-        return {
-            "seconds": seconds,
-            "network_seconds": sum(passes),
-            "pass_seconds": median(passes),
-            "megabytes": peak.megabytes(),
-        }
-
-    def draw(count: int, repeat: int) -> None:
-        pipe(
-            **what,
-            num_inference_steps=count,
-            output_type="np",
-            generator=torch.Generator().manual_seed(repeat),
-        )
-
-    def measure() -> None:
-        nonlocal profile
-        profile = calibrate(
-            pipe,
-            [what["prompt"]],
-            estimator="path",
-            **{key: value for key, value in what.items() if key != "prompt"},
-        )
-
-    handles = [pipe.unet.register_forward_pre_hook(start), pipe.unet.register_forward_hook(stop)]
+    own, stopwatch, rows = pipe.scheduler, _Stopwatch(pipe), []
+    profile = None
     try:
-        draw(2, 0)
+        _draw(pipe, what, 2, 0)
         if not {"ddim", "noise"}.issuperset(methods):
-            cost = timed(measure)
-            assert profile is not None
-            assert profile.local_error is not None
-            rows.append(
-                {
-                    "steps": len(profile.local_error["timesteps"]),
-                    "method": "calibration",
-                    "repeat": 0,
-                    **cost,
-                    "nfe": profile.evaluations,
-                }
-            )
-        turns = [
-            (k, r, methods[(place + r) % len(methods)])
-            for k in steps
-            for r in range(-1, repeats)
-            for place in range(len(methods))
-        ]
-        for count, repeat, method in progress(turns):
-            if method != "ddim":
-                kind = "combined" if method.startswith("online") else method
-                held = profile.to_dict() if profile and kind != "noise" else None
-                pipe.scheduler = ASDDIMScheduler.from_config(
-                    own.config, allocation=kind, profile=held
-                )
-            watched = (
-                online(pipe, every=4 if method == "online-4" else 1)
-                if method.startswith("online")
-                else nullcontext()
-            )
-            with watched as record:
-                cost = timed(partial(draw, min(count, 2) if repeat < 0 else count, repeat))
+            cost, profile = stopwatch.time(lambda: _calibrate(pipe, what))
+            count, nfe = len(profile.local_error["timesteps"]), profile.evaluations
+            rows.append({"steps": count, "method": "calibration", "repeat": 0, **cost, "nfe": nfe})
+        for count, repeat, method in progress(_turns(steps, methods, repeats)):
+            row = _turn(pipe, what, stopwatch, profile, count, repeat, method)
             pipe.scheduler = own
             if repeat >= 0:
-                nfe = record.nfe if record else count * (2 if guided else 1)
-                rows.append(
-                    {"steps": count, "method": method, "repeat": repeat, **cost, "nfe": nfe}
-                )
+                rows.append(row)
     finally:
         pipe.scheduler = own
-        for handle in handles:
-            handle.remove()
+        stopwatch.remove()
     return pd.DataFrame(rows)
+
+
+class _Stopwatch:
+    """Times a call, and the passes of a pipeline's UNet within it."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self._device, self._start = device_of(pipe), 0.0
+        self._passes: list[float] = []
+        unet = pipe.unet
+        before, after = unet.register_forward_pre_hook, unet.register_forward_hook
+        self._handles = [before(self._begin), after(self._end)]
+
+    def _begin(self, *_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def _end(self, *_: Any) -> None:
+        self._passes.append(time.perf_counter() - self._start)
+
+    def time(self, call: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
+        """The columns of a row, and what the call returns."""
+        self._passes.clear()
+        peak, start = Peak(self._device), time.perf_counter()
+        result = call()
+        cost = {
+            "seconds": time.perf_counter() - start,
+            "network_seconds": sum(self._passes),
+            "pass_seconds": median(self._passes),
+            "megabytes": peak.megabytes(),
+        }
+        return cost, result
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _turns(
+    steps: tuple[int, ...], methods: tuple[str, ...], repeats: int
+) -> list[tuple[int, int, str]]:
+    """Step count, repeat and method of each image; repeat −1 is the warm-up."""
+    return [
+        (count, repeat, methods[(place + repeat) % len(methods)])
+        for count in steps
+        for repeat in range(-1, repeats)
+        for place in range(len(methods))
+    ]
+
+
+def _turn(
+    pipe: Pipeline,
+    what: dict[str, Any],
+    stopwatch: _Stopwatch,
+    profile: SensitivityProfile | None,
+    count: int,
+    repeat: int,
+    method: str,
+) -> dict[str, Any]:
+    """Draws one image by a method: its row."""
+    is_online = method.startswith("online")
+    if method != "ddim":
+        kind = "combined" if is_online else method
+        evidence = profile.to_dict() if profile and kind != "noise" else None
+        pipe.scheduler = ASDDIMScheduler.from_config(
+            pipe.scheduler.config, allocation=kind, profile=evidence
+        )
+    every = 4 if method == "online-4" else 1
+    with online(pipe, every=every) if is_online else nullcontext() as record:
+        shown = min(count, 2) if repeat < 0 else count
+        cost, _ = stopwatch.time(lambda: _draw(pipe, what, shown, repeat))
+    guided = what.get("guidance_scale", 7.5) > 1
+    nfe = record.nfe if record else count * (2 if guided else 1)
+    return {"steps": count, "method": method, "repeat": repeat, **cost, "nfe": nfe}
+
+
+def _draw(pipe: Pipeline, what: dict[str, Any], count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pipe(**what, num_inference_steps=count, output_type="np", generator=generator)
+
+
+def _calibrate(pipe: Pipeline, what: dict[str, Any]) -> SensitivityProfile:
+    options = {key: value for key, value in what.items() if key != "prompt"}
+    return calibrate(pipe, [what["prompt"]], estimator="path", **options)
 
 
 def _check_turns(methods: tuple[str, ...], repeats: int) -> None:
