@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _HOMES = {
-    "ASDDIMInverseScheduler": "schedulers",
-    "ASDDIMScheduler": "schedulers",
-    "SensitivityProfile": "evidence.profile",
-    "UniPCGridScheduler": "schedulers",
-    "calibrate": "measure.calibrate",
-    "load_pipeline": "models.load",
-    "sigmas": "grids.grid",
-    "timesteps": "grids.grid",
+    "ASDDIMInverseScheduler": "asddim_lib.schedulers",
+    "ASDDIMScheduler": "asddim_lib.schedulers",
+    "SensitivityProfile": "asddim_lib.evidence.profile",
+    "UniPCGridScheduler": "asddim_lib.schedulers",
+    "calibrate": "asddim_lib.measure.calibrate",
+    "load_pipeline": "asddim_lib.models.load",
+    "sigmas": "asddim_lib.grids.grid",
+    "timesteps": "asddim_lib.grids.grid",
 }
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "SchedulerMixin":  # diffusers looks for it here when it loads a saved pipeline
+        return importlib.import_module("diffusers").SchedulerMixin
     if name not in _HOMES:
         raise AttributeError(f"module 'asddim_lib' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"asddim_lib.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+for _name in ("scheduler", "unipc"):  # where version 0.1 saved the schedulers
+    importlib.import_module(f"asddim_lib.{_name}")

@@ -1,5 +1,9 @@
 """The name under which version 0.1 saved `ASDDIMScheduler`: pipelines saved then still load."""
 
-from diffusers import SchedulerMixin as SchedulerMixin
+from typing import Any
 
-from asddim_lib.schedulers import ASDDIMScheduler as ASDDIMScheduler
+import asddim_lib
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(asddim_lib, name)

@@ -76,7 +76,7 @@ def _add_module(digest: Any, module: nn.Module) -> None:
 
 def _settings(thing: Any) -> dict[str, Any]:
     """What an object says of itself in plain values: its config, and its attributes."""
-    found = {key: value for key, value in vars(thing).items() if not key.startswith("__")}
+    found = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k[:2] != "__"}
     for name in ("_parameters", "_buffers", "_modules", "_internal_dict", "training", "components"):
         found.pop(name, None)
     settings = {key: _plain(value) for key, value in found.items() if _is_plain(value)}

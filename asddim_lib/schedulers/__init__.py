@@ -1,14 +1,13 @@
 """What goes into `pipe.scheduler`.
 
-A saved pipeline names this package and a class in it, never an inner file, so that files keep
-loading when code moves. diffusers looks for `SchedulerMixin` beside the class.
+A saved pipeline names the module and class of its scheduler, and diffusers looks for them in a
+module that is already imported. So these classes say that they live in `asddim_lib` itself: their
+files can move, and `import asddim_lib` is all that loading needs.
 """
-
-from diffusers import SchedulerMixin as SchedulerMixin
 
 from asddim_lib.schedulers.asddim import ASDDIMScheduler as ASDDIMScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler as ASDDIMInverseScheduler
 from asddim_lib.schedulers.unipc import UniPCGridScheduler as UniPCGridScheduler
 
 for _scheduler in (ASDDIMScheduler, ASDDIMInverseScheduler, UniPCGridScheduler):
-    _scheduler.__module__ = __name__
+    _scheduler.__module__ = "asddim_lib"
