@@ -351,9 +351,9 @@ def reader(page: Page, base: str, equation: dict[str, Any], found: list[Finding]
         return fail("is not typeset with its number")
     if not in_view(page, spot):
         return fail("is not where its link leads")
-    name = equation["function"].split(".", 2)[2]
+    *module, name = equation["function"].split(".", 3)
     if not click(
-        f"_modules/{'/'.join(equation['function'].split('.')[:2])}.html#{name}",
+        f"_modules/{'/'.join(module)}.html#{name}",
         f"section:has(> [id='{spot}'])",
     ):
         return fail(f"{name}'s source is not one click from its derivation")

@@ -52,8 +52,8 @@ BOOK = {
     "chapters/start.html": '<a href="equations.html">All</a>',
     "chapters/equations.html": '<a href="ddim.html#equation-eq-x">Eq. (3)</a>',
     "chapters/ddim.html": '<p style="height: 3000px">Text</p><section><div id="equation-eq-x"><span class="eqno">(3)</span><mjx-container>x</mjx-container></div>'
-    '<a href="../_modules/asddim_lib/step.html#ddim_step">[source]</a></section>',
-    "_modules/asddim_lib/step.html": '<p style="height: 3000px">Text</p><div id="ddim_step">def ddim_step():</div>',
+    '<a href="../_modules/asddim_lib/core/step.html#ddim_step">[source]</a></section>',
+    "_modules/asddim_lib/core/step.html": '<p style="height: 3000px">Text</p><div id="ddim_step">def ddim_step():</div>',
 }
 
 
@@ -133,7 +133,7 @@ def read(look, folder):
             "ddim_step's source is not one click from its derivation",
         ),
         (
-            "_modules/asddim_lib/step.html",
+            "_modules/asddim_lib/core/step.html",
             "def ",
             "",
             "ddim_step's source is not where its link leads",
