@@ -1,4 +1,4 @@
-"""The error along a path against closed forms, automatic differentiation and the Gaussian's known optimum."""
+"""The error along a path: closed forms, automatic differentiation, a Gaussian's known optimum."""
 
 import math
 from dataclasses import replace
@@ -17,10 +17,12 @@ from asddim_lib.core.allocation import (
     step_sizes,
 )
 from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.adjoint import carry_back
 from asddim_lib.evidence.profile import fingerprint
 from asddim_lib.evidence.trajectory import Trajectory, follow, local_errors, shares
 from asddim_lib.measure.calibrate import record
+from asddim_lib.measure.run import Run
 from asddim_lib.testing.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -42,17 +44,18 @@ def test_local_error_is_the_step_s_power_times_the_derivative(order):
     grid = [999, 940, 800, 700, 450, 300, 120, 30]
     sigma = SCHEDULE.sigmas[grid]
     half = -np.log(sigma)
-    noises = torch.from_numpy(5 * half**order - half ** (order - 1)).reshape(
-        -1, 1, 1
-    )  # the derivative of this order is 5 · order! everywhere
-    found = local_errors(path_of(noises, grid), SCHEDULE, order).flatten().numpy()
-    length = np.diff(half)
-    np.testing.assert_allclose(
-        found, length**order * -np.diff(sigma) * 5 * math.factorial(order), rtol=1e-9
-    )
+    # The derivative of this order is 5 · order! everywhere.
+    noises = torch.from_numpy(5 * half**order - half ** (order - 1)).reshape(-1, 1, 1)
+    errors = local_errors(path_of(noises, grid), SCHEDULE, order).flatten().numpy()
+    exact = np.diff(half) ** order * -np.diff(sigma) * 5 * math.factorial(order)
+    np.testing.assert_allclose(errors, exact, rtol=1e-9)
 
 
-def test_what_the_end_feels_equals_automatic_differentiation():
+def test_a_path_s_length_is_its_number_of_timesteps():
+    assert len(path_of(torch.zeros(3, 2, 4), [999, 500, 0])) == 3
+
+
+def test_adjoints_equal_automatic_differentiation():
     data = GaussianMixture(
         torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
         [0.3, 0.5, 0.8],
@@ -64,26 +67,28 @@ def test_what_the_end_feels_equals_automatic_differentiation():
     def eps(y, t):
         return data.eps(y, float(BARS[t]))
 
-    path, probe = (
-        follow(eps, x, SCHEDULE, grid),
-        torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
-    )
+    path = follow(eps, x, SCHEDULE, grid)
+    probe = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     def transpose(k, v):
         return torch.einsum("nij,ni->nj", data.jacobian(path.samples[k], float(BARS[grid[k]])), v)
 
-    found = carry_back(path.sigmas(SCHEDULE), transpose, probe)
+    adjoints = carry_back(path.sigmas(SCHEDULE), transpose, probe)
     for k in (0, 5, 11):
         start = path.samples[k].clone().requires_grad_()
         end = follow(eps, start, SCHEDULE, grid[k:]).end
         by_x = torch.autograd.grad((end * probe).sum(), start)[0]
-        torch.testing.assert_close(found[k], BARS[grid[k]] ** 0.5 * by_x, rtol=1e-9, atol=1e-12)
+        by_y = BARS[grid[k]] ** 0.5 * by_x
+        torch.testing.assert_close(adjoints[k], by_y, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("steps", [4, 8, 16])
 def test_dual_weighting_finds_a_gaussian_s_best_grid(std, steps):
-    """Steps even in arctan(σ / c) are the best there (Sabour et al. 2024, Theorem 3.1); the error as it is made knows nothing of it."""
+    """Steps even in arctan(σ / c) are optimal there (Sabour et al. 2024, Theorem 3.1).
+
+    The errors where they are made do not lead to that grid.
+    """
     data, grid = GaussianMixture(torch.zeros(1, 3), std), timesteps(SD, 500, allocation="trailing")
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     path = follow(lambda y, t: data.eps(y, float(BARS[t])), x, SCHEDULE, [*grid, 0])
@@ -95,18 +100,16 @@ def test_dual_weighting_finds_a_gaussian_s_best_grid(std, steps):
 
     probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     path = replace(path, adjoints=carry_back(path.sigmas(SCHEDULE), transpose, probe)[None])
-    found = timesteps(SD, steps, allocation="dual-weighted", profile=profile(path, carried=True))
     angles = np.arctan(SCHEDULE.sigmas / std)
     angles += angles[1] - 2 * angles[0]  # timestep 0 counts as one of a thousand
     even = np.interp(angles[-1] * (1 - np.arange(steps) / steps), angles, np.arange(1000))
-    assert np.abs(np.array(found) - even).max() <= 4  # of 1000; the path's own points are 2 apart
-    assert (
-        np.abs(
-            np.array(timesteps(SD, steps, allocation="equidistributed", profile=profile(path)))
-            - even
-        ).max()
-        > 20
-    )
+
+    def distance(allocation, carried):
+        how = {"allocation": allocation, "profile": profile(path, carried=carried)}
+        return np.abs(np.array(timesteps(SD, steps, **how)) - even).max()
+
+    assert distance("dual-weighted", True) <= 4  # of 1000; the path's own points are 2 apart
+    assert distance("equidistributed", False) > 20
 
 
 def profile(path, carried=False, order=1):
@@ -116,118 +119,100 @@ def profile(path, carried=False, order=1):
         kind: {str(order): shares(path, SCHEDULE, order, carried).tolist()},
     }
     return SensitivityProfile(
-        [900, 50],
-        [1.0, 4.0],
-        [0.1] * 2,
-        "frobenius",
-        "vjp",
-        1,
-        4,
-        0,
-        7.5,
-        "test",
-        fingerprint(SCHEDULE),
-        100,
-        error,
+        timesteps=[900, 50],
+        g=[1.0, 4.0],
+        stderr=[0.1] * 2,
+        norm="frobenius",
+        estimator="vjp",
+        probes=1,
+        samples=4,
+        seed=0,
+        guidance_scale=7.5,
+        model="test",
+        schedule=fingerprint(SCHEDULE),
+        evaluations=100,
+        local_error=error,
     )
 
 
-def test_density_spreads_each_stretch_s_share_over_its_timesteps():
-    made = profile(
-        path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0])
-    )
+def random_profile():
+    """Of four points, whose intervals are 500, 400 and 99 timesteps long."""
+    noises = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    return profile(path_of(noises, [999, 499, 99, 0]))
+
+
+def test_density_divides_each_interval_s_share_among_its_timesteps():
+    made = random_profile()
     density, share = made.density(SCHEDULE), made.local_error["made"]["1"]
     assert len(density) == 1000
-    np.testing.assert_allclose(
-        [density[500:].sum(), density[100:500].sum(), density[1:100].sum()], share, rtol=1e-12
-    )
-    assert len(set(density[500:])) == len(set(density[100:500])) == len(set(density[:100])) == 1
+    parts = [density[500:], density[100:500], density[:100]]
+    np.testing.assert_allclose([part.sum() for part in parts[:2]], share[:2], rtol=1e-12)
+    np.testing.assert_allclose(density[1:100].sum(), share[2], rtol=1e-12)
+    assert all(len(set(part)) == 1 for part in parts)
 
 
 def test_tempering_goes_from_the_density_to_uniform():
-    made = profile(
-        path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0])
-    )
-    found = {
-        temper: timesteps(SD, 8, allocation="equidistributed", profile=made, temper=temper)
-        for temper in (0, 0.5, 1)
-    }
-    assert found[0] == timesteps(SD, 8, allocation="trailing")
-    assert found[1] == timesteps(SD, 8, allocation="equidistributed", profile=made)
-    assert found[0.5] == allocate(made.density(SCHEDULE) ** -0.5, 8)
-    with pytest.raises(ValueError, match="temper is 2"):
-        timesteps(SD, 8, allocation="equidistributed", profile=made, temper=2)
+    made = random_profile()
+
+    def grid(**how):
+        return timesteps(SD, 8, allocation="equidistributed", profile=made, **how)
+
+    assert grid(temper=0) == timesteps(SD, 8, allocation="trailing")
+    assert grid(temper=1) == grid()
+    assert grid(temper=0.5) == allocate(made.density(SCHEDULE) ** -0.5, 8)
+    with pytest.raises(WrongUse, match="temper is 2"):
+        grid(temper=2)
 
 
-def test_a_pipeline_s_adjoint_says_what_a_nudge_does():
+def test_a_pipeline_s_adjoint_is_the_effect_of_a_nudge():
     pipe, calls = load_pipeline(dtype=torch.float64), []
-    path = record(
-        pipe,
-        PROMPTS[:2],
-        guidance_scale=3.0,
-        num_steps=8,
-        adjoint_probes=1,
-        seed=5,
-        also=lambda eps, prediction, x, t: calls.append((eps, x, t)),
-    )
-    generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
-    start, probe = (
-        torch.cat(
-            [torch.randn(1, 4, 16, 16, generator=one, dtype=kind).double() for one in generators]
-        )
-        for kind in (torch.float64, torch.float32)
-    )
+    run = Run(pipe, PROMPTS[:2], seeds=[5, 6], guidance_scale=3.0)
+    path = run.path(8, adjoint_probes=1, also=lambda eps, x, t: calls.append((eps, x, t)))
+    assert len(calls) == len(path)
+    generators = run.generators(slice(0, 2))
+
+    def draw(dtype):
+        noise = [torch.randn(1, 4, 16, 16, generator=one, dtype=dtype) for one in generators]
+        return torch.cat(noise).double()
+
+    start, probe = draw(torch.float64), draw(torch.float32)
     torch.testing.assert_close(path.samples[0], start.flatten(1))
     sigmas = path.sigmas(SCHEDULE)
 
+    @torch.no_grad()
     def end_from(k, y):
         for j in range(k, len(calls)):
-            with torch.no_grad():
-                y = y + (sigmas[j + 1] - sigmas[j]) * calls[j][0](
-                    y / (1 + sigmas[j] ** 2).sqrt(), calls[j][2]
-                )
+            eps, _, t = calls[j]
+            y = y + (sigmas[j + 1] - sigmas[j]) * eps(y / (1 + sigmas[j] ** 2).sqrt(), t)
         return y.flatten(1)
 
-    k, nudge = (
-        5,
-        torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9), dtype=torch.float64),
-    )
+    k, generator = 5, torch.Generator().manual_seed(9)
+    nudge = torch.randn(2, 4, 16, 16, generator=generator, dtype=torch.float64)
     y = calls[k][1] * (1 + sigmas[k] ** 2).sqrt()
-    changed = (end_from(k, y + 1e-4 * nudge) - end_from(k, y - 1e-4 * nudge)) / 2e-4
-    torch.testing.assert_close(
-        (path.adjoints[0, k] * nudge.flatten(1)).sum(1),
-        (changed * probe.flatten(1)).sum(1),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    effect = (end_from(k, y + 1e-4 * nudge) - end_from(k, y - 1e-4 * nudge)) / 2e-4
+    predicted = (path.adjoints[0, k] * nudge.flatten(1)).sum(1)
+    measured = (effect * probe.flatten(1)).sum(1)
+    torch.testing.assert_close(predicted, measured, rtol=1e-4, atol=1e-4)
 
 
 def test_calibration_measures_the_error_for_every_allocation_that_needs_it(tmp_path):
     pipe = load_pipeline()
-    made = calibrate(
-        pipe,
-        PROMPTS,
-        guidance_scale=3.0,
-        num_steps=10,
-        estimator="path",
-        adjoint_probes=2,
-        batch_size=2,
-    )
+    how = {"guidance_scale": 3.0, "num_steps": 10}
+    made = calibrate(pipe, PROMPTS, estimator="path", adjoint_probes=2, batch_size=2, **how)
     made.save(tmp_path / "p.json")
     assert SensitivityProfile.load(tmp_path / "p.json") == made
-    path = record(pipe, PROMPTS, guidance_scale=3.0, num_steps=10)
+    path = record(pipe, PROMPTS, **how)
     for order in (1, 2, 3):
-        np.testing.assert_allclose(
-            made.local_error["made"][str(order)], shares(path, SCHEDULE, order), rtol=1e-3
-        )
+        measured = made.local_error["made"][str(order)]
+        np.testing.assert_allclose(measured, shares(path, SCHEDULE, order), rtol=1e-3)
         for allocation in ("equidistributed", "dual-weighted"):
             grid = timesteps(pipe.scheduler, 6, allocation=allocation, profile=made, order=order)
             assert len(grid) == 6
             assert grid[0] == 999
     without = calibrate(pipe, PROMPTS[:1], guidance_scale=3.0, num_steps=3, estimator="path")
-    with pytest.raises(ValueError, match="adjoint_probes"):
+    with pytest.raises(WrongUse, match="adjoint_probes"):
         timesteps(pipe.scheduler, 6, allocation="dual-weighted", profile=without)
-    with pytest.raises(ValueError, match="order 4"):
+    with pytest.raises(WrongUse, match="order 4"):
         timesteps(pipe.scheduler, 6, allocation="equidistributed", profile=made, order=4)
 
 
@@ -249,17 +234,17 @@ def test_a_path_from_pure_noise_is_finite():
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_excess_is_the_ratio_of_the_errors_themselves(order):
-    """K steps over a law of errors c h^(p + 1), summed: by one density against by the best."""
+    """K steps with errors c h^(p + 1), summed: under one density and under the best."""
     random = np.random.default_rng(order)
-    best, other = (
-        np.exp(np.interp(np.arange(1000), np.linspace(0, 999, 12), random.normal(size=12)))
-        for _ in range(2)
-    )
+    places = np.linspace(0, 999, 12)
+    logarithms = (np.interp(np.arange(1000), places, random.normal(size=12)) for _ in range(2))
+    best, other = (np.exp(logarithm) for logarithm in logarithms)
 
     def error(density, count=4000):
         cumulative = np.concatenate([[0], np.cumsum(density)])
         cuts = np.interp(np.linspace(0, cumulative[-1], count + 1), cumulative, np.arange(1001))
-        coefficient = best[np.minimum(((cuts[1:] + cuts[:-1]) / 2).astype(int), 999)] ** (order + 1)
+        middles = np.minimum(((cuts[1:] + cuts[:-1]) / 2).astype(int), 999)
+        coefficient = best[middles] ** (order + 1)
         return (coefficient * np.diff(cuts) ** (order + 1)).sum()
 
     assert excess(other, best, order) == pytest.approx(error(other) / error(best), rel=0.01)
@@ -270,8 +255,8 @@ def test_excess_is_the_ratio_of_the_errors_themselves(order):
 def test_a_fit_finds_the_paper_s_own_density(p, lam):
     g = np.exp(np.interp(np.arange(1000), [0, 400, 999], [2.0, 0.3, 0.0]))
     best = 1 / step_sizes(noise_weights(SCHEDULE.variance, p), gradient_step(g, lam))
-    found = fit_paper(SCHEDULE.variance, g, best)
-    np.testing.assert_allclose(found, (p, lam, 1), atol=0.01)
+    fit = fit_paper(SCHEDULE.variance, g, best)
+    np.testing.assert_allclose(fit, (p, lam, 1), atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -282,15 +267,13 @@ def test_a_fit_finds_the_paper_s_own_density(p, lam):
         lambda p: shares(p, SCHEDULE, carried=True),
     ],
 )
-def test_what_a_path_cannot_say_is_named(call):
-    with pytest.raises(ValueError, match=r"order is 4|path is 2 points|adjoints is None"):
+def test_a_path_that_does_not_serve_is_named(call):
+    with pytest.raises(WrongUse, match=r"order is 4|path is 2 points|adjoints is None"):
         call(path_of(torch.randn(2, 1, 3), [999, 0]))
 
 
 def test_a_saved_scheduler_keeps_the_error_that_it_allocates_by(tmp_path):
-    made = profile(
-        path_of(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)), [999, 499, 99, 0])
-    )
+    made = random_profile()
     scheduler = ASDDIMScheduler(**SD, allocation="equidistributed", profile=made.to_dict())
     scheduler.save_config(tmp_path)
     again = ASDDIMScheduler.from_pretrained(tmp_path)
