@@ -1,4 +1,4 @@
-"""Pictures with sliders: computed beforehand, so that they move in a browser without a kernel or a network; or live, where there is a kernel."""
+"""Figures with sliders, drawn beforehand for a browser without a kernel, or live with one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _PAGE = """<div class="asddim-explorer" id="{id}" role="group" aria-label="{titl
 {sliders}
 <p aria-live="polite" style="font-size:0.9em">{said}</p>
 <script>(() => {{
-const root = document.getElementById("{id}"), frames = {frames}, counts = {counts}, values = {values};
-const inputs = [...root.querySelectorAll("input")], image = root.querySelector("img"), said = root.querySelector("p");
+const root = document.getElementById("{id}"), said = root.querySelector("p");
+const frames = {frames}, counts = {counts}, values = {values};
+const inputs = [...root.querySelectorAll("input")], image = root.querySelector("img");
 const show = () => {{
   let place = 0;
   inputs.forEach((input, k) => {{
@@ -27,80 +28,93 @@ const show = () => {{
     input.nextElementSibling.value = value;
     input.setAttribute("aria-valuetext", value);
   }});
-  image.src = frames[place][0]; image.alt = frames[place][1]; said.textContent = frames[place][1];
+  image.src = frames[place][0];
+  image.alt = said.textContent = frames[place][1];
 }};
 inputs.forEach(input => input.addEventListener("input", show));
 }})();</script></div>"""
-_SLIDER = """<label style="display:block"><span style="display:inline-block;min-width:9em">{name}</span>
-<input type="range" min="0" max="{last}" value="{start}" step="1" aria-valuetext="{value}" style="width:14em;vertical-align:middle"> <output>{value}</output></label>"""
+_SLIDER = """<label style="display:block">
+<span style="display:inline-block;min-width:9em">{name}</span>
+<input type="range" min="0" max="{last}" value="{start}" step="1" aria-valuetext="{value}"
+ style="width:14em;vertical-align:middle"> <output>{value}</output></label>"""
 
 
 def explore(
     draw: Callable[..., tuple[Any, str]], *, title: str, live: bool = False, **values: Sequence[Any]
 ) -> Any:
-    """A slider for each of `values`, over what `draw(**chosen)` gives for them: a matplotlib figure, and a sentence that says what it shows.
+    """A figure with a slider for each of `values`, each starting in the middle of its options.
 
-    The sliders begin in the middle. Every combination is drawn at once, into HTML that needs nothing else, unless `live`: then ipywidgets
-    draw what is asked for, with a kernel. The sentence is the picture's alternative text. Raises ValueError without values.
+    `draw` takes one option of each slider by name. It returns a matplotlib figure and a sentence
+    that describes it, which becomes the alternative text. All combinations are drawn at once, into
+    HTML that needs nothing else. With `live`, ipywidgets draw what is asked for, with a kernel.
+    Raises WrongUse without sliders, or for one without options.
     """
     check(
         bool(values) and all(len(options) > 0 for options in values.values()),
         "values",
-        {k: list(v) for k, v in values.items()},
+        {name: list(options) for name, options in values.items()},
         "give each slider something to choose",
     )
+    if live:
+        return _live(draw, title, values)
+    frames = []
+    for options in itertools.product(*values.values()):
+        picture, sentence = _render(draw, **dict(zip(values, options, strict=True)))
+        frames.append(("data:image/png;base64," + base64.b64encode(picture).decode(), sentence))
+    return _page(title, frames, {name: [*map(str, options)] for name, options in values.items()})
+
+
+def _render(draw: Callable[..., tuple[Any, str]], **options: Any) -> tuple[bytes, str]:
+    """A figure as PNG, and its sentence."""
     import matplotlib.pyplot as plt
+
+    figure, sentence = draw(**options)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
+    plt.close(figure)
+    return file.getvalue(), sentence
+
+
+def _page(title: str, frames: list[tuple[str, str]], labels: dict[str, list[str]]) -> Any:
+    """The frames, in the order of `itertools.product` of the labels, as HTML with sliders."""
     from IPython.display import HTML
 
-    def drawn(**chosen: Any) -> tuple[bytes, str]:
-        figure, said = draw(**chosen)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
-        plt.close(figure)
-        return file.getvalue(), said
-
-    if live:
-        return _live(drawn, title, values)
-    frames = []
-    for chosen in itertools.product(*values.values()):
-        picture, said = drawn(**dict(zip(values, chosen, strict=True)))
-        frames.append(("data:image/png;base64," + base64.b64encode(picture).decode(), said))
-    starts, counts, place = (
-        [len(options) // 2 for options in values.values()],
-        [len(options) for options in values.values()],
-        0,
-    )
-    for start, count in zip(starts, counts, strict=True):
-        place = place * count + start
-    shown = [[str(option) for option in options] for options in values.values()]
+    counts = [len(options) for options in labels.values()]
+    place = 0
+    for count in counts:
+        place = place * count + count // 2
+    source, sentence = frames[place]
     sliders = [
-        _SLIDER.format(name=escape(n), last=len(o) - 1, start=s, value=escape(o[s]))
-        for n, o, s in zip(values, shown, starts, strict=True)
+        _SLIDER.format(
+            name=escape(name),
+            last=len(options) - 1,
+            start=len(options) // 2,
+            value=escape(options[len(options) // 2]),
+        )
+        for name, options in labels.items()
     ]
-    name = "explorer-" + "".join(
-        letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-"
-    )
-    data = {"frames": json.dumps(frames), "counts": json.dumps(counts), "values": json.dumps(shown)}
-    text = {
-        "title": escape(title),
-        "alt": escape(frames[place][1]),
-        "said": escape(frames[place][1]),
-    }
+    slug = "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")
+    data = {"frames": frames, "counts": counts, "values": list(labels.values())}
     return HTML(
         _PAGE.format(
-            id=name,
-            source=frames[place][0],
+            id=f"explorer-{slug}",
+            source=source,
             sliders="\n".join(sliders),
-            **text,
-            **{k: v.replace("</", "<\\/") for k, v in data.items()},
+            title=escape(title),
+            alt=escape(sentence),
+            said=escape(sentence),
+            **{key: json.dumps(value).replace("</", "<\\/") for key, value in data.items()},
         )
     )
 
 
 def _live(
-    drawn: Callable[..., tuple[bytes, str]], title: str, values: dict[str, Sequence[Any]]
+    draw: Callable[..., tuple[Any, str]], title: str, values: dict[str, Sequence[Any]]
 ) -> Any:
-    """The same sliders as ipywidgets. An Image and a Label show what was drawn: an Output widget, which `interactive` fills, made nbclient wait for ever."""
+    """The same sliders as ipywidgets, with an Image and a Label.
+
+    An Output widget, which `interactive` fills, made nbclient wait for ever.
+    """
     import ipywidgets
 
     sliders = {
@@ -112,13 +126,11 @@ def _live(
     picture, sentence = ipywidgets.Image(format="png"), ipywidgets.Label()
 
     def redraw(_: Any = None) -> None:
-        picture.value, sentence.value = drawn(
-            **{name: slider.value for name, slider in sliders.items()}
-        )
+        options = {name: slider.value for name, slider in sliders.items()}
+        picture.value, sentence.value = _render(draw, **options)
 
     for slider in sliders.values():
         slider.observe(redraw, "value")
     redraw()
-    return ipywidgets.VBox(
-        [ipywidgets.HTML(f"<b>{escape(title)}</b>"), *sliders.values(), picture, sentence]
-    )
+    heading = ipywidgets.HTML(f"<b>{escape(title)}</b>")
+    return ipywidgets.VBox([heading, *sliders.values(), picture, sentence])
