@@ -13,4 +13,6 @@ class WrongUse(ValueError):
 def check(holds: bool, argument: str, value: object, remedy: str) -> None:
     """Raises WrongUse "<argument> is <value>; <remedy>" unless `holds`."""
     if not holds:
-        raise WrongUse(f"{argument} is {value if isinstance(value, str) else repr(value)}; {remedy}")
+        raise WrongUse(
+            f"{argument} is {value if isinstance(value, str) else repr(value)}; {remedy}"
+        )

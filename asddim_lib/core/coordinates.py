@@ -154,6 +154,7 @@ def _flow(config: dict[str, Any]) -> Coordinates:
     what = f"{name} with {', '.join(foreign)}"
     remedy = "its levels are not known here: use FlowMatchEulerDiscreteScheduler"
     check(not foreign, "scheduler", what, remedy)
+    check("num_train_timesteps" in config, "num_train_timesteps", "missing", remedy)
     for flag in ("invert_sigmas", "shift_terminal"):
         value = config.get(flag)
         check(not value, flag, value, f"it moves the grid: from_config(…, {flag}=None)")

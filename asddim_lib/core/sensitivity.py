@@ -35,7 +35,7 @@ def gradient_norm(
     generator: Generator = None,
     batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error: both (n,), float64.
+    """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error: both (n,), float64, on the CPU.
 
     `eps(x, t)` maps samples (n × …) and timesteps to noise of the samples' shape, each sample
     independently. `t` is one number for all samples, or n of them. At most `batch_size` samples
@@ -118,7 +118,7 @@ def _power(
     eps: Network, x: Tensor, t: Tensor, rounds: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     v = _draw(_normal, x, generator)
-    value = before = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    value = before = torch.full((len(x),), torch.inf, dtype=torch.float64)
     for _ in range(rounds):
         before = value
         u = _jvp(eps, x, t, _unit(v))
@@ -142,11 +142,14 @@ def _draw(random: Callable, x: Tensor, generator: Generator) -> Tensor:
 
 
 def _length(v: Tensor) -> Tensor:
-    return v.double().flatten(1).norm(dim=1)
+    """Each sample's length, on the CPU: some devices have no float64."""
+    return v.flatten(1).cpu().double().norm(dim=1)
 
 
 def _unit(v: Tensor) -> Tensor:
-    return (v / _length(v).clamp(min=1e-300).reshape(-1, *[1] * (v.ndim - 1))).to(v.dtype)
+    exact = torch.promote_types(v.dtype, torch.float32)
+    length = _length(v).clamp(min=torch.finfo(exact).tiny).to(exact).to(v.device)
+    return (v / length.reshape(-1, *[1] * (v.ndim - 1))).to(v.dtype)
 
 
 def _vjp(eps: Network, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
@@ -203,8 +206,9 @@ class _PlainGroupNorm(TorchFunctionMode):
 def _difference(eps: Network, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
     # The cube root of the machine precision balances truncation against rounding. A quarter of it
     # also keeps half precision right to a hundredth at low noise.
-    h = torch.finfo(x.dtype).eps ** (1 / 3) / 4 * max(1.0, float(x.double().square().mean().sqrt()))
     exact = torch.promote_types(x.dtype, torch.float32)
+    size = max(1.0, float(x.to(exact).square().mean().sqrt()))
+    h = torch.finfo(x.dtype).eps ** (1 / 3) / 4 * size
     ahead, behind = x + h * v, x - h * v
     # Rounding has changed the step: the divisor is its actual length.
     length = (ahead.to(exact) - behind.to(exact)).square().mean().sqrt()

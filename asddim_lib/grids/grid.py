@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from asddim_lib.core.coordinates import Coordinates, completed, flow_shift
 from asddim_lib.core.noise import NoiseSchedule
@@ -84,9 +85,15 @@ def check_timesteps(timesteps: Any, num_train_timesteps: int) -> list[int]:
 
     Raises WrongUse unless it falls strictly within 0 … T − 1.
     """
-    given = np.asarray(timesteps.cpu() if hasattr(timesteps, "cpu") else timesteps)
+    try:
+        if isinstance(timesteps, Tensor):
+            timesteps = timesteps.detach().cpu().tolist()
+        given = np.asarray(timesteps)
+    except ValueError:  # a ragged list
+        given = np.asarray("ragged")
     shown = given.tolist()
-    right = given.ndim == 1 and given.size > 0 and np.issubdtype(given.dtype, np.number)
+    real = np.issubdtype(given.dtype, np.integer) or np.issubdtype(given.dtype, np.floating)
+    right = given.ndim == 1 and given.size > 0 and real
     right = bool(right and np.all(np.isfinite(given)) and np.all(given == np.floor(given)))
     grid = [int(t) for t in given] if right else []
     falling = right and all(a > b for a, b in itertools.pairwise(grid))

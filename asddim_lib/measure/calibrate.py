@@ -19,7 +19,7 @@ from asddim_lib.evidence.trajectory import ORDERS, Trajectory, mean_shares, squa
 from asddim_lib.files import DamagedFile, load_tensors, save_tensors
 from asddim_lib.grids.grid import timesteps
 from asddim_lib.measure.fingerprint import of_pipeline, of_values
-from asddim_lib.measure.replay import Replay
+from asddim_lib.measure.replay import Replay, check_derivatives
 from asddim_lib.measure.run import Run
 from asddim_lib.models.load import Pipeline, network
 
@@ -60,6 +60,8 @@ def calibrate(
     known = (*COST[norm], *(["path"] if norm == "frobenius" else []))
     remedy = f"for the {norm} norm use one of {', '.join(known)}"
     check(method in known, "estimator", method, remedy)
+    if adjoint_probes or method in ("vjp", "jvp", "power"):
+        check_derivatives(pipe, method)
     everything = Run(pipe, prompts, None, guidance_scale, batch_size, options, truncate)
     how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
     how |= {"adjoint_probes": adjoint_probes}
@@ -188,5 +190,7 @@ def record(
 ) -> Trajectory:
     """The pipeline's own DDIM path: `Run.path`, with `calibrate`'s prompts, seeds and options."""
     seeds = range(seed, seed + len(prompts))
+    if adjoint_probes:
+        check_derivatives(pipe, "adjoint sweep")
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
     return run.path(num_steps, adjoint_probes)

@@ -107,7 +107,7 @@ def _sweep(
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within it, derivatives are with respect to samples alone."""
-    thawed = [p for p in module.parameters() if p.requires_grad]
+    thawed = [p for p in module.parameters() if p.requires_grad and not p.is_inference()]
     for parameter in thawed:
         parameter.requires_grad_(False)
     try:

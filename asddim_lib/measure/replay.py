@@ -23,6 +23,14 @@ Combine = Callable[[list[Tensor]], Tensor]
 REMEDY = "measure without the network's derivative: estimator='path', adjoint_probes=0"
 
 
+def check_derivatives(pipe: Pipeline, estimator: str) -> None:
+    """Raises WrongUse for a network whose weights can have no derivative taken through them."""
+    locked = any(p.is_inference() for p in network(pipe).parameters())
+    remedy = "load the pipeline outside torch.inference_mode, or use difference or path"
+    what = f"{estimator}, of weights loaded under torch.inference_mode"
+    check(not locked, "estimator", what, remedy)
+
+
 class Capture:
     """Keeps the network's calls since the last visit; while `busy` is true, none."""
 

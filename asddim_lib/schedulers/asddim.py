@@ -130,10 +130,28 @@ class ASDDIMScheduler(DDIMScheduler):
         self._tables: dict[torch.device, Tensor] = {}
 
     def _check_start(self, first: int) -> None:
-        blind = self.config["prediction_type"] == "epsilon" and float(self._alphas[first]) == 0
+        silent = bool((self.betas[: first + 1] == 1).any())  # nothing of the picture is left
+        blind = silent and self.config["prediction_type"] == "epsilon"
         what = f"{first}, where ᾱ is 0 and prediction_type is epsilon"
         remedy = "noise says nothing of the picture there: start lower, or use v_prediction"
         check(not blind, "timesteps", what, remedy)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """√ᾱ x₀ + √(1 − ᾱ) ε, of the samples' shape, with one timestep per sample (Eq 1)."""
+        signal, deviation = self._roots(original_samples, timesteps)
+        return signal * original_samples + deviation * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """√ᾱ ε − √(1 − ᾱ) x₀, what v-prediction is trained on, of the sample's shape."""
+        signal, deviation = self._roots(sample, timesteps)
+        return signal * noise - deviation * sample
+
+    def _roots(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ and √(1 − ᾱ) per sample: roots in float32, and then the sample's dtype."""
+        alphas = self._alphas.to(sample.device)
+        levels = alphas.index_select(0, timesteps.to(sample.device, torch.int64).reshape(-1))
+        levels = levels.reshape(-1, *[1] * (sample.ndim - 1))
+        return (levels**0.5).to(sample.dtype), ((1 - levels) ** 0.5).to(sample.dtype)
 
     def step(
         self,
@@ -229,4 +247,5 @@ def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str,
     if not named or "snr_shift_scale" in source:  # levels that DDIM's own words cannot say
         source["trained_betas"] = coordinates.betas.tolist()
         source["rescale_betas_zero_snr"] = False
+        source.pop("snr_shift_scale", None)
     return source

@@ -54,10 +54,12 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    flow = Coordinates.of(scheduler).kind != "vp"
-    if flow:
-        return "sigmas" if "sigmas" in known else ""
-    return "timesteps" if "timesteps" in known else "sigmas" if "sigmas" in known else ""
+    if Coordinates.of(scheduler).kind == "vp":
+        if "timesteps" in known:
+            return "timesteps"
+        flow_alone = "use_flow_sigmas" in scheduler.config  # diffusers' UniPC
+        return "sigmas" if "sigmas" in known and not flow_alone else ""
+    return "sigmas" if "sigmas" in known else ""
 
 
 def lay(scheduler: Any, grid: list[Any], device: Any = None) -> None:

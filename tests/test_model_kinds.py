@@ -1,0 +1,216 @@
+"""The whole command, on a model of each kind, offline; and models in the hub's cache."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from PIL import Image
+from typer.testing import CliRunner
+
+from asddim_lib import calibrate
+from asddim_lib.cli import app as cli
+from asddim_lib.experiment.evaluate import read_records
+from asddim_lib.metrics.features import inception, reference
+from asddim_lib.models.load import HUB, load_pipeline
+from tests.tiny import sd, sd3, sdxl
+
+# the whole command, from a file of prompts to tables, offline
+
+
+@pytest.mark.parametrize(
+    ("build", "solver", "methods"),
+    [
+        (sd, "ddim", "ddim,noise,combined"),
+        (sdxl, "euler", "ddim,noise"),
+        (sd3, "euler", "ddim-trailing,noise,karras"),
+    ],
+)
+def test_the_experiment_runs_on_a_model_of_each_kind(build, solver, methods, tmp_path):
+    pipe, _ = build()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red boot\ntwo blue bags\na pink shirt\n")
+    done = CliRunner().invoke(
+        cli.app,
+        [
+            "evaluate",
+            "--model",
+            str(tmp_path / "model"),
+            "--prompts",
+            str(tmp_path / "prompts.txt"),
+            "--count",
+            "3",
+            "--batch-size",
+            "2",
+            "--steps",
+            "2,4",
+            "--methods",
+            methods,
+            "--solvers",
+            solver,
+            "--reference-steps",
+            "8",
+            "--clip",
+            "bundled",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    records, summary = read_records(tmp_path / "out"), pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert len(records) == 3 * 2 * len(methods.split(","))
+    assert not records["failed"].any()
+    assert {"clip", "distance", "seconds"} <= set(summary)
+    assert (summary["distance"] > 0).all()
+    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    first = said["grids"][f"noise-{solver}-g7.5-k4"][0]
+    assert first == (1.0 if build is sd3 else 999)
+
+
+def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch):
+    sdxl()[0].save_pretrained(tmp_path / "model")
+    (tmp_path / "captions.tsv").write_text("id\tcaption\n1\ta red boot\n2\ttwo blue bags\n")
+    torch.save(
+        torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)),
+        tmp_path / "latents.pt",
+    )
+    (tmp_path / "real").mkdir()
+    for k in range(4):
+        Image.effect_noise((64, 64), 20 + k).save(tmp_path / "real" / f"{k}.png")
+    monkeypatch.setattr(
+        inception,
+        "_network",
+        lambda weights, device: lambda images: images[:, :, ::32, ::32].float().flatten(1),
+    )
+    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
+    options = {
+        "prompts": "captions.tsv",
+        "latents": "latents.pt",
+        "reference": "real",
+        "out": "out",
+        "model": "model",
+    }
+    arguments = [
+        part for name, value in options.items() for part in (f"--{name}", str(tmp_path / value))
+    ]
+    arguments += ["--count", "2", "--clip", "bundled", "--device", "cpu", "--dtype", "float32"]
+    done = CliRunner().invoke(cli.app, ["mlperf", *arguments])
+    assert done.exit_code == 1
+    assert "accepted 23.01 to 23.95: WRONG" in done.output
+    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert said["grids"]["ddim-euler-g8-k20"] == list(range(951, 0, -50)), (
+        "Euler's own, evenly spaced and one late"
+    )
+    assert said["setting"]["negative_prompt"].startswith("normal quality")
+    monkeypatch.setattr(cli, "ACCEPTED", {"FID": (0, 1e9), "CLIP": (-100, 100)})
+    assert CliRunner().invoke(cli.app, ["mlperf", *arguments]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--solvers", "ddim"], "solver is ddim; a flow-matching model has euler alone"),
+        (["--methods", "combined"], "method is combined; it is measured on a UNet"),
+        (["--methods", "gits"], "method is gits"),
+        (["--methods", "chosen"], "method is chosen"),
+    ],
+)
+def test_what_a_flow_matching_model_cannot_do_is_named(changed, message, tmp_path):
+    sd3()[0].save_pretrained(tmp_path / "model")
+    arguments = [
+        "evaluate",
+        "--model",
+        str(tmp_path / "model"),
+        "--count",
+        "1",
+        "--steps",
+        "2",
+        "--methods",
+        "noise",
+        "--solvers",
+        "euler",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert message in str(CliRunner().invoke(cli.app, [*arguments, *changed]).exception)
+
+
+def test_a_pipeline_without_a_unet_has_no_profile():
+    with pytest.raises(
+        ValueError, match="pipe is StableDiffusion3Pipeline; give one whose network is a UNet"
+    ):
+        calibrate(sd3()[0], ["a red boot"])
+
+
+# the hub, as its cache lies on disk
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """Stable Diffusion 1.5 and SDXL, tiny, where the hub's client keeps what it fetched of the revisions that are fixed."""
+    for name, build in (("sd15", sd), ("sdxl", sdxl)):
+        source, revision = HUB[name]
+        folder = tmp_path / f"models--{source.replace('/', '--')}"
+        build()[0].save_pretrained(folder / "snapshots" / revision)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("f" * 40)  # main has gone on
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)]
+)
+def test_the_paper_s_models_come_from_the_hub_s_cache(cached, name, kind):
+    pipe = load_pipeline(name, cache_dir=cached, local_files_only=True)
+    assert type(pipe) is kind
+    assert pipe(
+        "a red boot", num_inference_steps=2, height=64, width=64, output_type="np"
+    ).images.shape == (1, 64, 64, 3)
+
+
+def test_the_command_line_finds_them_without_a_network(cached):
+    offline = {
+        **os.environ,
+        "HF_HUB_CACHE": str(cached),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    drawn = cached / "boot.png"
+
+    def run():
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "asddim_lib.cli",
+                "generate",
+                "a red boot",
+                str(drawn),
+                "--model",
+                "sd15",
+                "--steps",
+                "2",
+            ],
+            env=offline,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run().returncode == 0
+    assert drawn.exists()
+    source, revision = HUB["sd15"]
+    (cached / f"models--{source.replace('/', '--')}").rename(cached / "elsewhere")
+    done = run()
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        f"; fetch it once with `hf download {source} --revision {revision}`"
+    )
