@@ -1,6 +1,8 @@
-"""An experiment killed at random moments: python -m tests.kills FOLDER PROCESSES KILLS. Prints how many runs that were killed came to their end.
+"""Kills an experiment at random moments: python -m tests.kills FOLDER PROCESSES KILLS.
 
-Its processes are forks of one that has all libraries and the model in memory, so that most of a run is work. Seconds are measured, and differ.
+Prints how many killed runs were completed by the next one. The processes are forks of one that has
+all libraries and the model in memory, so that most of a run is work. The moments differ from run to
+run, since they are in seconds.
 """
 
 import os
@@ -34,7 +36,7 @@ COUNT = 7
 
 
 def start(out: Path, size: int) -> list[int]:
-    """Forks the processes of one run, as torchrun does, and gives their ids."""
+    """Forks the processes of one run, as torchrun does, and returns their ids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,25 +54,29 @@ def start(out: Path, size: int) -> list[int]:
 
 
 def end(children: list[int]) -> bool:
-    """Whether all came to their end by themselves."""
-    found = [os.waitpid(child, 0)[1] for child in children]
-    assert all(os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0 for status in found), found
-    return not any(os.WIFSIGNALED(status) for status in found)
+    """Whether all finished by themselves. A process that fails is an error."""
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    good = [os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0 for status in statuses]
+    assert all(good), statuses
+    return not any(os.WIFSIGNALED(status) for status in statuses)
+
+
+def pictures(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The files of a run, without the seconds."""
+    files = (folder / "images").glob("[!.]*.safetensors")
+    parts = {file.name: load_file(file) for file in files}
+    return {
+        name: {key: tensor for key, tensor in part.items() if key != "seconds"}
+        for name, part in parts.items()
+    }
 
 
 def check(out: Path, whole: Path) -> None:
-    """Nothing lost, nothing twice, every byte the same."""
-    held, wanted = (
-        {file.name: load_file(file) for file in (folder / "images").glob("[!.]*.safetensors")}
-        for folder in (out, whole)
-    )
-    assert set(held) == set(wanted)
-    for name in wanted:
-        assert all(
-            torch.equal(held[name][key], wanted[name][key])
-            for key in wanted[name]
-            if key != "seconds"
-        ), name
+    """Nothing is lost or repeated, and every byte is the same."""
+    drawn, expected = pictures(out), pictures(whole)
+    assert set(drawn) == set(expected)
+    for name, part in expected.items():
+        assert all(torch.equal(drawn[name][key], tensor) for key, tensor in part.items()), name
     records, right = (
         experiment.read_records(folder).drop(columns="seconds") for folder in (out, whole)
     )
@@ -84,12 +90,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork of a process that has computed in many threads hangs
     PIPE, TABLE = load_pipeline(), load_prompts("bundled", COUNT)
     metrics.load_judge(), metrics.load_clip(), metrics.reference_features()
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     assert end(start(folder / "whole", 1))
-    took, runs, killed, rng = time.perf_counter() - begun, 0, 0, random.Random(size)
+    seconds = time.perf_counter() - begin
+    runs, killed, rng = 0, 0, random.Random(size)
     while killed < kills:
         children = start(folder / str(runs), size)
-        time.sleep(rng.uniform(0, 0.7 * took))
+        time.sleep(rng.uniform(0, 0.7 * seconds))
         for child in rng.sample(children, size):
             os.kill(child, signal.SIGKILL)
         if end(children):
@@ -99,4 +106,4 @@ if __name__ == "__main__":
             killed += 1
     assert end(start(folder / str(runs), size))
     check(folder / str(runs), folder / "whole")
-    print(f"{killed} kills, {runs + 1} runs came to their end, {took:.1f} s one that is not killed")
+    print(f"{killed} kills, {runs + 1} completed runs, {seconds:.1f} s for one without a kill")
