@@ -1,4 +1,7 @@
-"""Every recorded number of the book can be traced: tables to records, records to a setting, and a setting to pictures, which come out the same."""
+"""Every recorded number of the book can be traced.
+
+Tables follow from records, records from a setting, and the same setting draws the same pictures.
+"""
 
 import hashlib
 import json
@@ -15,12 +18,12 @@ from asddim_lib.experiment import evaluate as experiment
 from asddim_lib.experiment import grids as finder
 from asddim_lib.experiment import score as scoring
 from asddim_lib.experiment import setting as design
-from asddim_lib.experiment import store as pictures
 from asddim_lib.files import short_hash
 from asddim_lib.grids.grid import timesteps
 from asddim_lib.grids.methods import CALIBRATED
 from asddim_lib.grids.rivals import _dmn_bound
 from asddim_lib.grids.searched import SEARCHED
+from asddim_lib.measure.run import draw
 from asddim_lib.models.load import weights_hash
 from asddim_lib.models.prompts import load_prompts
 
@@ -64,11 +67,28 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
         part = records[np.logical_and.reduce([records[key] == getattr(cell, key) for key in KEYS])]
         assert part["index"].tolist() == list(range(len(table)))
         row = summary.loc[tuple(getattr(cell, key) for key in KEYS)]
-        for name, column in (("clip", "clip"), ("right", "right_all"), ("distance", "distance")):
-            if name in row:
+        assert row["n"] == len(part)
+        seconds = part["seconds"].drop_duplicates()
+        figures = scoring.figures(part) | {
+            "seconds": seconds.median(),
+            "seconds_ci": metrics.mean_interval(seconds)[1],
+        }
+        assert {"clip", "right", "right_ci", "right_low", "right_high"} <= set(figures)
+        assert ("distance" in figures) == bool(setting.reference_steps)
+        for name, value in figures.items():
+            assert row[name] == pytest.approx(value, rel=1e-9), name
+        for name in ("clip", "distance"):
+            if name in figures:
                 assert (row[name], row[f"{name}_ci"]) == pytest.approx(
-                    metrics.mean_interval(part[column]), rel=1e-9
+                    metrics.mean_interval(part[name]), rel=1e-9
                 )
+        hits = int(part["right_all"].sum())
+        assert row["right"] == hits / len(part)
+        assert (row["right_low"], row["right_high"]) == pytest.approx(
+            metrics.proportion_interval(hits, len(part)), rel=1e-9
+        )
+        for name in ("right_ci", "clip_ci", "seconds_ci"):
+            assert row[name] > 0, f"{name} claims certainty"
 
 
 def test_how_many_reported_prompts_were_tuned_on_is_what_is_said():
@@ -118,14 +138,17 @@ def bound(pipe, grid):
 
 
 def test_a_seed_draws_its_recorded_picture_again(pipe):
-    """By CLIP's cosine, which the record has to many digits. Another machine rounds otherwise, and a path may part there; most do not."""
+    """By CLIP's cosine, which the record has to many digits.
+
+    Another machine rounds differently, so that a path may diverge; most do not.
+    """
     folder = RESULTS / "guidance-7.5" / "steps-20"
     said, _, table, records = opened(folder)
     for method in ("ddim", "combined"):
         cell = design.Cell(method, 20, 7.5)
         pipe.scheduler = design.SOLVERS["ddim"][0].from_config(pipe.scheduler.config)
         prompts = list(table["prompt"][:8])
-        drawn = pictures.draw(
+        drawn = draw(
             pipe, prompts, list(range(8)), guidance_scale=7.5, timesteps=said["grids"][cell.name]
         )
         recorded = records[records["method"] == method]["clip"].to_numpy()[:8]
@@ -149,7 +172,10 @@ def test_the_hash_of_a_record_is_in_its_provenance():
 
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_a_laid_grid_takes_ddim_s_time_and_memory_at_full_size(model):
-    """The paper adds 3 to 7 %. By medians of a pass of the network and of the rest, as the chapter on the clock has it."""
+    """The paper adds 3 to 7 %.
+
+    By the medians of a network pass and of the rest, as in the chapter on the clock.
+    """
     big = pd.read_csv(RESULTS / "clock" / f"{model}.csv")
     drawn, cost = big[big["method"] != "calibration"], big[big["method"] == "calibration"].iloc[0]
     assert set(drawn["steps"]) == {20}

@@ -1,7 +1,8 @@
-"""The paper's tables from what is on record; and what commands tell machines."""
+"""The paper's tables from recorded runs, and the JSON that commands print."""
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app as cli
-from asddim_lib.experiment.report import QUALITY, TIME, read_run, table
+from asddim_lib.experiment.report import INTERVALS, QUALITY, TIME, plus_minus, read_run, table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "guidance-7.5" / "steps-20"
@@ -55,16 +56,24 @@ def test_what_the_paper_has_not_is_no_column():
     assert list(table(summary.assign(n=range(5)), QUALITY)["N"]) == [0, 1, 2, 3, 4]
 
 
+def test_a_figure_of_one_value_has_an_endless_interval_and_none_of_none():
+    share, clip = QUALITY["right"], QUALITY["clip"]
+    assert plus_minus(0.25, math.inf, clip) == "0.250 ± ∞"
+    assert plus_minus(0.0, 0.0566, share) == "0.0 ± 5.7"
+    assert plus_minus(math.nan, math.inf, clip) == "–"
+
+
 def test_the_command_prints_tables_for_people_and_rows_for_machines():
     plain = CliRunner().invoke(cli.app, ["report", str(FOLDER)])
     assert plain.exit_code == 0
     assert (
-        "guidance 7.5, ddim: 1000 prompts a row, float32 on cpu, weights c3c9c36f409fdb59"
+        "guidance 7.5, ddim: 1000 prompts per row, float32 on cpu, weights c3c9c36f409fdb59"
         in plain.stdout
     )
     assert [
         line for line in plain.stdout.splitlines() if line.startswith("| 20 | combined | 154.2 ± ")
     ]
+    assert plain.stdout.rstrip().endswith(INTERVALS)
     both = CliRunner().invoke(
         cli.app, ["report", "--json", str(FOLDER), str(FOLDER.with_name("steps-50"))]
     )
@@ -79,7 +88,8 @@ def test_the_command_prints_tables_for_people_and_rows_for_machines():
 def test_a_folder_without_a_whole_record_is_named(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"folder is .*, without records\.parquet, summary\.csv, provenance\.json; name the folder of a run that has ended",
+        match=r"folder is .*, without records\.parquet, summary\.csv, provenance\.json; "
+        "name the folder of a run that has ended",
     ):
         read_run(tmp_path)
     for file in (ROOT / "results" / "compare" / "direct").iterdir():

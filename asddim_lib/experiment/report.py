@@ -1,8 +1,12 @@
-"""The paper's tables from an experiment's records: quality (Tables 1–3) and time (Tables 4–6), with the paper's own figures beside them."""
+"""The paper's tables from an experiment's records, with the paper's own figures beside them.
+
+Tables 1–3 are quality, Tables 4–6 time.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +18,10 @@ from asddim_lib.models.load import data_folder
 
 
 class Figure(NamedTuple):
-    """How a column of a summary is printed: under which title, times what, with how many decimals; and which column of the paper's tables it answers."""
+    """How a column of a summary is printed: its title, decimals and factor.
+
+    `paper` names the column of the paper's tables that corresponds to it.
+    """
 
     title: str
     decimals: int
@@ -33,12 +40,19 @@ QUALITY = {
     "right": Figure("all right, %", 1, times=100),
     "distance": Figure("distance", 3),
 }
-TIME = {"seconds": Figure("seconds an image", 3, paper="seconds")}
+TIME = {"seconds": Figure("seconds per image", 3, paper="seconds")}
+#: The title of each of the paper's columns, and the decimals that the paper prints.
 _PAPER = {
     "fid": ("paper's FID", 1),
     "clip": ("paper's CLIP", 3),
     "seconds": ("paper's seconds", 2),
-}  # with as many decimals as it prints
+}
+#: What ± means in these tables.
+INTERVALS = (
+    "± is the half-width of a 95 % interval: Student's t for means, Wilson's for shares (its "
+    "longer side), the bootstrap for FID. Time is the median of the batches. Methods share prompts "
+    "and noise, so only paired differences tell them apart (`asddim compare`)."
+)
 
 
 def paper_tables() -> pd.DataFrame:
@@ -47,46 +61,45 @@ def paper_tables() -> pd.DataFrame:
 
 
 def table(summary: pd.DataFrame, figures: dict[str, Figure]) -> pd.DataFrame:
-    """A summary's rows as they are printed: each of the `figures` that it has, with half its 95 % interval, and what the paper prints of the same
-    method at the same step count, where it does. Time stands beside the network evaluations that it took; N is a column where it is not the
-    same in all rows."""
+    """A summary's rows as they are printed: each of `figures` that it has, with its half-width.
+
+    The paper's figures of the same method and step count stand beside them, where there are any.
+    Time has the number of network evaluations beside it. N is a column where rows differ in it.
+    """
     paper = paper_tables()
-    shown = {key: how for key, how in figures.items() if key in summary}
+    columns = {key: how for key, how in figures.items() if key in summary}
     known = any(
-        same in paper.index for same in zip(summary["steps"], summary["method"], strict=True)
+        pair in paper.index for pair in zip(summary["steps"], summary["method"], strict=True)
     )
-    asked = list(dict.fromkeys(how.paper for how in shown.values() if how.paper and known))
+    printed = dict.fromkeys(how.paper for how in columns.values() if how.paper and known)
 
     def cells(row: pd.Series) -> dict[str, Any]:
-        same = (row["steps"], row["method"])
-        found = {"steps": row["steps"], "method": row["method"]}
-        found |= {"N": row["n"]} if summary["n"].nunique() > 1 else {}
-        found |= {"evaluations": row["nfe"]} if "seconds" in shown else {}
-        found |= {
-            how.title: plus_minus(row[key], row[f"{key}_ci"], how) for key, how in shown.items()
-        }
-        printed = {
-            _PAPER[name][0]: f"{paper.loc[same, name]:.{_PAPER[name][1]}f}"
-            if same in paper.index
-            else "–"
-            for name in asked
-        }
-        return found | printed
+        line: dict[str, Any] = {"steps": row["steps"], "method": row["method"]}
+        if summary["n"].nunique() > 1:
+            line["N"] = row["n"]
+        if "seconds" in columns:
+            line["evaluations"] = row["nfe"]
+        for key, how in columns.items():
+            line[how.title] = plus_minus(row[key], row[f"{key}_ci"], how)
+        for name in printed:
+            title, decimals = _PAPER[name]
+            pair = (row["steps"], row["method"])
+            line[title] = f"{paper.loc[pair, name]:.{decimals}f}" if pair in paper.index else "–"
+        return line
 
     return pd.DataFrame([cells(row) for _, row in summary.iterrows()])
 
 
 def plus_minus(value: float, half: float, how: Figure) -> str:
-    """A figure and half its interval, or – where there is none."""
-    return (
-        "–"
-        if pd.isna(value)
-        else f"{how.times * value:.{how.decimals}f} ± {how.times * half:.{how.decimals}f}"
-    )
+    """A figure and its half-width; a dash without a figure, and ∞ for the interval of one value."""
+    if pd.isna(value):
+        return "–"
+    width = f"{how.times * half:.{how.decimals}f}" if math.isfinite(half) else "∞"
+    return f"{how.times * value:.{how.decimals}f} ± {width}"
 
 
 class Run(NamedTuple):
-    """What is on record in a folder: where it came from, and its summary."""
+    """A run on record: its folder, its provenance and its summary."""
 
     folder: Path
     provenance: dict[str, Any]
@@ -94,7 +107,10 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """The record of a finished run. Raises ValueError where there is none, or where it does not hold what was written."""
+    """The record of a finished run.
+
+    Raises WrongUse where files are missing, and ValueError where the records are damaged.
+    """
     files = [folder / name for name in ("records.parquet", "summary.csv", "provenance.json")]
     missing = [file.name for file in files if not file.is_file()]
     check(
@@ -108,7 +124,7 @@ def read_run(folder: Path) -> Run:
 
 
 def markdown(run: Run) -> str:
-    """The tables of a run, under a line that says what they are of."""
+    """The tables of a run in Markdown, under a line that states their provenance."""
     origin, parts = ", ".join(_origin(run.provenance)), []
     for (scale, solver), part in run.summary.groupby(["guidance_scale", "solver"], sort=False):
         parts.append(f"**{run.folder}**, guidance {scale:g}, {solver}: {origin}")
@@ -118,30 +134,29 @@ def markdown(run: Run) -> str:
         ]
         if failed := int(part["failed"].sum()) if "failed" in part else 0:
             parts.append(f"{failed} pictures failed, and are in no figure.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, INTERVALS])
 
 
-def _origin(said: dict[str, Any]) -> list[str]:
-    """What the figures of a record hang on; older records say less."""
-    found = [
-        f"{said['prompts']} prompts a row{', of ' + said['prompts_from'] if 'prompts_from' in said else ''}"
+def _origin(provenance: dict[str, Any]) -> list[str]:
+    """All that the figures of a record depend on; older records state less."""
+    prompts = f"{provenance['prompts']} prompts per row"
+    if "prompts_from" in provenance:
+        prompts += f", of {provenance['prompts_from']}"
+    lines = [prompts, f"{provenance['dtype'].removeprefix('torch.')} on {provenance['device']}"]
+    lines += [
+        f"{key} {provenance[key]}" for key in ("model", "revision", "clip") if provenance.get(key)
     ]
-    found += [f"{said['dtype'].removeprefix('torch.')} on {said['device']}"]
-    found += [f"{key} {said[key]}" for key in ("model", "revision", "clip") if said.get(key)]
-    found += [f"weights {said['weights_sha256']}", f"commit {said.get('commit') or 'unknown'}"]
-    for name, against in (
-        ("judge", said),
-        ("inception", said.get("inception")),
-        ("dinov2", said.get("dinov2")),
-    ):
+    lines += [f"weights {provenance['weights_sha256']}"]
+    lines += [f"commit {provenance.get('commit') or 'unknown'}"]
+    networks = {name: provenance.get(name) for name in ("inception", "dinov2")}
+    for name, against in ({"judge": provenance} | networks).items():
         if against and "reference_sha256" in against:
             how = f", prepared as {against['prepare']}" if "prepare" in against else ""
-            found.append(
-                f"{name} against {against['reference_n']} real pictures ({against['reference_sha256']}{how})"
-            )
-    return found
+            count, digest = against["reference_n"], against["reference_sha256"]
+            lines.append(f"{name} against {count} real pictures ({digest}{how})")
+    return lines
 
 
-def _lines(shown: pd.DataFrame) -> str:
-    rows = [list(shown), ["---"] * shown.shape[1], *shown.astype(str).to_numpy().tolist()]
+def _lines(printed: pd.DataFrame) -> str:
+    rows = [list(printed), ["---"] * printed.shape[1], *printed.astype(str).to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

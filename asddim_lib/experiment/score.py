@@ -1,4 +1,4 @@
-"""Pictures that were drawn, judged: a record a picture, a row a method, and differences in pairs."""
+"""Scores of drawn pictures: a record per picture, a row per cell, and paired differences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,109 +16,148 @@ from asddim_lib.errors import check
 from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, references
 from asddim_lib.experiment.store import load
 from asddim_lib.metrics.features.reference import Reference
+from asddim_lib.metrics.intervals import Better
+
+#: The direction in which each column of the records improves; `right_…` columns are all "higher".
+BETTER: dict[str, Better] = {"distance": "lower", "seconds": "lower", "clip": "higher"}
 
 
 def judge(
     table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu", clip: str | None = None
 ) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
-    """Reads the pictures back: one record a picture (CLIP cosine, attributes, seconds, threads, NFE, distance), and each cell's judge features.
+    """Reads the pictures back, one batch at a time, and scores them.
 
-    The distance is that of a picture's latents from the reference's for the same seed, over the reference's spread about its mean. Attributes
-    and features are those of prompts with the bundled ones' columns, for which alone the bundled judge was made; `clip`, a folder or hub id,
-    scores the pictures of others. A picture that is `failed` has no figures. Pictures are read a batch at a time.
+    Returns one record per picture and the judge's features (n × d) of each cell. A record has the
+    CLIP cosine, the attributes, seconds, threads, network evaluations, and the distance of the
+    latents from the reference's of the same seed, over the reference's spread about its mean. Only
+    prompts with the columns of the bundled ones have attributes and features, since the judge was
+    trained on those. `clip`, a folder or a hub id, scores the pictures of other prompts. A picture
+    that is `failed` has no figures.
+
+    Raises WrongUse for a reference of one prompt, which has no spread.
     """
     records, features = [], {}
     goals = {
         cell.guidance_scale: torch.cat(
-            [load(b.file(out))["latents"] for b in batches(cell, len(table), setting)]
+            [load(batch.file(out))["latents"] for batch in batches(cell, len(table), setting)]
         ).flatten(1)
         for cell in references(setting)
     }
     for cell in cells(setting):
         parts = [
-            _judged(load(b.file(out)), b, table.iloc[b.start : b.stop], device, clip)
-            for b in batches(cell, len(table), setting)
+            _judged(
+                load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], device, clip
+            )
+            for batch in batches(cell, len(table), setting)
         ]
         frame = pd.concat([part[0] for part in parts], ignore_index=True)
         if has_attributes(table):
             features[cell] = torch.cat([part[1] for part in parts])
         if cell.guidance_scale in goals:
-            latents, goal = (
-                torch.cat([part[2] for part in parts]).flatten(1),
-                goals[cell.guidance_scale],
-            )
-            both = latents.isfinite().all(1) & goal.isfinite().all(1)
-            frame.loc[both.numpy(), "distance"] = metrics.relative_distance(
-                latents[both], goal[both]
-            ).numpy()
+            latents = torch.cat([part[2] for part in parts]).flatten(1)
+            frame["distance"] = _distances(latents, goals[cell.guidance_scale])
         records.append(frame)
     return pd.concat(records, ignore_index=True), features
 
 
+def _distances(latents: Tensor, goal: Tensor) -> np.ndarray:
+    """Relative distances (n,), NaN where latents or goal failed, or fewer than 2 pairs are left."""
+    finite = latents.isfinite().all(1) & goal.isfinite().all(1)
+    distances = np.full(len(goal), np.nan)
+    if len(goal) < 2 or finite.sum() >= 2:  # of one prompt, relative_distance says what to do
+        distances[finite.numpy()] = metrics.relative_distance(latents[finite], goal[finite]).numpy()
+    return distances
+
+
 def _judged(
-    held: dict[str, Tensor], batch: Batch, table: pd.DataFrame, device: str, clip: str | None
+    stored: dict[str, Tensor], batch: Batch, table: pd.DataFrame, device: str, clip: str | None
 ) -> tuple[pd.DataFrame, Tensor, Tensor]:
-    """A batch's records, the judge's features of its sound pictures, and all its latents."""
-    sound, features, measured = held["finite"].numpy(), torch.empty(0), {}
-    images, asked = held["images"][held["finite"]], table[sound]
+    """A batch's records, the judge's features of its finite pictures, and all its latents."""
+    finite, features, scores = stored["finite"].numpy(), torch.empty(0), {}
+    images, asked = stored["images"][stored["finite"]], table[finite]
     if len(images) and (clip or has_attributes(table)):
-        measured["clip"] = metrics.clip_cosine(
-            images, list(asked["prompt"]), clip, device=device
-        ).numpy()
+        cosines = metrics.clip_cosine(images, list(asked["prompt"]), clip, device=device)
+        scores["clip"] = cosines.numpy()
     if len(images) and has_attributes(table):
         features = metrics.judge_features(images, device=device)
         right = metrics.attributes_right(features, {name: list(asked[name]) for name in asked})
-        measured |= {f"right_{k}": v.numpy() for k, v in right.items()}
+        scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
     index = pd.RangeIndex(batch.start, batch.stop)
     frame = pd.DataFrame(
         {
             **asdict(batch.cell),
             "index": index,
             **({"category": table["category"].to_numpy()} if "category" in table else {}),
-            **{key: held[key].item() for key in ("seconds", "threads", "at_once")},
+            **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
             "nfe": batch.cell.evaluations,
-            "failed": ~sound,
+            "failed": ~finite,
         },
         index=index,
     )
-    return frame.join(pd.DataFrame(measured, index=index[sound])), features, held["latents"]
+    return frame.join(pd.DataFrame(scores, index=index[finite])), features, stored["latents"]
 
 
 def has_attributes(table: pd.DataFrame) -> bool:
-    """Whether these prompts are of the bundled kind, whose attributes the bundled judge reads."""
+    """Whether the prompts have the columns of the bundled ones, which the judge needs."""
     return {"garment_a", "count", "relation"} <= set(table)
 
 
 def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFrame:
-    """One row a cell: each metric and the half-width of its 95 % interval, and the numbers of pictures judged and failed.
+    """One row per cell: each figure with its 95 % half-width (`…_ci`), `n` judged and `failed`.
 
-    No FID of too few pictures for one.
+    `clip` and `distance` are means with Student's t. `right` is a share with Wilson's interval
+    from `right_low` to `right_high`; `right_ci` reaches the farther end. `seconds` is the median of
+    the batches, and `seconds_ci` the half-width of their mean by Student's t. FID needs more
+    pictures than features, and is left out of a cell with fewer.
     """
     rows, keys = [], [field.name for field in fields(Cell)]
     for key, every in records.groupby(keys, sort=False):
-        cell, part = Cell(**dict(zip(keys, key, strict=True))), every[~every["failed"].astype(bool)]
+        cell = Cell(**dict(zip(keys, key, strict=True)))
+        judged = every[~every["failed"].astype(bool)]
         row: dict[str, Any] = {
             **asdict(cell),
-            "n": len(part),
-            "failed": len(every) - len(part),
+            "n": len(judged),
+            "failed": len(every) - len(judged),
             "nfe": int(every["nfe"].iloc[0]),
         }
-        if cell in features and len(part) > 1:
-            reference = metrics.reference_features()
-            if len(part) > features[cell].shape[1]:
-                row["fid"], row["fid_ci"] = metrics.fid_interval(features[cell], reference)
-            if len(part) > 2 * features[cell].shape[1] + 1:
-                row["fid_infinity"] = metrics.fid_infinity(features[cell], reference)
-            row["kid"], row["kid_ci"] = metrics.kid(features[cell], reference)
-        for name, column in (("clip", "clip"), ("right", "right_all"), ("distance", "distance")):
-            if column in part and len(part):
-                row[name], row[f"{name}_ci"] = metrics.mean_interval(part[column].dropna())
+        if cell in features and len(judged) > 1:
+            row |= _against_reference(features[cell], metrics.reference_features())
+        row |= figures(judged)
         seconds = every["seconds"].drop_duplicates()
         row["seconds"] = float(seconds.median())
         row["seconds_ci"] = metrics.mean_interval(seconds)[1]
         row["threads"] = " or ".join(str(n) for n in sorted(set(every["threads"])))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def figures(judged: pd.DataFrame) -> dict[str, float]:
+    """The figures of one cell's judged records that are means or shares over its pictures."""
+    row: dict[str, float] = {}
+    if not len(judged):
+        return row
+    if "clip" in judged:
+        row["clip"], row["clip_ci"] = metrics.mean_interval(judged["clip"].dropna())
+    if "right_all" in judged:
+        right = judged["right_all"].dropna()
+        hits, total = int(right.sum()), len(right)
+        row["right"] = hits / total
+        row["right_ci"] = metrics.proportion_half_width(hits, total)
+        row["right_low"], row["right_high"] = metrics.proportion_interval(hits, total)
+    if "distance" in judged:
+        row["distance"], row["distance_ci"] = metrics.mean_interval(judged["distance"].dropna())
+    return row
+
+
+def _against_reference(features: Tensor, reference: Tensor) -> dict[str, float]:
+    """KID, and where there are enough pictures FID and FID at infinity."""
+    row: dict[str, float] = {}
+    if len(features) > features.shape[1]:
+        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference)
+    if len(features) > 2 * features.shape[1] + 1:
+        row["fid_infinity"] = metrics.fid_infinity(features, reference)
+    row["kid"], row["kid_ci"] = metrics.kid(features, reference)
+    return row
 
 
 def real_figures(
@@ -128,62 +168,74 @@ def real_figures(
     real: Reference,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Adds FID and KID against real pictures to a summary of `count` prompts, and FID at infinity where there are enough pictures for one.
+    """Adds FID and KID against real pictures to a summary of `count` prompts, in place.
 
-    Returns what they were measured against. FID is given of any two pictures or more, since the paper has it of fewer than features; KID is
-    unbiased.
+    FID needs two pictures, since the paper reports it of fewer pictures than features; KID is
+    unbiased. FID at infinity needs more than twice as many pictures as features. Returns the
+    provenance of the reference.
     """
     goal, name = real.real(device)
     for row, cell in enumerate(cells(setting)):
-        held = [load(batch.file(out)) for batch in batches(cell, count, setting)]
-        sound = [part["images"][part["finite"]] for part in held if part["finite"].any()]
-        if sum(map(len, sound)) < 2:
+        stored = [load(batch.file(out)) for batch in batches(cell, count, setting)]
+        finite = [part["images"][part["finite"]] for part in stored if part["finite"].any()]
+        if sum(map(len, finite)) < 2:
             continue
-        features = torch.cat([real.features(images, device) for images in sound])
-        found = dict(
-            zip(
-                ("fid", "fid_ci"),
-                metrics.fid_interval(features, goal, resamples=10, rank_deficient=True),
-                strict=True,
-            )
-        )
+        features = torch.cat([real.features(images, device) for images in finite])
+        value, half = metrics.fid_interval(features, goal, resamples=10, rank_deficient=True)
+        scores = {"fid": value, "fid_ci": half}
         if len(features) <= len(goal):
-            found |= dict(zip(("kid", "kid_ci"), metrics.kid(features, goal), strict=True))
+            scores["kid"], scores["kid_ci"] = metrics.kid(features, goal)
         if len(features) > 2 * features.shape[1] + 1:
-            found["fid_infinity"] = metrics.fid_infinity(features, goal)
-        for key, value in found.items():
-            summary.loc[row, f"{real.name}_{key}"] = value
+            scores["fid_infinity"] = metrics.fid_infinity(features, goal)
+        for key, score in scores.items():
+            summary.loc[row, f"{real.name}_{key}"] = score
     return asdict(real) | {"reference_sha256": name, "reference_n": len(goal)}
 
 
-def paired(records: pd.DataFrame, baseline: str, key: str) -> pd.DataFrame:
-    """How each method differs from the baseline in `key`, picture by picture of the same prompt and noise: one row a cell.
+def paired(
+    records: pd.DataFrame, baseline: str, key: str, better: Better | None = None
+) -> pd.DataFrame:
+    """Each method's difference from the baseline in `key`, on the same prompts and noise.
 
-    `difference` is the mean, `half` the half-width of its 95 % interval, `p_value` Wilcoxon's signed-rank test's.
+    One row per cell: `difference` is the mean, `half` the half-width of its 95 % t interval,
+    `p_value` that of Wilcoxon's signed-rank test, `p_adjusted` the same by Holm's correction over
+    all rows returned, and `verdict` the method's "win", "tie" or "loss" against the baseline
+    (`metrics.verdict`). `better` is "lower" or "higher", by default as `BETTER` has it. Pairs of
+    which one failed are left out.
+
+    Raises WrongUse for an unknown baseline, or a `key` whose direction is not known.
     """
-    from scipy.stats import wilcoxon
-
+    direction = better or _better(key)
     rows = []
     for (scale, steps, solver), part in records.groupby(
         ["guidance_scale", "steps", "solver"], sort=False
     ):
         wide = part.pivot(index="index", columns="method", values=key).astype(float)
         check(baseline in wide, "baseline", baseline, f"use one of {', '.join(wide)}")
+        where = {"guidance_scale": scale, "steps": steps, "solver": solver}
         for method in (name for name in part["method"].unique() if name != baseline):
-            change = (
-                (wide[method] - wide[baseline]).dropna().to_numpy()
-            )  # without the pairs of which one failed
-            mean, half = metrics.mean_interval(change)
-            p_value = float(wilcoxon(change).pvalue) if change.any() else 1.0
-            rows.append(
-                {
-                    "guidance_scale": scale,
-                    "steps": steps,
-                    "solver": solver,
-                    "method": method,
-                    "difference": mean,
-                    "half": half,
-                    "p_value": p_value,
-                }
-            )
-    return pd.DataFrame(rows)
+            pairs = wide[[method, baseline]].dropna()
+            result = metrics.paired_difference(pairs[method], pairs[baseline])
+            rows.append({**where, "method": method, **result._asdict()})
+    columns = ["guidance_scale", "steps", "solver", "method", *metrics.Paired._fields]
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_adjusted"] = metrics.holm(table["p_value"])
+    table["verdict"] = [
+        metrics.verdict(row.difference, row.half, row.p_adjusted, direction)
+        for row in table.itertuples()
+    ]
+    return table
+
+
+def _better(key: str) -> Better:
+    """The direction in which a column of the records improves."""
+    known = key in BETTER or key.startswith("right_")
+    names = ", ".join([*BETTER, "right_all"])
+    check(known, "key", key, f"use one of {names}, or say which direction is better")
+    return BETTER.get(key, "higher")
+
+
+def count_verdicts(rows: pd.DataFrame) -> dict[str, int]:
+    """The numbers of wins, ties and losses in rows of `paired`, in this order."""
+    counts = rows["verdict"].value_counts()
+    return {name: int(counts.get(name, 0)) for name in ("win", "tie", "loss")}

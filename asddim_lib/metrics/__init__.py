@@ -1,4 +1,4 @@
-"""Judging pictures: a file a figure; each of the functions below is also found here."""
+"""Metrics of pictures, one module per metric. The public functions are re-exported here."""
 
 from asddim_lib.metrics.attributes import attributes_right as attributes_right
 from asddim_lib.metrics.attributes import judge_features as judge_features
@@ -12,6 +12,12 @@ from asddim_lib.metrics.distance import relative_distance as relative_distance
 from asddim_lib.metrics.fid import fid as fid
 from asddim_lib.metrics.fid import fid_infinity as fid_infinity
 from asddim_lib.metrics.fid import fid_interval as fid_interval
+from asddim_lib.metrics.intervals import Paired as Paired
+from asddim_lib.metrics.intervals import bootstrap_interval as bootstrap_interval
+from asddim_lib.metrics.intervals import holm as holm
 from asddim_lib.metrics.intervals import mean_interval as mean_interval
+from asddim_lib.metrics.intervals import paired_difference as paired_difference
+from asddim_lib.metrics.intervals import proportion_half_width as proportion_half_width
 from asddim_lib.metrics.intervals import proportion_interval as proportion_interval
+from asddim_lib.metrics.intervals import verdict as verdict
 from asddim_lib.metrics.kid import kid as kid

@@ -1,4 +1,4 @@
-"""What the bundled judge sees in a picture: its features, and whether it shows what was asked."""
+"""The bundled judge's view of an image: its features, and which requested attributes it shows."""
 
 from __future__ import annotations
 
@@ -17,47 +17,45 @@ def load_judge(device: str = "cpu") -> Judge:
     return _judge(device)
 
 
-@cache  # goes by how it is called: named and left-out arguments would each load a network of their own
+@cache  # behind load_judge, since the cache tells a named argument from a positional one
 def _judge(device: str) -> Judge:
     return Judge.from_pretrained(data_folder() / "judge", dtype=torch.float32).eval().to(device)
 
 
 @cache
 def reference_features() -> Tensor:
-    """The judge's features (10,000 × d, float64) of real compositions of photographs that no training saw."""
+    """The judge's features (10,000 × d, float64) of real compositions held out from training."""
     return load_file(data_folder() / "reference.safetensors")["features"].double()
 
 
 @torch.no_grad()
 def judge_features(images: Tensor, batch: int = 250, device: str = "cpu") -> Tensor:
-    """The bundled judge's features (n × d, float64) of images (n × 3 × 64 × 64, uint8), computed on a device."""
-    return torch.cat(
-        [load_judge(device)(part.to(device)).cpu() for part in images.split(batch)]
-    ).double()
+    """The bundled judge's features (n × d, float64) of images (n × 3 × 64 × 64, uint8)."""
+    judge = load_judge(device)
+    return torch.cat([judge(part.to(device)).cpu() for part in images.split(batch)]).double()
 
 
 def attributes_right(features: Tensor, wanted: dict[str, list]) -> dict[str, Tensor]:
-    """Which images show what was asked, by the judge's heads: a bool a picture and attribute, and `all` of them together.
+    """Which images show the requested attributes, by the judge's heads.
 
-    `wanted` has a list for each attribute, one entry an image, as the columns of the bundled prompts; an empty entry asks for nothing.
-    The count of a relation's picture is not asked for.
+    `features` is n × d. `wanted` has a list of n entries for each attribute, as the columns of the
+    bundled prompts; an empty entry requests nothing, and a prompt with a relation requests no
+    count. Returns a bool tensor (n,) per attribute, and `all` of them together.
     """
     judge = load_judge()
     with torch.no_grad():
         logits = judge.logits(features.float())
-    found = {}
+    right = {}
     for head, classes in judge.config.attributes.items():
-        read = [classes[i] for i in logits[head].argmax(1).tolist()]
-        asked = (
-            [classes[int(v) - 1] for v in wanted["count"]]
-            if head == "count"
-            else list(wanted[head])
+        seen = [classes[i] for i in logits[head].argmax(1).tolist()]
+        if head == "count":
+            asked = [classes[int(count) - 1] for count in wanted["count"]]
+            skip = [relation != "none" for relation in wanted["relation"]]
+        else:
+            asked = list(wanted[head])
+            skip = [value == "" for value in asked]
+        right[head] = torch.tensor(
+            [free or see == ask for see, ask, free in zip(seen, asked, skip, strict=True)]
         )
-        skip = (
-            [r != "none" for r in wanted["relation"]]
-            if head == "count"
-            else [v == "" for v in asked]
-        )
-        found[head] = torch.tensor([s or r == a for r, a, s in zip(read, asked, skip, strict=True)])
-    found["all"] = torch.stack(list(found.values())).all(0)
-    return found
+    right["all"] = torch.stack(list(right.values())).all(0)
+    return right

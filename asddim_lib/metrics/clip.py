@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.models.load import data_folder
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def load_clip(folder: str | None = None, device: str = "cpu") -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP model (float32) and its processor; the bundled one unless a folder or hub id is given. Raises ValueError where there is none."""
+    """A CLIP model (float32) and its processor, from a folder or a hub id; by default the bundled.
+
+    Raises WrongUse for a model that cannot be loaded.
+    """
     return _clip(folder or "bundled", device)
 
 
@@ -25,12 +29,13 @@ def _clip(folder: str, device: str) -> tuple[CLIPModel, CLIPProcessor]:
 
     source = data_folder() / "clip" if folder == "bundled" else folder
     try:
-        return CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(
-            device
-        ), CLIPProcessor.from_pretrained(source)
-    except Exception as error:  # as in load_pipeline
-        raise ValueError(
-            f"clip is {str(source)!r}, which could not be loaded ({str(error).strip().splitlines()[0]}); give a folder or a hub id"
+        model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
+        return model, CLIPProcessor.from_pretrained(source)
+    except Exception as error:  # transformers, safetensors and the hub share no base class
+        reason = str(error).strip().splitlines()[0]
+        raise WrongUse(
+            f"clip is {str(source)!r}, which could not be loaded ({reason}); "
+            "give a folder or a hub id"
         ) from error
 
 
@@ -41,16 +46,21 @@ def clip_cosine(
     folder: str | None = None,
     batch: int = 250,
     device: str = "cpu",
+    truncate: bool = False,
 ) -> Tensor:
-    """Cosine of each image's and its prompt's CLIP embeddings (Eq 15): shape (n,). Images are n × 3 × h × w, uint8."""
+    """The cosine of each image's and its prompt's CLIP embeddings (Eq 15): shape (n,), float64.
+
+    Images are n × 3 × h × w, uint8. Raises WrongUse for a prompt of more tokens than the model
+    takes (77 for OpenAI's CLIP), unless `truncate` cuts it, with its end token kept.
+    """
     model, processor = load_clip(folder, device)
     scores = []
     for start in range(0, len(prompts), batch):
-        chosen = slice(start, start + batch)
+        part = slice(start, start + batch)
         pixels = _pixels(
-            processor.image_processor, model.config.vision_config.image_size, images[chosen]
+            processor.image_processor, model.config.vision_config.image_size, images[part]
         )
-        words = processor.tokenizer(prompts[chosen], padding=True, return_tensors="pt")
+        words = _tokens(model, processor, prompts[part], truncate)
         out = model(**words.to(device), pixel_values=pixels.to(device))
         scores.append(
             nn.functional.cosine_similarity(
@@ -60,8 +70,48 @@ def clip_cosine(
     return torch.cat(scores)
 
 
+def clip_score(
+    images: Tensor, prompts: list[str], folder: str | None = None, truncate: bool = False
+) -> float:
+    """The mean cosine over image–prompt pairs (Eq 16), by torchmetrics.
+
+    The scale is the paper's, up to 1; torchmetrics' own is 100 times that. A negative mean becomes
+    0, as in torchmetrics. Long prompts are treated as by `clip_cosine`.
+    """
+    from torchmetrics.multimodal.clip_score import CLIPScore
+
+    model, processor = load_clip(folder)
+    metric = CLIPScore(
+        model_name_or_path=lambda: (_Towers(model), _Reader(model, processor, truncate))
+    )
+    for start in range(0, len(prompts), 250):
+        metric.update(list(images[start : start + 250]), prompts[start : start + 250])
+    return float(metric.compute()) / 100
+
+
+def _tokens(model: CLIPModel, processor: Any, prompts: list[str], truncate: bool) -> Any:
+    """Token ids and attention masks of prompts, each at most as long as the model takes."""
+    limit = model.config.text_config.max_position_embeddings
+    if not truncate:
+        for prompt in prompts:
+            length = len(processor.tokenizer(prompt, verbose=False)["input_ids"])
+            check(
+                length <= limit,
+                "prompt",
+                f"{prompt!r}, {length} tokens",
+                f"shorten it to {limit}, or pass truncate=True",
+            )
+    return processor.tokenizer(
+        prompts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+    )
+
+
 def _pixels(processor: Any, size: int, images: Tensor) -> Tensor:
-    """What CLIP sees of images. The processor takes them one by one, which is slow; those of CLIP's own size need only be scaled."""
+    """CLIP's normalized pixels of images.
+
+    The processor takes images one by one, which is slow; those of the model's own size need only
+    be scaled.
+    """
     if images.shape[2:] != (size, size):
         return processor(images=list(images), return_tensors="pt")["pixel_values"]
     mean, std = (
@@ -71,29 +121,32 @@ def _pixels(processor: Any, size: int, images: Tensor) -> Tensor:
     return (images / 255 - mean) / std
 
 
-def clip_score(images: Tensor, prompts: list[str], folder: str | None = None) -> float:
-    """Mean cosine over image–prompt pairs (Eq 16), by torchmetrics, on the paper's scale of −1 … 1 (torchmetrics' own is 100 ×)."""
-    from torchmetrics.multimodal.clip_score import CLIPScore
+class _Reader:
+    """A processor for torchmetrics, which would cut long prompts without their end token."""
 
-    metric = CLIPScore(
-        model_name_or_path=lambda: (_Towers(load_clip(folder)[0]), load_clip(folder)[1])
-    )
-    for start in range(0, len(prompts), 250):
-        metric.update(list(images[start : start + 250]), prompts[start : start + 250])
-    return float(metric.compute()) / 100
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor, truncate: bool) -> None:
+        self.model, self.processor, self.truncate = model, processor, truncate
+
+    def __call__(self, text: Any = None, images: Any = None, **options: Any) -> Any:
+        if text is None:
+            return self.processor(images=images, **options)
+        return _tokens(self.model, self.processor, text, self.truncate)
 
 
 class _Towers(nn.Module):
-    """CLIP with tensors for features: transformers 5 returns an object where torchmetrics 1.9 expects one."""
+    """CLIP with tensors for features.
+
+    transformers 5 returns an object where torchmetrics 1.9 expects a tensor.
+    """
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
         self.model, self.config = model, model.config
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        found = self.model.get_image_features(pixel_values)
-        return found if isinstance(found, Tensor) else found.pooler_output
+        output = self.model.get_image_features(pixel_values)
+        return output if isinstance(output, Tensor) else output.pooler_output
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        found = self.model.get_text_features(input_ids, attention_mask)
-        return found if isinstance(found, Tensor) else found.pooler_output
+        output = self.model.get_text_features(input_ids, attention_mask)
+        return output if isinstance(output, Tensor) else output.pooler_output

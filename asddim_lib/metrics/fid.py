@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.metrics.intervals import Z95
+from asddim_lib.metrics.intervals import bootstrap_interval
 
 
 class _Given(nn.Module):
-    """A feature network for features that are already there."""
+    """A feature network for torchmetrics that returns the features it receives."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -24,10 +24,11 @@ class _Given(nn.Module):
 
 
 def fid(features: Tensor, reference: Tensor, rank_deficient: bool = False) -> float:
-    """Fréchet distance between two sets of features, each n × d (Eq 14), by torchmetrics in float64.
+    """FID of features (n × d) from a reference (m × d), by torchmetrics in float64 (Eq 14).
 
-    Raises ValueError where a set has too few images for a covariance of full rank: the figure would be mostly bias. Who wants it
-    all the same, to set beside another of as many images, as the paper's thousand of 2,048 features, says `rank_deficient`.
+    Raises WrongUse where a set has no more images than dimensions: its covariance is singular, and
+    the figure is mostly bias. `rank_deficient=True` computes it all the same, for comparison with
+    a figure of as many images, such as the paper's 1,000 images of 2,048 features.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -51,22 +52,24 @@ def fid_interval(
     seed: int = 0,
     rank_deficient: bool = False,
 ) -> tuple[float, float]:
-    """FID and the half-width of its 95 % interval, from the spread of FID over bootstrap resamples of the images.
+    """FID and the half-width of its 95 % interval, by bootstrap resamples of the images.
 
-    The interval speaks of the spread that another draw of images would show. The bias of a finite sample is not in it.
+    The interval covers the spread over draws of images. It does not cover the bias of a finite set,
+    and takes the reference as fixed. Errors as `fid`.
     """
-    draw, moments, x = np.random.default_rng(seed), _moments(reference), features.double()
-    values = [_frechet(x[draw.integers(0, len(x), len(x))], *moments) for _ in range(resamples)]
-    return fid(features, reference, rank_deficient), Z95 * float(np.std(values, ddof=1))
+    moments, x = _moments(reference), features.double()
+    half = bootstrap_interval(lambda index: _frechet(x[index], *moments), len(x), resamples, seed)
+    return fid(features, reference, rank_deficient), half
 
 
 def fid_infinity(
     features: Tensor, reference: Tensor, sizes: int = 8, repeats: int = 5, seed: int = 0
 ) -> float:
-    """FID as it would be of endlessly many images: a line through FIDs of fewer of them, against 1/n, where 1/n is 0 (Chong and Forsyth 2020).
+    """FID extrapolated to infinitely many images (Chong and Forsyth 2020).
 
-    The reference's own bias, of its size, stays. The line goes from half of the images to all; it needs as many in the half as FID itself.
-    Raises ValueError with fewer.
+    A line is fitted to FID against 1/n, for `sizes` subsets from half of the images to all, each
+    the mean of `repeats` draws; its value at 1/n = 0 is returned. The bias from the reference's own
+    size remains. Raises WrongUse unless half of the images suffice for `fid`.
     """
     x, moments, draw = features.double(), _moments(reference), np.random.default_rng(seed)
     check(
@@ -75,30 +78,31 @@ def fid_infinity(
         f"{len(x)} × {x.shape[1]}",
         "the extrapolation needs more than twice as many images as feature dimensions",
     )
+
+    def mean_of_draws(count: int) -> float:
+        draws = repeats if count < len(x) else 1
+        subsets = (x[draw.permutation(len(x))[:count]] for _ in range(draws))
+        return float(np.mean([_frechet(subset, *moments) for subset in subsets]))
+
     counts = np.round(1 / np.linspace(1 / len(x), 2 / len(x), sizes)).astype(int)
-    values = [
-        np.mean(
-            [
-                _frechet(x[draw.permutation(len(x))[:count]], *moments)
-                for _ in range(repeats if count < len(x) else 1)
-            ]
-        )
-        for count in counts
-    ]
+    values = [mean_of_draws(count) for count in counts]
     return float(np.polyfit(1 / counts, values, 1)[1])
 
 
 def _frechet(x: Tensor, mean: Tensor, root: Tensor) -> float:
-    """FID to a reference of that mean and root of a covariance: tr √(RS) is tr √(√R S √R), whose matrix is symmetric: ten times faster than torchmetrics' way."""
+    """FID of x (n × d) from a reference with that mean (d,) and root of the covariance (d × d).
+
+    tr √(RS) equals tr √(√R S √R), whose matrix is symmetric: ten times faster than torchmetrics.
+    """
     covariance = x.T.cov()
-    crossed = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
     return float(
-        (x.mean(0) - mean).square().sum() + covariance.trace() + root.square().sum() - 2 * crossed
+        (x.mean(0) - mean).square().sum() + covariance.trace() + root.square().sum() - 2 * cross
     )
 
 
 @cache
 def _moments(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the symmetric square root of the covariance."""
+    """The mean (d,) and the symmetric square root of the covariance (d × d)."""
     values, vectors = torch.linalg.eigh(reference.double().T.cov())
     return reference.double().mean(0), vectors * values.clamp(min=0).sqrt() @ vectors.T

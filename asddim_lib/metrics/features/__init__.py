@@ -1,1 +1,1 @@
-"""Feature networks behind one shape: pictures in, one row of numbers a picture out."""
+"""Feature networks with one interface: images in, one row of features per image out."""

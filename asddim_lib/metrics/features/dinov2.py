@@ -1,4 +1,7 @@
-"""FD-DINOv2: Fréchet's distance between features of a network that learnt without labels, nearer to what people see than Inception's (Stein et al. 2023)."""
+"""FD-DINOv2: Fréchet's distance between features of a self-supervised network.
+
+It follows human judgement more closely than Inception's (Stein et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.features.reference import Reference, file_hash
 
-#: What DINOv2 was made for: pixels a side, and the mean and spread of ImageNet's red, green and blue.
+#: DINOv2's training input: pixels per side, and ImageNet's mean and standard deviation per channel.
 SIDE, MEAN, SPREAD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Dinov2(Reference):
-    """The class token of a transformers DINOv2 model, `weights`, a folder or a hub id: 1,024 numbers of the large one, which is usual."""
+    """The class token of a transformers DINOv2 model.
+
+    `weights` is a folder or a hub id. The large model is usual, and has 1,024 features.
+    """
 
     weights: str = "facebook/dinov2-large"
     name = "dinov2"
@@ -28,14 +35,14 @@ class Dinov2(Reference):
         return _network(self.weights, device)
 
     def prepared(self, images: Tensor) -> Tensor:
-        resized = interpolate(
-            images, (SIDE, SIDE), mode="bicubic", antialias=True
-        )  # of whole numbers, this is Pillow's
+        # On uint8, this resize equals Pillow's.
+        resized = interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True)
         mean, spread = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, SPREAD))
         return (resized / 255 - mean) / spread
 
     def identity(self) -> str:
-        return f"{self.weights} {' '.join(file_hash(str(file)) for file in sorted(Path(self.weights).glob('*.safetensors')))}"
+        files = sorted(Path(self.weights).glob("*.safetensors"))
+        return f"{self.weights} {' '.join(file_hash(str(file)) for file in files)}"
 
 
 @cache
@@ -44,10 +51,11 @@ def _network(weights: str, device: str) -> Callable[[Tensor], Tensor]:
 
     try:
         model = Dinov2Model.from_pretrained(weights, dtype=torch.float32).eval().to(device)
-    except Exception as error:  # as in load_pipeline
+    except Exception as error:  # transformers, safetensors and the hub share no base class
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"dinov2 is {weights!r}, which could not be loaded ({reason}); give a folder, or fetch it once with `hf download {weights}`"
+        raise WrongUse(
+            f"dinov2 is {weights!r}, which could not be loaded ({reason}); "
+            f"give a folder, or fetch it once with `hf download {weights}`"
         ) from error
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""FID's own features: Inception-v3's pool3, by torchmetrics and torch-fidelity."""
+"""FID's usual features: Inception-v3's pool3, by torchmetrics and torch-fidelity."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.metrics.features.reference import Reference, file_hash
 
-#: The side that the paper brings pictures to before Inception, which brings them to 299 itself.
+#: The side to which the paper resizes images. Inception itself resizes them to 299.
 SIDE = 256
 
 
 @dataclass(frozen=True)
 class Inception(Reference):
-    """pool3 (2,048 numbers) of a checkpoint, `weights`, a file, or torch-fidelity's own without one; and how pictures are prepared: `paper`
-    brings the shorter side to 256 and crops the centre, `plain` leaves them to Inception, as torchmetrics does."""
+    """Inception's pool3, 2,048 features.
+
+    `weights` is a checkpoint's file; without one, torch-fidelity fetches the published checkpoint.
+    `prepare` is "paper", which resizes the shorter side to 256 and crops the centre, or "plain",
+    which leaves images as they are, as torchmetrics does.
+    """
 
     prepare: str = "paper"
     name = "inception"
@@ -47,25 +51,22 @@ def _network(weights: str, device: str) -> Any:
     try:
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise WrongUse(
             "inception needs torch-fidelity and torchvision; pip install 'asddim-lib[inception]'"
         ) from error
-    except Exception as error:  # the network's, pickle's and torch's own share no base
+    except Exception as error:  # the errors of pickle, torch and the download share no base class
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"inception is {weights or 'the published checkpoint'!r}, which could not be loaded ({reason}); give pt_inception-2015-12-05's file"
+        raise WrongUse(
+            f"inception is {weights or 'the published checkpoint'!r}, which could not be loaded "
+            f"({reason}); give the file of pt_inception-2015-12-05"
         ) from error
 
 
 def cropped(images: Tensor) -> Tensor:
-    """Pictures (n × 3 × h × w, uint8) with the shorter side brought to 256, antialiased, and cut to the square in the middle."""
+    """Images (n × 3 × h × w, uint8) with the shorter side resized to 256, cropped to the centre."""
     scale = SIDE / min(images.shape[2:])
-    high, wide = (round(side * scale) for side in images.shape[2:])
-    resized = (
-        interpolate(images.float(), (high, wide), mode="bilinear", antialias=True)
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-    )
-    top, left = (high - SIDE) // 2, (wide - SIDE) // 2
-    return resized[:, :, top : top + SIDE, left : left + SIDE]
+    height, width = (round(side * scale) for side in images.shape[2:])
+    resized = interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
+    top, left = (height - SIDE) // 2, (width - SIDE) // 2
+    square = resized[:, :, top : top + SIDE, left : left + SIDE]
+    return square.round().clamp(0, 255).to(torch.uint8)

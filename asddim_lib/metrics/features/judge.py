@@ -1,4 +1,7 @@
-"""The bundled judge: a small classifier of real compositions, whose features serve FID and whose heads read a picture's attributes."""
+"""The bundled judge: a small classifier of real compositions.
+
+Its features serve FID; its heads read an image's attributes.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,11 @@ from torch import Tensor, nn
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = (
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
-        nn.init.zeros_(
-            self.second.weight
-        )  # a new block begins as the identity, so that a trained judge can be made deeper
+        # A new block starts as the identity, so that a trained judge can grow deeper.
+        nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(F.silu(self.norm1(x)))
@@ -29,25 +29,27 @@ class _Residual(nn.Module):
 
 
 def _detail(x: Tensor) -> Tensor:
-    """Logarithms of the energy of first and second differences at full and half size, for each channel of x (n × c × h × w): n × 4c.
+    """Log energies of first and second differences, at full and half size: n × c × h × w to n × 4c.
 
-    Mean activations hide blur and noise; the energy of fine detail shows them, on a scale where little is not nothing.
+    Mean activations hide blur and noise, and the energy of fine detail shows them. The logarithm
+    keeps small energies apart.
     """
-    found = []
+    energies = []
     for scale in (x, F.avg_pool2d(x, 2)):
         dy, dx = scale.diff(dim=2), scale.diff(dim=3)
-        found += [
+        energies += [
             dy.square().mean((2, 3)) + dx.square().mean((2, 3)),
             dy.diff(dim=2).square().mean((2, 3)) + dx.diff(dim=3).square().mean((2, 3)),
         ]
-    return torch.cat(found, 1).add(1e-5).log()
+    return torch.cat(energies, 1).add(1e-5).log()
 
 
 class Judge(ModelMixin, ConfigMixin):
-    """Convolutional classifier with one head an attribute; its penultimate layer sees every scale, the finest included.
+    """A convolutional classifier with one head per attribute and multi-scale features.
 
-    `attributes` maps each attribute to its class names. Two more heads, used in training only, regress the blur and the noise that were put
-    on a picture: they keep fine detail in the features, which a mere classifier throws away.
+    `attributes` maps each attribute to its class names. The head `damage` serves training only: it
+    regresses the blur and the noise added to an image, which keeps fine detail in the features. A
+    plain classifier discards it.
     """
 
     @register_to_config
@@ -75,7 +77,10 @@ class Judge(ModelMixin, ConfigMixin):
         self.num_features = num_features
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features (n × num_features, float32) of images (n × 3 × 64 × 64, uint8, or float in [0, 1])."""
+        """Penultimate features (n × num_features, float32).
+
+        Images are n × 3 × 64 × 64, uint8, or float in [0, 1].
+        """
         x = images.to(self.stem.weight.dtype)
         x = x / 127.5 - 1 if images.dtype == torch.uint8 else 2 * x - 1
         scales = [_detail(x)]
@@ -90,6 +95,6 @@ class Judge(ModelMixin, ConfigMixin):
     forward = features
 
     def logits(self, features: Tensor) -> dict[str, Tensor]:
-        """Logits of every attribute from `features`."""
+        """Logits (n × classes, float32) of every attribute, from `features`."""
         hidden = F.silu(features.to(self.damage.weight.dtype))
         return {name: head(hidden).float() for name, head in self.heads.items()}

@@ -1,4 +1,4 @@
-"""Pictures as a network's features, beside those of a folder of real ones, which are looked at once."""
+"""A feature network and a folder of real images, whose features are computed once and cached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.files import CACHE, write_whole
 
 PICTURES = (".jpeg", ".jpg", ".png", ".webp")
@@ -24,7 +24,10 @@ PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class Reference(ABC):
-    """A folder of real pictures (`reference`), and a network whose `weights` are a file, a folder or a hub id; a kind of network is a subclass."""
+    """A folder of real images and a feature network; each kind of network is a subclass.
+
+    `reference` is the folder; `weights` is a file, a folder or a hub id.
+    """
 
     reference: str
     weights: str = ""
@@ -40,27 +43,31 @@ class Reference(ABC):
 
     @abstractmethod
     def network(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-        """The features (n × d) of prepared pictures on that device. Raises ValueError where what it needs is missing or damaged."""
+        """The network on that device: prepared images in, features (n × d) out.
+
+        Raises WrongUse for weights or a package that are missing or damaged.
+        """
 
     @abstractmethod
     def prepared(self, images: Tensor) -> Tensor:
-        """What the network is given of pictures (n × 3 × h × w, uint8)."""
+        """The network's input for images (n × 3 × h × w, uint8)."""
 
     @abstractmethod
     def identity(self) -> str:
-        """What features hang on, beside the pictures."""
+        """All that features depend on, besides the images."""
 
     def features(self, images: Tensor, device: str = "cpu", batch: int = 50) -> Tensor:
-        """The features (n × d, float64) of pictures (n × 3 × h × w, uint8)."""
+        """The features (n × d, float64) of images (n × 3 × h × w, uint8)."""
         network = self.network(device)
         return torch.cat(
             [network(self.prepared(part).to(device)).cpu() for part in images.split(batch)]
         ).double()
 
     def real(self, device: str = "cpu") -> tuple[Tensor, str]:
-        """The features of the real pictures, and the hash of all that they hang on; computed once, and kept in `files.CACHE` under that hash.
+        """The features (n × d, float64) of the real images, and a hash of all they depend on.
 
-        Raises ValueError for a folder without pictures, or a file that is none.
+        They are computed once and kept in `files.CACHE` under that hash. Raises WrongUse for a
+        folder without images, or a file that is not an image.
         """
         files = sorted(
             file for file in Path(self.reference).rglob("*") if file.suffix.lower() in PICTURES
@@ -75,37 +82,33 @@ class Reference(ABC):
         for file in files:
             content.update(hashlib.sha256(file.read_bytes()).digest())
         name = content.hexdigest()[:16]
-        kept = CACHE / f"{self.name}-{name}.safetensors"
-        if not kept.exists():
-            found = torch.cat(
-                [
-                    self._of_files(files[first : first + 50], device)
-                    for first in range(0, len(files), 50)
-                ]
-            )
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, partial(save_file, {"features": found}))
-        return load_file(kept)["features"], name
+        cached = CACHE / f"{self.name}-{name}.safetensors"
+        if not cached.exists():
+            parts = [files[first : first + 50] for first in range(0, len(files), 50)]
+            features = torch.cat([self._of_files(part, device) for part in parts])
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(cached, partial(save_file, {"features": features}))
+        return load_file(cached)["features"], name
 
     def _of_files(self, files: list[Path], device: str) -> Tensor:
-        ready, network = [self.prepared(_read(file)) for file in files], self.network(device)
-        alike = len({one.shape for one in ready}) == 1
-        return torch.cat(
-            [network(some.to(device)).cpu() for some in ([torch.cat(ready)] if alike else ready)]
-        ).double()
+        """The features (n × d, float64) of image files, in one pass where all are of one size."""
+        inputs, network = [self.prepared(_read(file)) for file in files], self.network(device)
+        if len({one.shape for one in inputs}) == 1:
+            inputs = [torch.cat(inputs)]
+        return torch.cat([network(part.to(device)).cpu() for part in inputs]).double()
 
 
 def file_hash(path: str) -> str:
-    """The hash of a file's content; of what is no file, none."""
+    """The SHA-256 of a file's content; empty where the path is not a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
 def _read(file: Path) -> Tensor:
-    """A picture as 1 × 3 × h × w."""
+    """An image file as 1 × 3 × h × w, uint8."""
     try:
-        with Image.open(file) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
     except OSError as error:
-        raise ValueError(
-            f"reference has {file}, which is no picture that could be read ({error}); remove it or fetch it again"
+        raise WrongUse(
+            f"reference has {file}, which is no picture ({error}); remove it or fetch it again"
         ) from error

@@ -1,0 +1,336 @@
+"""Intervals cover what they promise; verdicts keep their error rate; metrics refuse wrong input."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from asddim_lib import metrics
+from asddim_lib.experiment import score as scoring
+from asddim_lib.models.prompts import load_prompts
+
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+FINITE = st.floats(-1e6, 1e6)
+
+
+def shares(total):
+    """All shares of `total`, with Wilson's bounds, our half-widths, and the chance of each at p."""
+    hits = np.arange(total + 1)
+    bounds = np.array([metrics.proportion_interval(k, total) for k in hits])
+    halves = np.array([metrics.proportion_half_width(k, total) for k in hits])
+    return hits / total, bounds, halves, lambda p: stats.binom.pmf(hits, total, p)
+
+
+# means
+
+
+def test_a_mean_of_five_is_covered_95_times_in_100_and_1_96_standard_errors_cover_fewer():
+    draws = np.random.default_rng(0).normal(3, 2, (4000, 5))
+    means, halves = np.array([metrics.mean_interval(draw) for draw in draws]).T
+    away, error = abs(means - 3), draws.std(1, ddof=1) / math.sqrt(5)
+    assert np.mean(away < halves) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+    assert np.mean(away < 1.96 * error) < 0.9
+
+
+@given(arrays(np.float64, st.integers(2, 30), elements=FINITE))
+def test_a_mean_s_interval_is_that_of_scipy_s_t_test(values):
+    mean, half = metrics.mean_interval(torch.from_numpy(values))
+    assert mean == pytest.approx(values.mean())
+    wide = half > 1e-8 * max(1, abs(mean))  # of equal values, SciPy's test has no interval
+    if wide:
+        theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert (mean - half, mean + half) == pytest.approx(tuple(theirs), rel=1e-6, abs=1e-6)
+
+
+def test_one_value_shows_no_spread():
+    assert metrics.mean_interval(np.array([3.0])) == (3.0, math.inf)
+    mean, half = metrics.mean_interval(np.array([]))
+    assert math.isnan(mean)
+    assert half == math.inf
+
+
+# shares
+
+
+@pytest.mark.parametrize("low", [0.001, 0.95])
+def test_a_share_near_an_end_is_covered_by_wilson_s_interval_where_wald_s_fails(low):
+    """Exactly, by summing the chances of all counts, over 100 shares of a range beside 0 or 1."""
+    share, bounds, halves, chance = shares(200)
+    wald = 1.96 * np.sqrt(share * (1 - share) / 200)
+    covered = {"wilson": [], "half": [], "wald": []}
+    for p in np.linspace(low, low + 0.049, 100):
+        covered["wilson"].append(chance(p)[(bounds[:, 0] <= p) & (p <= bounds[:, 1])].sum())
+        covered["half"].append(chance(p)[abs(share - p) <= halves].sum())
+        covered["wald"].append(chance(p)[abs(share - p) <= wald].sum())
+    assert np.mean(covered["wilson"]) == pytest.approx(0.95, abs=0.01)
+    assert min(covered["wilson"]) > 0.88
+    assert min(covered["half"]) > 0.95
+    assert np.mean(covered["wald"]) < 0.9
+    assert min(covered["wald"]) < 0.3
+
+
+def test_wilson_s_interval_is_where_the_score_test_rejects():
+    """Its ends p solve |share − p| = z √(p (1 − p) / n)."""
+    z = stats.norm.ppf(0.975)
+    for hits, total in ((1, 5), (7, 9), (106, 1000)):
+        for p in metrics.proportion_interval(hits, total):
+            assert abs(hits / total - p) == pytest.approx(z * math.sqrt(p * (1 - p) / total))
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_share_lies_within_its_interval_which_has_a_width_and_lies_within_0_and_1(counts):
+    hits, total = counts
+    low, high = metrics.proportion_interval(hits, total)
+    half = metrics.proportion_half_width(hits, total)
+    assert 0 <= low <= hits / total <= high <= 1
+    assert low < high
+    assert 0 < half <= 1
+    assert hits / total - half <= low + 1e-12
+    assert hits / total + half >= high - 1e-12
+    mirrored = metrics.proportion_interval(total - hits, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"), [((0, 0), "total is 0; "), ((3, 2), "hits is 3; "), ((-1, 2), "hits is")]
+)
+def test_a_share_of_nothing_is_refused(counts, message):
+    for interval in (metrics.proportion_interval, metrics.proportion_half_width):
+        with pytest.raises(ValueError, match=message):
+            interval(*counts)
+
+
+# figures of a set
+
+
+def test_the_bootstrap_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).exponential(size=400)
+    half = metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
+    assert half == pytest.approx(1.96 * values.std() / 20, rel=0.05)
+    assert half == metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
+    assert metrics.bootstrap_interval(lambda index: 1.0, 1) == math.inf
+    with pytest.raises(ValueError, match="resamples is 1; give at least 2"):
+        metrics.bootstrap_interval(lambda index: 1.0, 9, 1)
+
+
+def test_kid_s_interval_is_the_jackknife_s():
+    """Leaving out one image at a time shows the same spread, by another route."""
+    draw = torch.Generator().manual_seed(0)
+    x = 1.1 * torch.randn(120, 8, generator=draw, dtype=torch.float64) + 0.2
+    y = torch.randn(2000, 8, generator=draw, dtype=torch.float64)
+
+    def plain(part):
+        own, cross = (part @ part.T / 8 + 1) ** 3, (part @ y.T / 8 + 1) ** 3
+        n = len(part)
+        return float((own.sum() - own.trace()) / (n * (n - 1)) - 2 * cross.mean())
+
+    without = np.array([plain(torch.cat([x[:i], x[i + 1 :]])) for i in range(120)])
+    error = math.sqrt(119 / 120 * ((without - without.mean()) ** 2).sum())
+    assert metrics.kid(x, y)[1] == pytest.approx(stats.t.ppf(0.975, 119) * error, rel=0.02)
+
+
+# pairs
+
+
+def test_a_pair_is_measured_by_its_differences():
+    draw = np.random.default_rng(1)
+    prompt, gain = draw.normal(0, 10, 40), draw.normal(0.5, 0.1, 40)
+    result = metrics.paired_difference(prompt + gain, prompt)
+    theirs = stats.ttest_rel(prompt + gain, prompt)
+    assert result.difference == pytest.approx(gain.mean())
+    low, high = theirs.confidence_interval(0.95)
+    assert result.half == pytest.approx((high - low) / 2)
+    assert result.p_value == pytest.approx(stats.wilcoxon(gain).pvalue)
+    assert metrics.mean_interval(prompt + gain)[1] > 50 * result.half
+
+
+def test_pairs_without_evidence_have_p_1_and_one_pair_an_endless_interval():
+    same = metrics.paired_difference(np.ones(5), np.ones(5))
+    assert same == (0, 0, 1)
+    assert metrics.paired_difference(np.array([2.0]), np.array([1.0])) == (1, math.inf, 1)
+    assert metrics.paired_difference(np.array([]), np.array([])).p_value == 1
+    with pytest.raises(ValueError, match="values is not finite; leave such pairs out"):
+        metrics.paired_difference(np.array([math.nan]), np.ones(1))
+    with pytest.raises(ValueError, match=r"values is \(2,\); give the baseline's shape \(1,\)"):
+        metrics.paired_difference(np.ones(2), np.ones(1))
+
+
+# many comparisons
+
+
+def stepped_down(p_values, level):
+    """Holm's procedure as he states it: reject the smallest p-values, until one is too large."""
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        rejected.add(index)
+    return rejected
+
+
+@given(P_VALUES, st.sampled_from([0.01, 0.05, 0.2]))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values, level):
+    adjusted = metrics.holm(p_values)
+    sure = abs(adjusted - level) > 1e-9  # at the level itself, rounding decides
+    wanted = stepped_down(p_values, level)
+    assert [i for i in np.flatnonzero(sure & (adjusted < level)) if i not in wanted] == []
+    assert [i for i in wanted if sure[i] and adjusted[i] > level] == []
+
+
+@given(P_VALUES, st.randoms())
+def test_holm_lies_between_the_plain_p_and_bonferroni_s_in_the_same_order(p_values, shuffler):
+    adjusted, plain = metrics.holm(p_values), np.array(p_values)
+    assert (adjusted >= plain).all()
+    assert (adjusted <= np.minimum(1, len(plain) * plain)).all()
+    assert (np.diff(adjusted[plain.argsort()]) >= 0).all()
+    order = list(range(len(plain)))
+    shuffler.shuffle(order)
+    np.testing.assert_array_equal(metrics.holm(plain[order]), adjusted[order])
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+@pytest.mark.parametrize("real", [0, 10])
+def test_holm_holds_the_chance_of_one_false_win_among_twenty(shared, real):
+    """With independent and with correlated tests, with and without true findings among them."""
+    draw = np.random.default_rng(2)
+    z = math.sqrt(1 - shared**2) * draw.normal(size=(4000, 20)) + shared * draw.normal(
+        size=(4000, 1)
+    )
+    z[:, :real] += 6
+    p_values = 2 * stats.norm.sf(abs(z))
+    false = np.array([metrics.holm(row)[real:].min() < 0.05 for row in p_values])
+    assert false.mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
+    assert (p_values[:, real:].min(1) < 0.05).mean() > 0.2  # without correction
+
+
+def test_p_values_outside_0_and_1_are_refused():
+    for wrong in ([0.5, 1.1], [-0.1], [math.nan]):
+        with pytest.raises(ValueError, match="p_values is "):
+            metrics.holm(wrong)
+    assert metrics.holm([]).shape == (0,)
+
+
+# verdicts
+
+
+@given(FINITE, st.floats(0, 1e6) | st.just(math.inf) | st.just(math.nan), st.floats(0, 1))
+def test_a_win_one_way_is_a_loss_the_other_and_needs_both_kinds_of_evidence(difference, half, p):
+    lower, higher = (metrics.verdict(difference, half, p, way) for way in ("lower", "higher"))
+    flipped = {"win": "loss", "loss": "win", "tie": "tie"}
+    assert higher == flipped[lower]
+    assert metrics.verdict(-difference, half, p, "lower") == flipped[lower]
+    excludes = difference - half > 0 or difference + half < 0
+    assert (lower != "tie") == (excludes and p < 0.05)
+    if lower == "win":
+        assert difference < 0
+
+
+def test_a_verdict_needs_a_direction():
+    with pytest.raises(ValueError, match="better is less; use lower or higher"):
+        metrics.verdict(1, 0.5, 0.01, "less")
+
+
+def records(changes, key="distance", seed=3):
+    """Records of 60 prompts: a baseline, and methods that change its `key` by such a mean."""
+    draw = np.random.default_rng(seed)
+    base = draw.normal(5, 2, 60)
+    values = {"base": base} | {
+        name: base + draw.normal(mean, 0.2, 60) for name, mean in changes.items()
+    }
+    rows = [
+        {
+            "guidance_scale": 3.0,
+            "steps": 5,
+            "solver": "ddim",
+            "method": name,
+            "index": i,
+            key: value,
+        }
+        for name, column in values.items()
+        for i, value in enumerate(column)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("key", "nearer"), [("distance", "win"), ("clip", "loss")])
+def test_a_table_of_pairs_says_who_wins(key, nearer):
+    table = scoring.paired(records({"less": -0.5, "same": 0.0, "more": 0.5}, key), "base", key)
+    said = dict(zip(table["method"], table["verdict"], strict=True))
+    other = {"win": "loss", "loss": "win"}[nearer]
+    assert said == {"less": nearer, "same": "tie", "more": other}
+    assert scoring.count_verdicts(table) == {"win": 1, "tie": 1, "loss": 1}
+    np.testing.assert_array_equal(table["p_adjusted"], metrics.holm(table["p_value"]))
+    assert (table["p_adjusted"] >= table["p_value"]).all()
+
+
+def test_of_many_methods_that_change_nothing_none_wins():
+    """At 0.05 each, ten of these 200 would differ."""
+    table = scoring.paired(records(dict.fromkeys(map(str, range(200)), 0.0)), "base", "distance")
+    assert scoring.count_verdicts(table) == {"win": 0, "tie": 200, "loss": 0}
+    assert 2 <= (table["p_value"] < 0.05).sum() <= 25
+
+
+def test_a_column_without_a_direction_is_refused_until_one_is_given():
+    rows = records({"less": -0.5}, "nfe")
+    with pytest.raises(ValueError, match=r"key is nfe; .* or say which direction is better"):
+        scoring.paired(rows, "base", "nfe")
+    assert list(scoring.paired(rows, "base", "nfe", "lower")["verdict"]) == ["win"]
+
+
+def test_a_summary_never_says_0_plus_minus_0_of_a_share():
+    judged = pd.DataFrame({"right_all": [False] * 64, "clip": 0.5})
+    figures = scoring.figures(judged)
+    low, high = metrics.proportion_interval(0, 64)
+    assert (figures["right"], figures["right_low"], figures["right_high"]) == (0, low, high)
+    assert figures["right_ci"] == high > 0.05
+
+
+# what metrics refuse
+
+
+def test_the_distance_of_one_prompt_is_refused():
+    goal = torch.tensor([[3.0, 4.0], [-3.0, -4.0]])  # about its mean, 0, the spread is 5
+    distance = metrics.relative_distance(goal + torch.tensor([0.0, 2.0]), goal)
+    torch.testing.assert_close(distance, torch.tensor([0.4, 0.4]))
+    with pytest.raises(ValueError, match="goal is 1 × 2; give at least 2 prompts"):
+        metrics.relative_distance(goal[:1], goal[:1])
+
+
+def test_distances_of_failed_pictures_are_no_numbers():
+    goal, latents = torch.randn(3, 4), torch.randn(3, 4)
+    latents[1, 0] = math.nan
+    two = metrics.relative_distance(latents[[0, 2]], goal[[0, 2]]).numpy()
+    found = scoring._distances(latents, goal)
+    assert math.isnan(found[1])
+    np.testing.assert_array_equal(found[[0, 2]], two)
+    latents[2, 0] = math.inf
+    assert np.isnan(scoring._distances(latents, goal)).all()
+    with pytest.raises(ValueError, match="give at least 2 prompts"):
+        scoring._distances(latents[:1], goal[:1])
+
+
+def test_a_prompt_longer_than_clip_s_context_is_refused_or_cut_alike_by_both_functions():
+    images = torch.randint(
+        0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    model, processor = metrics.load_clip()
+    limit = model.config.text_config.max_position_embeddings
+    words = [" ".join(["red"] * n) for n in (limit - 2, limit - 1)]  # beside start and end tokens
+    fits, long = ([load_prompts("bundled", 1)["prompt"][0], prompt] for prompt in words)
+    lengths = [len(processor.tokenizer(prompt)["input_ids"]) for prompt in words]
+    assert lengths == [limit, limit + 1]
+    for score in (metrics.clip_cosine, metrics.clip_score):
+        with pytest.raises(
+            ValueError, match=rf"{limit + 1} tokens; shorten it to {limit}, or pass"
+        ):
+            score(images, long)
+    cosine = metrics.clip_cosine(images, fits)  # cut to its limit, the longer one is the other
+    np.testing.assert_array_equal(metrics.clip_cosine(images, long, truncate=True), cosine)
+    score = metrics.clip_score(images, long, truncate=True)
+    assert score == pytest.approx(float(cosine.mean()), abs=1e-5)
