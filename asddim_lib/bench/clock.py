@@ -24,9 +24,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from asddim_lib.bench.memory import Peak
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
+from asddim_lib.experiment.memory import Peak
 from asddim_lib.measure.calibrate import calibrate
 from asddim_lib.measure.online import online
 from asddim_lib.models.load import Pipeline, data_folder, device_of

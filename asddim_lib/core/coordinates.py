@@ -122,7 +122,7 @@ def completed(scheduler: Any) -> dict[str, Any]:
     values = {key: value for key, value in config.items() if key != "_use_default_values"}
     source = getattr(diffusers, str(values.get("_class_name", "")), None)
     if isinstance(source, type):
-        for key, parameter in inspect.signature(source.__init__).parameters.items():
+        for key, parameter in inspect.signature(source).parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 values.setdefault(key, parameter.default)
     return values

@@ -87,7 +87,8 @@ class NoiseSchedule:
     ) -> tuple[Tensor, float]:
         """Mean and variance of p(x_{t−1} | x_t) for x = x_t and the predicted noise (Eq 2).
 
-        Both have the same shape, any. `variance` is "small" for the posterior's β̃_t or "large" for β_t, DDPM's two choices.
+        Both have the same shape, any. `variance` is DDPM's choice: "small" for the posterior's
+        β̃_t, or "large" for β_t.
         """
         check(variance in ("small", "large"), "variance", variance, "use small or large")
         beta, bar = float(self.betas[t]), float(self.alphas_cumprod[t])

@@ -35,7 +35,7 @@ def gradient_norm(
     generator: Generator = None,
     batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error: both (n,), float64, on the CPU.
+    """The norm of ∂ε/∂x at each sample (Eq 8), and its standard error: (n,), float64, on the CPU.
 
     `eps(x, t)` maps samples (n × …) and timesteps to noise of the samples' shape, each sample
     independently. `t` is one number for all samples, or n of them. At most `batch_size` samples

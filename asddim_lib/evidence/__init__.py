@@ -1,1 +1,1 @@
-"""What was measured on a model: the path, the adjoint sweep back over it, and the profile of both."""
+"""What was measured on a model: its path, the adjoint sweep back, and the profile of both."""

@@ -152,8 +152,9 @@ class SensitivityProfile:
             reason = f"profile {path} is no whole JSON file ({error})"
             raise WrongUse(f"{reason}; calibrate again") from error
         profile = cls.from_dict(values)
-        wanted = {"model": model, "schedule": schedule and fingerprint(schedule)}
-        wanted |= {"guidance_scale": guidance_scale}
+        made_on = fingerprint(schedule) if schedule else None
+        wanted: dict[str, Any] = {"model": model, "schedule": made_on}
+        wanted["guidance_scale"] = guidance_scale
         foreign = ", ".join(sorted(set(override) - set(wanted)))
         check(not foreign, "override", foreign, f"use some of {', '.join(wanted)}")
         for name, value in wanted.items():

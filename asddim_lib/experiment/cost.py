@@ -1,4 +1,4 @@
-"""What an experiment will cost, from a few network evaluations on the device that is to draw it."""
+"""What an experiment will cost, from a few network evaluations on the device that will draw it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from asddim_lib.bench.memory import Peak
+from asddim_lib.experiment.memory import Peak
 from asddim_lib.experiment.setting import Setting, cells, references
-from asddim_lib.experiment.store import draw
+from asddim_lib.measure.run import draw
 from asddim_lib.models.load import Pipeline, device_of
-from asddim_lib.models.prompts import check_prompts
 
-STEPS = (
-    1,
-    4,
-)  # two lengths of a picture: their difference is the network's time, the rest is text, decoding and copying
+#: Two lengths of a run. They differ by the network's time; the rest is text, decoding, copying.
+STEPS = (1, 4)
 
 
 class Cost(NamedTuple):
-    """What a picture costs: `seconds` a network evaluation, `rest` of its seconds, `kilobytes` on disk; `memory` in MB at its peak, where known."""
+    """What a picture costs.
+
+    `seconds` per network evaluation, the `rest` of its seconds, `kilobytes` on disk, and the peak
+    `memory` in MB, where the system says it.
+    """
 
     seconds: float
     rest: float
@@ -28,52 +29,54 @@ class Cost(NamedTuple):
 
 
 def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
-    """Draws one batch of the setting's size over 1 step and over 4, after a first one that is not timed. The memory is the device's; on a CPU, the process's."""
+    """Draws one batch of the setting's size over 1 step and over 4, after one that is not timed.
+
+    The memory is the device's; on a CPU, the process's.
+    """
     scale = max(setting.guidance_scales)
-    prompts, each = list(table["prompt"].head(setting.batch_size)), 2 if scale > 1 else 1
-    check_prompts(pipe, prompts)
-    what: dict[str, Any] = {
+    prompts, per_step = list(table["prompt"].head(setting.batch_size)), 2 if scale > 1 else 1
+    how: dict[str, Any] = {
         "prompts": prompts,
-        "seeds": list(range(len(prompts))),
+        "seeds": range(len(prompts)),
         "guidance_scale": scale,
         "batch_size": setting.batch_size,
+        "truncate": setting.truncate,
     }
-    draw(pipe, **what, num_inference_steps=1)
+    draw(pipe, **how, num_inference_steps=1)
     peak = Peak(device_of(pipe))
-    short, long = (draw(pipe, **what, num_inference_steps=steps) for steps in STEPS)
-    seconds = max(long.seconds - short.seconds, 0) / (STEPS[1] - STEPS[0]) / each
+    short, long = (draw(pipe, **how, num_inference_steps=steps) for steps in STEPS)
+    seconds = max(long.seconds - short.seconds, 0) / (STEPS[1] - STEPS[0]) / per_step
     size = sum(part.nbytes for part in (long.images, long.latents)) / len(prompts)
-    return Cost(seconds, max(short.seconds - seconds * each, 0), size / 1e3, peak.megabytes())
+    rest = max(short.seconds - seconds * per_step, 0)
+    return Cost(seconds, rest, size / 1e3, peak.megabytes())
 
 
 def plan(setting: Setting, count: int, cost: Cost) -> pd.DataFrame:
-    """A row a guidance scale and step count, the references' too: pictures, network evaluations, hours on one device, of one method, and gigabytes."""
+    """The cost of `count` prompts: one row per guidance scale and step count, references too.
+
+    Each has its pictures, network evaluations, hours on one device, hours of one method
+    (`hours_a_row`), and gigabytes.
+    """
     wanted = list(dict.fromkeys((*cells(setting), *references(setting))))
     rows = []
     for scale, steps in dict.fromkeys((cell.guidance_scale, cell.steps) for cell in wanted):
-        alike = [cell for cell in wanted if (cell.guidance_scale, cell.steps) == (scale, steps)]
-        each = count * (alike[0].evaluations * cost.seconds + cost.rest) / 3600
-        rows.append(
-            {
-                "guidance_scale": scale,
-                "steps": steps,
-                "rows": len(alike),
-                "pictures": count * len(alike),
-                "evaluations": sum(count * cell.evaluations for cell in alike),
-                "hours": each * len(alike),
-                "hours_a_row": each,
-                "gigabytes": count * len(alike) * cost.kilobytes / 1e6,
-            }
-        )
+        alike = [c for c in wanted if (c.guidance_scale, c.steps) == (scale, steps)]
+        hours = count * (alike[0].evaluations * cost.seconds + cost.rest) / 3600
+        pictures = count * len(alike)
+        row = {"guidance_scale": scale, "steps": steps, "rows": len(alike), "pictures": pictures}
+        row["evaluations"] = sum(count * cell.evaluations for cell in alike)
+        row |= {"hours": hours * len(alike), "hours_a_row": hours}
+        rows.append({**row, "gigabytes": pictures * cost.kilobytes / 1e6})
     return pd.DataFrame(rows)
 
 
 def calibration(setting: Setting) -> int:
-    """Network evaluations of all profiles, as `calibrate` counts them: the path, a derivative a timestep, and the sweeps back; 0 where none is needed."""
+    """Network evaluations of all profiles, as `calibrate` counts them; 0 where none is needed.
+
+    They are the path, a derivative per timestep, and the sweeps back.
+    """
     if not setting.profiled:
         return 0
-    each = [setting.calibrate_on * (2 if scale > 1 else 1) for scale in setting.guidance_scales]
-    return sum(each) * (
-        (setting.calibrate_steps + 1) * (1 + 3 * setting.adjoint_probes)
-        + 3 * setting.calibrate_steps
-    )
+    runs = sum(setting.calibrate_on * (2 if s > 1 else 1) for s in setting.guidance_scales)
+    points = setting.calibrate_steps + 1
+    return runs * (points * (1 + 3 * setting.adjoint_probes) + 3 * setting.calibrate_steps)

@@ -173,7 +173,7 @@ def _claim(out: Path, origin: dict[str, Any], grids: dict[str, Any]) -> None:
 
 
 def _claimed(out: Path) -> dict[str, Any]:
-    """What the claim said, as the pictures say it, each for its cell; empty where there are none."""
+    """What the claim said, as the pictures say it, each for its cell; empty without pictures."""
     claim: dict[str, Any] = {}
     for file in sorted((out / "images").glob("*.safetensors")):
         try:

@@ -142,7 +142,7 @@ def read_records(out: Path) -> pd.DataFrame:
 
 
 def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:
-    """What a record must say of where it came from: setting, weights, prompts, versions, machine."""
+    """What a record says of where it came from: setting, weights, prompts, versions, machine."""
     import diffusers
 
     return {

@@ -124,7 +124,7 @@ def grid_for(
     path: Trajectory | None = None,
     temper: float = 1.0,
 ) -> list[int] | list[float]:
-    """The timesteps of a cell on a scheduler's noise schedule; of a flow-matching one, its sigmas."""
+    """A cell's timesteps on a scheduler's noise schedule; its sigmas, for a flow-matching one."""
     how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading}
     how |= {"order": SOLVERS[cell.solver][1], "allocation": METHODS.get(cell.method, cell.method)}
     if needs(cell.method) == "profile":

@@ -1,4 +1,7 @@
-"""Many processes, one experiment: which part of the work is whose. Pictures go through files, so that processes only ever wait for each other."""
+"""Many processes, one experiment: which part of the work is whose.
+
+Pictures go through files, so that processes only ever wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from asddim_lib.errors import check
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `count`-th piece of work, from `number` on. With `together`, all the shards run now, as one process group."""
+    """Every `count`-th piece of work, from `number` on.
+
+    With `together`, all the shards run now, as one process group.
+    """
 
     number: int = 0
     count: int = 1
@@ -25,7 +31,7 @@ class Shard:
 
     @property
     def judges(self) -> bool:
-        """Whether this process judges the pictures of all: the first of a group, or the only one."""
+        """Whether this process judges all pictures: the first of a group, or the only one."""
         return self.count == 1 or (self.together and self.number == 0)
 
     @property
@@ -37,25 +43,31 @@ class Shard:
         """This process's part of work that all know alike."""
         return work[self.number :: self.count]
 
-    def deal(self, found: list[Any]) -> list[Any]:
-        """Evens out what is left to do: each process brings what it found in its share, sortable, and takes every `count`-th of it all."""
+    def deal(self, work: list[Any]) -> list[Any]:
+        """Evens out what is left to do.
+
+        Each process brings the work that it found in its share, sortable, and takes every
+        `count`-th piece of it all.
+        """
         if not self.together:
-            return found
-        all_found: list[Any] = [None] * self.count
-        dist.all_gather_object(all_found, found)
-        return list(self.share(sorted(chain.from_iterable(all_found))))
+            return work
+        shares: list[Any] = [None] * self.count
+        dist.all_gather_object(shares, work)
+        return list(self.share(sorted(chain.from_iterable(shares))))
 
     def part(self) -> None:
-        """Waits for every process of the group to come so far, and ends the group: torchmetrics would sum over one, and judging is for one process."""
+        """Waits for every process of the group, and ends the group.
+
+        Judging is for one process, and torchmetrics would sum over a group.
+        """
         if self.together:
             dist.barrier()
             dist.destroy_process_group()
 
     def device(self, name: str) -> str:
-        """The device of this process where the user asks for `name`: each on a machine has a GPU of its own."""
-        return (
-            f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if self.together and name == "cuda" else name
-        )
+        """The device of this process, where the user asks for `name`: each has a GPU of its own."""
+        own = self.together and name == "cuda"
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if own else name
 
 
 #: All the work, in one process.
@@ -64,28 +76,24 @@ ALONE = Shard()
 
 @contextmanager
 def joined(text: str = "") -> Iterator[Shard]:
-    """The shard that `text` names, such as 0/4; without one, the place that torchrun or accelerate launch gave this process; else all.
+    """The shard that `text` names, such as 0/4.
 
-    Raises ValueError for a text that names no shard, or one beside a process group.
+    Without a text, it is this process's place in the group that torchrun or accelerate launch
+    made, or else all the work. Raises WrongUse for a text that names no shard, or one in a group.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if text:
         number, _, of = text.partition("/")
         right = number.isdecimal() and of.isdecimal() and int(number) < int(of)
         check(right, "shard", text, "give NUMBER/COUNT, numbered from 0, such as 0/4")
-        check(
-            count == 1,
-            "shard",
-            f"{text} in a group of {count} processes",
-            "leave it out: the group shares the work",
-        )
+        what = f"{text} in a group of {count} processes"
+        check(count == 1, "shard", what, "leave it out: the group shares the work")
         yield Shard(int(number), int(of))
     elif count == 1:
         yield ALONE
     else:
-        dist.init_process_group(
-            "gloo", timeout=timedelta(days=30)
-        )  # on CPUs: only lists of batches pass; a wait lasts as long as the others draw
+        # On CPUs: only lists of batches pass. A wait lasts as long as the others draw.
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
         try:
             yield Shard(dist.get_rank(), count, together=True)
         finally:

@@ -48,7 +48,8 @@ def timesteps(
     words = {"flow": "a flow-matching one", "edm": "an EDM one"}
     remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
     check(kind == "vp", "scheduler", words.get(kind, kind), remedy)
-    how = {"allocation": allocation, "p": p, "lam": lam, "reading": reading, "profile": profile}
+    how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "reading": reading}
+    how |= {"profile": profile}
     how |= {"path": path, "order": order, "temper": temper, "begin": begin}
     return _grid(scheduler, num_inference_steps, how)
 

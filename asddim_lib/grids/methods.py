@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,20 +159,19 @@ def _own() -> Iterable[Method]:
     text = "combined, with the p and λ nearest to dual-weighted"
     yield Method("fitted", "profile", text, _fitted)
     text = "each step makes the same measured error (de Boor 1973)"
-    yield Method("equidistributed", "profile", text, lambda *args: _density(*args, carried=False))
+    yield Method("equidistributed", "profile", text, partial(_density, carried=False))
     text = "each step's error, carried to the picture, is the same"
-    yield Method("dual-weighted", "profile", text, lambda *args: _density(*args, carried=True))
+    yield Method("dual-weighted", "profile", text, partial(_density, carried=True))
 
 
 def _of(kind: str) -> Lay:
-    return lambda schedule, steps, options: _paper(schedule, steps, options, kind)
+    return partial(_paper, kind=kind)
 
 
 def _table() -> Iterable[Method]:
     yield from _own()
     for name in SPACINGS:
-        lay = lambda *args, spacing=name: _spaced(*args, spacing)  # noqa: E731
-        yield Method(name, "nothing", _SUMMARIES[name], lay)
+        yield Method(name, "nothing", _SUMMARIES[name], partial(_spaced, spacing=name))
     for name in RIVALS:
         yield Method(name, "nothing", _SUMMARIES[name], _rival(name))
     for name in SEARCHED:

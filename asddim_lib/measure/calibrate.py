@@ -150,7 +150,7 @@ def _measured(
 
     def measure(eps: Replay, x: Tensor, t: Tensor) -> None:
         if int(t) in regular:
-            kind = {"norm": norm, "estimator": estimator, "probes": probes}
+            kind: dict[str, Any] = {"norm": norm, "estimator": estimator, "probes": probes}
             rows.append(gradient_norm(eps, x, t, generator=generator, **kind)[0].cpu())
 
     along = estimator == "path"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -27,7 +28,8 @@ def of_pipeline(pipe: Pipeline) -> str:
     scales. A setting of no known kind enters by its class alone.
     """
     digest = hashlib.sha256()
-    _add(digest, type(pipe).__name__, _settings(pipe))
+    settings = _settings(pipe)  # what begins with _ is a call's own: it comes and goes
+    _add(digest, type(pipe).__name__, {k: v for k, v in settings.items() if k[:1] != "_"})
     for name, part in sorted(pipe.components.items()):
         digest.update(name.encode())
         if isinstance(part, nn.Module):
@@ -35,7 +37,9 @@ def of_pipeline(pipe: Pipeline) -> str:
         elif hasattr(part, "set_timesteps"):
             _add(digest, type(part).__name__, completed(part))
         elif hasattr(part, "backend_tokenizer"):
-            _add(digest, part.backend_tokenizer.to_str(), part.model_max_length)
+            words = json.loads(part.backend_tokenizer.to_str())
+            rest = {k: v for k, v in words.items() if k not in ("truncation", "padding")}
+            _add(digest, json.dumps(rest, sort_keys=True), part.model_max_length)
         elif hasattr(part, "to_dict"):
             _add(digest, type(part).__name__, _plain(part.to_dict()))
         else:

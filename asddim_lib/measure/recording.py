@@ -45,8 +45,8 @@ def record_path(run: Run, steps: int, adjoint_probes: int, also: Measure | None)
         return torch.cat([getattr(part, name) for part in parts], -2)
 
     adjoints = joined("adjoints") if adjoint_probes else None
-    names = ("samples", "noises", "end")
-    return replace(parts[0], adjoints=adjoints, **{name: joined(name) for name in names})
+    ends, noises = joined("end"), joined("noises")
+    return replace(parts[0], samples=joined("samples"), noises=noises, end=ends, adjoints=adjoints)
 
 
 def _record_batch(

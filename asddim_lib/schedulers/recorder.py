@@ -34,7 +34,8 @@ class RecorderScheduler(ASDDIMScheduler):
     def start(self, on_visit: Callable[[Visit], None] | None = None) -> None:
         """Forgets the last run."""
         self.visits: list[Visit] = []
-        self._on_visit, self._landed = on_visit, None
+        self._on_visit = on_visit
+        self._landed: Tensor | None = None
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
@@ -44,7 +45,7 @@ class RecorderScheduler(ASDDIMScheduler):
         if int(self.timesteps[-1]) > 0:
             super().set_timesteps(timesteps=[*self.timesteps.tolist(), 0], device=device)
 
-    def step(
+    def step(  # type: ignore[override]
         self,
         model_output: Tensor,
         timestep: int | Tensor,

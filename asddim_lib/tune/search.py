@@ -60,8 +60,8 @@ def direct_search(
 
     The solver is the pipeline's scheduler, which must take `timesteps`; the solution is DDIM's of
     `reference_steps` (200), from the same noise to the same end. Prompt i starts from the noise of
-    seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; `options` go to the
-    pipeline. A `goal` from `solution` saves the fine run.
+    seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; `options` go to
+    the pipeline. A `goal` from `solution` saves the fine run.
     A pattern search: each timestep is moved towards its neighbours by a share of the gap, what is
     better is kept, and where nothing is, the share halves. It ends in a local optimum for these
     prompts, or when its trials, the starts aside, have taken `budget` steps per prompt.

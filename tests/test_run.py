@@ -1,0 +1,285 @@
+"""A run records what the sampler followed, or refuses by name; and solvers share its end."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPAGPipeline,
+    UniPCMultistepScheduler,
+)
+
+from asddim_lib import ASDDIMScheduler, UniPCGridScheduler, calibrate, load_pipeline, timesteps
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse
+from asddim_lib.evidence.trajectory import local_errors
+from asddim_lib.measure.calibrate import record
+from asddim_lib.measure.run import Run
+from asddim_lib.metrics.distance import relative_distance
+from asddim_lib.tune.search import direct_search, distances
+from tests.tiny import PICTURE, PLAIN, controlnet, img2img, inpaint, parts, sd, sd3, sdxl, unet
+
+PROMPTS = ["a red boot", "a blue bag"]
+SOLVERS = [ASDDIMScheduler, DPMSolverMultistepScheduler, UniPCGridScheduler, EulerDiscreteScheduler]
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def obeys_its_update(path, schedule):
+    """Whether each point is one DDIM step from the one before, along the ε on record."""
+    seen, sigma = path.clean(schedule), path.sigmas(schedule)
+    landed = seen[:-1] + sigma.diff().reshape(-1, 1, 1) * path.noises.double()
+    return (landed - seen[1:]).norm(dim=2) <= 1e-4 * seen[1:].norm(dim=2) + 1e-5
+
+
+# the end that all share
+
+
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+@pytest.mark.parametrize("kind", SOLVERS, ids=lambda kind: kind.__name__)
+def test_a_fine_solver_ends_where_the_reference_ends(kind, end):
+    """On a 1,000-step grid every solver comes within 0.005 of DDIM's end.
+
+    Before, second-order solvers ended at σ = 0 and DDIM at σ = 0.029: 0.034 apart.
+    """
+    pipe = quiet(sd()[0])
+    run = Run(pipe, PROMPTS, guidance_scale=3.0, end=end, options={"height": 16, "width": 16})
+    grid = list(range(999, -1, -1))
+    reference = run.prepared_with(ASDDIMScheduler).ends(grid)
+    assert float(relative_distance(run.prepared_with(kind).ends(grid), reference).max()) < 0.005
+
+
+def test_the_ends_differ_by_the_noise_that_is_left():
+    pipe, grid = quiet(sd()[0]), [999, 600, 200]
+    run = Run(pipe, PROMPTS, guidance_scale=1.0, options={"height": 16, "width": 16})
+    path = run.path(20)
+    assert path.alpha_end == pytest.approx(
+        float(NoiseSchedule.from_config(pipe.scheduler).alphas_cumprod[0])
+    )
+    for end in ("zero", "sigma_min"):
+        found = Run(pipe, PROMPTS, end=end).prepared_with(ASDDIMScheduler).scheduler
+        final = {"zero": 1.0, "sigma_min": float(found.alphas_cumprod[0])}[end]
+        assert float(found.final_alpha_cumprod) == final
+    own = run.prepared_with(ASDDIMScheduler).scheduler  # the config says set_alpha_to_one=False
+    assert float(own.final_alpha_cumprod) < 1
+    assert pipe.scheduler.__class__ is DDIMScheduler
+    assert run.ends.__self__.scheduler is None
+    assert len(grid) == 3
+
+
+# whatever scheduler the pipeline has
+
+
+FRESH = [
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+]
+
+
+@pytest.mark.parametrize("kind", FRESH, ids=lambda kind: kind.__name__)
+def test_a_profile_does_not_depend_on_the_scheduler_s_class(kind):
+    how = {"guidance_scale": 3.0, "num_steps": 6, "adjoint_probes": 1, "height": 16, "width": 16}
+    pipe = quiet(sd()[0])
+    own = calibrate(pipe, PROMPTS, **how)
+    levels = {k: pipe.scheduler.config[k] for k in ("beta_start", "beta_end", "beta_schedule")}
+    pipe.scheduler = kind(**levels)  # fresh: nothing of DDIM's config goes along
+    fresh = calibrate(pipe, PROMPTS, **how)
+    np.testing.assert_allclose(fresh.g, own.g, rtol=1e-5)
+    assert (fresh.timesteps, fresh.schedule) == (own.timesteps, own.schedule)
+    for name in ("made", "carried"):
+        for order, counts in own.local_error[name].items():
+            np.testing.assert_allclose(fresh.local_error[name][order], counts, rtol=1e-4)
+
+
+def test_latents_are_not_clipped_where_the_source_does_not_clip():
+    pipe = quiet(load_pipeline())
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        {k: v for k, v in pipe.scheduler.config.items() if k.startswith("beta")}
+    )
+    path = record(pipe, PROMPTS, guidance_scale=3.0, num_steps=12)
+    assert path.end.abs().max() > 2
+
+
+# what the sampler followed
+
+
+def pix2pix():
+    pipe = StableDiffusionInstructPix2PixPipeline(**parts(unet=unet(in_channels=8)), **PLAIN)
+    return pipe, {"image": PICTURE, "image_guidance_scale": 1.5}
+
+
+def pag():
+    pipe = StableDiffusionPAGPipeline(**parts(), **PLAIN, pag_applied_layers="mid")
+    return pipe, {"pag_scale": 2.0}
+
+
+def negative():
+    return sd()[0], {"negative_prompt": "blurry"}
+
+
+def rescaled():
+    return sd()[0], {"guidance_rescale": 0.7}
+
+
+def inpaint_4():
+    pipe = StableDiffusionInpaintPipeline(**parts(), **PLAIN)
+    mask = (PICTURE[:, :1] > 0.5).float()
+    return pipe, {"image": PICTURE, "mask_image": mask, "height": 64, "width": 64}
+
+
+KINDS = [sd, sdxl, negative, rescaled, pag, pix2pix, img2img, inpaint, controlnet]
+
+
+@pytest.mark.parametrize("build", KINDS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_recorded_row_obeys_its_own_update(build, prediction_type):
+    pipe, how = build()
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, prediction_type=prediction_type
+    )
+    calls, network = [], quiet(pipe).unet
+    count = network.register_forward_hook(lambda *_: calls.append(1))
+    path = record(pipe, PROMPTS[:1], guidance_scale=5.0, num_steps=6, **how)
+    count.remove()
+    schedule = NoiseSchedule.from_config(pipe.scheduler)
+    assert obeys_its_update(path, schedule).all()
+    assert len(calls) == len(path.timesteps), "recording adds no evaluation"
+    assert path.timesteps[-1] == 0
+    assert path.timesteps[0] == (599 if build is img2img else 999) or build is img2img
+    profile = calibrate(pipe, PROMPTS[:1], guidance_scale=5.0, num_steps=6, estimator="path", **how)
+    assert len(profile.g) == len(profile.timesteps)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (pag, "StableDiffusionPAGPipeline, whose way of guiding is not known"),
+        (controlnet, "whose ControlNet sees the sample too"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_by_name(build, message):
+    pipe, how = build()
+    for measure in ({"estimator": "vjp"}, {"estimator": "path", "adjoint_probes": 1}):
+        with pytest.raises(WrongUse, match=f"{message}.*estimator='path'"):
+            calibrate(quiet(pipe), PROMPTS[:1], num_steps=3, **measure, **how)
+
+
+@pytest.mark.parametrize("build", [sd, negative, rescaled, pix2pix, inpaint, img2img])
+def test_a_replay_is_the_function_that_the_sampler_used(build):
+    """At the recorded sample it gives the recorded ε; elsewhere its derivative is the network's."""
+    pipe, how = build()
+    apart, slopes = [], []
+
+    def look(eps, x, t):
+        with torch.no_grad():
+            apart.append(float((eps(x, t) - recorder_epsilon(run, x)).abs().max()))
+            v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            h = 1e-2
+            numeric = (eps(x + h * v, t) - eps(x - h * v, t)) / (2 * h)
+        _, exact = torch.autograd.functional.jvp(lambda y: eps(y, t), x, v)
+        slopes.append(float((numeric - exact).norm() / exact.norm()))
+
+    def recorder_epsilon(run, x):
+        return visits[-1].epsilon
+
+    run = Run(quiet(pipe), PROMPTS[:1], guidance_scale=5.0, options=how)
+    visits = []
+    with pytest.MonkeyPatch.context() as patch:
+        from asddim_lib.schedulers import recorder
+
+        kept = recorder.Visit
+        patch.setattr(recorder, "Visit", lambda *a: visits.append(kept(*a)) or visits[-1])
+        run.path(3, also=look)
+    assert max(apart) < 1e-4
+    assert max(slopes) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"eta": 0.5}, "eta is 0.5; a path is recorded without noise"),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt is 2; give a prompt several times"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"generator": 3}, "generator is 3; give seeds"),
+        ({"num_steps": 1}, "num_steps is 1"),
+        ({"estimator": "magic"}, "estimator is magic"),
+        ({"norm": "nuclear"}, "norm is nuclear"),
+    ],
+)
+def test_options_that_a_measurement_cannot_keep_are_refused(how, message):
+    with pytest.raises(WrongUse, match=message):
+        calibrate(quiet(sd()[0]), PROMPTS, **{"num_steps": 3, "estimator": "path", **how})
+
+
+def test_a_pipeline_that_moves_its_samples_is_refused():
+    pipe, how = inpaint_4()
+    with pytest.raises(WrongUse, match="samples is changed between steps by the pipeline"):
+        record(quiet(pipe), PROMPTS[:1], num_steps=4, **how)
+
+
+def test_a_flow_pipeline_is_refused_where_its_path_is_not_ddim_s():
+    pipe, how = sd3()
+    with pytest.raises(WrongUse, match="a flow-matching scheduler's"):
+        calibrate(quiet(pipe), PROMPTS[:1], num_steps=3, **how)
+
+
+def test_guidance_zero_is_no_guidance():
+    found = [
+        calibrate(quiet(sd()[0]), PROMPTS, guidance_scale=scale, num_steps=3, height=32, width=32)
+        for scale in (0.0, 1.0)
+    ]
+    np.testing.assert_allclose(found[0].g, found[1].g)
+    assert found[0].evaluations == found[1].evaluations
+
+
+def test_a_path_that_begins_lower_makes_grids_that_begin_lower():
+    pipe, how = img2img()
+    profile = calibrate(quiet(pipe), PROMPTS[:1], num_steps=10, estimator="path", **how)
+    first = profile.local_error["timesteps"][0]
+    assert first < 999
+    evidence = {"allocation": "equidistributed", "profile": profile}
+    with pytest.raises(WrongUse, match=f"profile is of timesteps 0 … {first}; give begin={first}"):
+        timesteps(pipe.scheduler, 5, **evidence)
+    grid = timesteps(pipe.scheduler, 5, **evidence, begin=first)
+    assert grid[0] == first
+    with pytest.raises(WrongUse, match="profile is given; allocation 'uniform' makes no use"):
+        timesteps(pipe.scheduler, 5, profile=profile)
+
+
+def test_errors_need_two_prompts_and_finite_latents():
+    pipe = quiet(sd()[0])
+    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(WrongUse, match="prompts is 1 prompt; give at least two"):
+        direct_search(pipe, PROMPTS[:1], [[999, 500]], reference_steps=4)
+    forward = pipe.unet.forward
+    pipe.scheduler.strict = False
+    calls = []
+
+    def spoil(sample, timestep, *rest, **more):
+        calls.append(int(timestep))
+        out = forward(sample, timestep, *rest, **more)
+        return (out[0] * torch.nan,) if calls[-1] == 501 else out
+
+    pipe.unet.forward = spoil
+    with pytest.raises(WrongUse, match="not finite"):
+        distances(pipe, PROMPTS, {"bad": [999, 501]}, reference_steps=4)
+
+
+def test_local_errors_of_a_recorded_path_are_the_solver_s_own():
+    """Of order 1, they are the difference of a whole step and two halves, to leading order."""
+    path = record(quiet(load_pipeline()), PROMPTS, guidance_scale=1.0, num_steps=100)
+    schedule = NoiseSchedule.from_config(load_pipeline().scheduler)
+    errors = local_errors(path, schedule).norm(dim=2)
+    assert errors.shape == (len(path) - 1, 2)
+    assert errors.isfinite().all()
