@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ def calibrate(
     Raises WrongUse for wrong prompts, a pipeline whose guidance cannot be replayed (where the
     estimator needs it), or when the network returns a number that is not finite.
     """
+    method = _method(pipe, norm, estimator, adjoint_probes)
+    everything = Run(pipe, prompts, None, guidance_scale, batch_size, options, truncate)
+    how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
+    how |= {"adjoint_probes": adjoint_probes}
+    identity = of_pipeline(pipe) if cache is not None else ""
+    parts = []
+    for start in progress(range(0, len(everything.prompts), batch_size)):
+        run = _batch(everything, start, seed)
+        file = None
+        if cache is not None:
+            file = Path(cache) / f"{of_values(identity, run.inputs, how)}.safetensors"
+        parts.append(_kept(run, how, file))
+    return _profile(everything, parts, how, seed)
+
+
+def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: int) -> str:
+    """The estimator, checked."""
     check(norm in COST, "norm", norm, f"use one of {', '.join(COST)}")
     method = estimator or next(iter(COST[norm]))
     known = (*COST[norm], *(["path"] if norm == "frobenius" else []))
@@ -62,22 +80,15 @@ def calibrate(
     check(method in known, "estimator", method, remedy)
     if adjoint_probes or method in ("vjp", "jvp", "power"):
         check_derivatives(pipe, method)
-    everything = Run(pipe, prompts, None, guidance_scale, batch_size, options, truncate)
-    how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
-    how |= {"adjoint_probes": adjoint_probes}
-    identity = of_pipeline(pipe) if cache is not None else ""
-    parts = []
-    for start in progress(range(0, len(everything.prompts), batch_size)):
-        batch = list(everything.prompts[start : start + batch_size])
-        seeds = [seed + start + i for i in range(len(batch))]
-        run = Run(
-            pipe, batch, seeds, guidance_scale, batch_size, _cut(options, start, batch), truncate
-        )
-        file = None
-        if cache is not None:
-            file = Path(cache) / f"{of_values(identity, run.inputs, how)}.safetensors"
-        parts.append(_kept(run, how, file))
-    return _profile(everything, parts, how, seed)
+    return method
+
+
+def _batch(run: Run, start: int, seed: int) -> Run:
+    """The run of the prompts from `start` on, as many as are run at once."""
+    prompts = list(run.prompts[start : start + run.batch_size])
+    seeds = [seed + start + i for i in range(len(prompts))]
+    options = _cut(dict(run.options), start, prompts)
+    return replace(run, prompts=prompts, seeds=seeds, options=options)
 
 
 def _cut(options: dict[str, Any], start: int, batch: list[str]) -> dict[str, Any]:
