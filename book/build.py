@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import colab
+import links
 import nbformat
 import typer
 import yaml
@@ -149,7 +150,7 @@ def copy_if_changed(source: Path, target: Path) -> None:
 def linked(executed: Path, name: str) -> Path:
     """A copy of an executed notebook, with a link to Colab under its title."""
     notebook, copy = nbformat.read(executed, as_version=4), BUILD / "linked" / f"{name}.ipynb"
-    link = f"[Open in Colab]({colab.colab_link(name)})"
+    link = f"[Open in Colab]({links.colab_link(name)})"
     notebook.cells[0].source = colab.under_title(notebook.cells[0].source, link)
     copy.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, copy)

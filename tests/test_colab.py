@@ -2,16 +2,20 @@
 
 import re
 
+import citations
 import colab
 import jupytext
+import links
 import nbformat
+import plain
 import pytest
 import yaml
 from build import linked
+from leftovers import leftovers
 
-ROOT = colab.ROOT
+ROOT = links.ROOT
 COMMIT = "0" * 40
-CHAPTERS = pytest.mark.parametrize("chapter", colab.chapters())
+CHAPTERS = pytest.mark.parametrize("chapter", links.chapters())
 HEADER = """---
 jupytext: {text_representation: {format_name: myst}}
 kernelspec: {name: python3, display_name: Python 3}
@@ -24,7 +28,7 @@ kernelspec: {name: python3, display_name: Python 3}
 
 def made(chapter):
     """The notebook of a chapter."""
-    return colab.notebook(chapter, colab.pages()[chapter], COMMIT)
+    return colab.notebook(chapter, links.pages()[chapter], COMMIT)
 
 
 def crafted(text):
@@ -37,11 +41,11 @@ def test_nothing_of_myst_is_left(chapter):
     notebook = made(chapter)
     nbformat.validate(notebook)
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert not [raw for one in text for raw in colab.leftovers(one)]
+    assert not [raw for one in text for raw in leftovers(one)]
     assert not re.search(
         r"\{\{?(eq|doc|ref|cite|term|py)\b", "".join(cell.source for cell in notebook.cells)
     )
-    assert f"]({colab.colab_link(chapter)})" in text[0].split("\n\n")[1], "a badge under the title"
+    assert f"]({links.colab_link(chapter)})" in text[0].split("\n\n")[1], "a badge under the title"
     assert all(
         set(cell.metadata) <= {"tags", "cellView"} and not cell.get("outputs")
         for cell in notebook.cells
@@ -52,7 +56,7 @@ def test_nothing_of_myst_is_left(chapter):
 def test_code_is_the_chapter_s_own_but_for_links_and_sliders(chapter):
     written = [
         cell
-        for cell in jupytext.reads(colab.pages()[chapter], fmt="md:myst").cells
+        for cell in jupytext.reads(links.pages()[chapter], fmt="md:myst").cells
         if cell.cell_type == "code"
     ]
     first, *cells = [cell for cell in made(chapter).cells if cell.cell_type == "code"]
@@ -63,7 +67,7 @@ def test_code_is_the_chapter_s_own_but_for_links_and_sliders(chapter):
         )
         assert after.source.startswith("# @title ") or "cellView" not in after.metadata
         assert not re.search(r"^live = False", after.source, re.MULTILINE)
-        if not colab.CODE_ROLE.search(before.source):
+        if not plain.CODE_ROLE.search(before.source):
             assert (
                 re.sub(r"^# @title .*\n", "", after.source).replace(
                     "live = True", "live = False", 1
@@ -82,28 +86,28 @@ def test_a_rebuild_writes_the_same_bytes_and_removes_what_is_no_chapter(tmp_path
     (tmp_path / "gone.ipynb").write_text("{}")
     first = {file.name: file.read_bytes() for file in colab.write(tmp_path, COMMIT)}
     assert first == {file.name: file.read_bytes() for file in colab.write(tmp_path, COMMIT)}
-    assert {file.stem for file in tmp_path.iterdir()} == set(colab.chapters())
-    assert "api" not in colab.chapters()
+    assert {file.stem for file in tmp_path.iterdir()} == set(links.chapters())
+    assert "api" not in links.chapters()
 
 
 @pytest.mark.parametrize(
-    ("myst", "plain"),
+    ("myst", "markdown"),
     [
         ("$$\na\n$$ (eq-ddim)", "$$\na \\tag{3}\n$$"),
         ("$$a$$ (eq-start)", "$$a \\tag{13}\n$$"),
         ("$$\na\n$$", "$$\na\n$$"),
         ("by {eq}`eq-ddim`.", "by Eq. (3)."),
-        ("by {eq}`eq-fid`.", f"by [Eq. (14)]({colab.colab_link('judging')})."),
-        ("see {doc}`noise`", f"see [Noise, forward and back]({colab.colab_link('noise')})"),
-        ("see {doc}`the\nfirst <noise>`", f"see [the first]({colab.colab_link('noise')})"),
-        ("see {doc}`api`", f"see [Reference]({colab.page_link('api')})"),
+        ("by {eq}`eq-fid`.", f"by [Eq. (14)]({links.colab_link('judging')})."),
+        ("see {doc}`noise`", f"see [Noise, forward and back]({links.colab_link('noise')})"),
+        ("see {doc}`the\nfirst <noise>`", f"see [the first]({links.colab_link('noise')})"),
+        ("see {doc}`api`", f"see [Reference]({links.page_link('api')})"),
         ("{py:func}`~asddim_lib.core.step.ddim_step`", "`ddim_step`"),
         (
             "{py:class}`asddim_lib.core.noise.NoiseSchedule`",
             "`asddim_lib.core.noise.NoiseSchedule`",
         ),
         ("{ref}`Solution <ddim-1>`", "*Solution below.*"),
-        ("{ref}`Solution <noise-1>`", f"[Solution]({colab.colab_link('noise')})"),
+        ("{ref}`Solution <noise-1>`", f"[Solution]({links.colab_link('noise')})"),
         ("{term}`adjoint`, {term}`paths <path>`", "adjoint, paths"),
         ("(here)=\n## A heading", "## A heading"),
         ("% a comment\ntext", "text"),
@@ -118,9 +122,9 @@ def test_a_rebuild_writes_the_same_bytes_and_removes_what_is_no_chapter(tmp_path
         ("```\n{eq}`eq-ddim`\n```", "```\n{eq}`eq-ddim`\n```"),
     ],
 )
-def test_what_becomes_of_myst(myst, plain):
-    assert colab.markdown(myst, "ddim") == plain
-    assert crafted(myst).cells[0].source.endswith(plain)
+def test_what_becomes_of_myst(myst, markdown):
+    assert plain.markdown(myst, "ddim") == markdown
+    assert crafted(myst).cells[0].source.endswith(markdown)
 
 
 def test_citations_name_authors_and_years(tmp_path, monkeypatch):
@@ -132,12 +136,12 @@ def test_citations_name_authors_and_years(tmp_path, monkeypatch):
 @misc{many, author = {Song, Y. and Sohl-Dickstein, J. and Kingma, D.}, title = {C}, year = {2021}}
 """
     )
-    monkeypatch.setattr(colab, "BOOK", tmp_path)
-    colab.bibliography.cache_clear()
+    monkeypatch.setattr(citations, "BOOK", tmp_path)
+    citations.bibliography.cache_clear()
     try:
-        shown = colab.markdown("{cite:p}`one,two` {cite:t}`many` {cite:p}`none`", "ddim")
+        shown = plain.markdown("{cite:p}`one,two` {cite:t}`many` {cite:p}`none`", "ddim")
     finally:
-        colab.bibliography.cache_clear()
+        citations.bibliography.cache_clear()
     assert shown == (
         "([Bińkowski, 2018](https://arxiv.org/abs/1801.01401); [de Boor and Swartz, 1973]"
         "(https://doi.org/10.1/a%28b%29c)) Song et al. (2021) (none)"
@@ -165,7 +169,7 @@ def test_what_has_no_translation_is_refused(raw):
     with pytest.raises(
         ValueError,
         match=r"^book/chapters/ddim\.md:(8|9|10) has .*, which Colab would show as it is;"
-        r" write it otherwise, or teach book/colab\.py$",
+        r" rewrite it, or add a translation to book/plain\.py$",
     ):
         crafted(raw)
 
@@ -175,9 +179,9 @@ def test_code_that_prints_roles_prints_links():
     cell += 'text = f"{{py:obj}}`~{name}` {{eq}}`{label}` {{doc}}`noise`" + "{eq}`eq-ddim`"\n```'
     names = {}
     exec(crafted(cell).cells[-1].source, names)
-    judging, noise = colab.colab_link("judging"), colab.colab_link("noise")
-    links = f"[Eq. (14)]({judging}) [Noise, forward and back]({noise})"
-    assert names["text"] == f"`{names['name']}` {links}Eq. (3)"
+    judging, noise = links.colab_link("judging"), links.colab_link("noise")
+    text = f"[Eq. (14)]({judging}) [Noise, forward and back]({noise})"
+    assert names["text"] == f"`{names['name']}` {text}Eq. (3)"
     with pytest.raises(ValueError, match=r"ddim\.md:9 has \{doc\}`nowhere`"):
         crafted('```{code-cell} ipython3\nprint("{doc}`nowhere`")\n```')
 
@@ -189,7 +193,7 @@ def test_a_page_of_the_book_links_to_its_notebook(tmp_path):
     once = copy.read_bytes()
     assert (
         nbformat.read(copy, 4).cells[0].source
-        == f"# Noise\n\n[Open in Colab]({colab.colab_link('noise')})\n\nText."
+        == f"# Noise\n\n[Open in Colab]({links.colab_link('noise')})\n\nText."
     )
     assert linked(tmp_path / "noise.ipynb", "noise").read_bytes() == once, (
         "or Sphinx would read it again"

@@ -7,9 +7,11 @@ import sys
 from importlib.metadata import packages_distributions, version
 
 import colab
+import links
 import nbformat
 import pytest
 import yaml
+from leftovers import leftovers
 
 from tests.colab_machine import ADDRESS, PROJECT, ROOT, Machine, once, output, write_wheel
 
@@ -46,14 +48,14 @@ def test_the_first_cell_installs_all_that_the_chapters_import():
     )
     wanted = {re.match(r"[\w-]+", one)[0].lower() for one in [*PROJECT["dependencies"], *also]}
     homes = packages_distributions()
-    for chapter in colab.chapters():
+    for chapter in links.chapters():
         for name in imports(chapter) - {"asddim_lib", "IPython"} - sys.stdlib_module_names:
             assert wanted & {home.lower() for home in homes[name]}, f"{chapter} imports {name}"
 
 
 def imports(chapter):
     """The top-level names that a chapter's own cells import."""
-    cells = colab.notebook(chapter, colab.pages()[chapter], COMMIT).cells[2:]
+    cells = colab.notebook(chapter, links.pages()[chapter], COMMIT).cells[2:]
     names = set()
     for cell in cells:
         for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
@@ -135,8 +137,8 @@ def test_the_first_cell_installs_pins_and_changes_nothing_that_is_here(
 
 def test_every_chapter_with_parameters_has_a_changed_one():
     parameters = {}
-    for chapter in colab.chapters():
-        for cell in colab.notebook(chapter, colab.pages()[chapter], COMMIT).cells:
+    for chapter in links.chapters():
+        for cell in colab.notebook(chapter, links.pages()[chapter], COMMIT).cells:
             if "parameters" in cell.metadata.get("tags", []):
                 parameters[chapter] = cell.source
     assert set(CHANGED) == set(parameters)
@@ -160,7 +162,7 @@ def machine(tmp_path_factory, published, head):
     return Machine(once(tmp_path_factory, "machine", make), published, make=False)
 
 
-@pytest.mark.parametrize("chapter", colab.chapters())
+@pytest.mark.parametrize("chapter", links.chapters())
 def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_parameter(
     chapter,
     tmp_path,
@@ -168,7 +170,7 @@ def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_paramete
     head,
 ):
     file, out = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
-    notebook = colab.notebook(chapter, colab.pages()[chapter], head)
+    notebook = colab.notebook(chapter, links.pages()[chapter], head)
     assert notebook.cells[1].source == colab.setup(head), "what made the machine"
     nbformat.write(notebook, file)
     changed = ["-y", yaml.safe_dump(CHANGED[chapter])] if chapter in CHANGED else []
@@ -183,4 +185,4 @@ def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_paramete
         for output in cell.outputs
     ]
     assert outputs
-    assert not [raw for data in outputs for raw in colab.leftovers(data.get("text/markdown", ""))]
+    assert not [raw for data in outputs for raw in leftovers(data.get("text/markdown", ""))]

@@ -5,6 +5,7 @@ import re
 import sys
 
 import colab
+import links
 import pytest
 import yaml
 
@@ -56,5 +57,5 @@ def test_the_workflow_s_commands_fill_the_branch_with_the_notebooks_alone(
         colab.write(checkout / "_build" / "colab", head)
         output("bash", "-e", "-c", commands, cwd=checkout, env={**os.environ, "GITHUB_SHA": head})
     listed = output("git", "-C", origin, "ls-tree", "-r", "--name-only", "notebooks").split()
-    assert listed == sorted(f"{name}.ipynb" for name in colab.chapters())
+    assert listed == sorted(f"{name}.ipynb" for name in links.chapters())
     assert output("git", "-C", origin, "rev-list", "--count", "notebooks") == "1"
