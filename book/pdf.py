@@ -1,8 +1,11 @@
-"""Prints the built book as a PDF, by Chromium and without TeX: title, contents with page numbers, bookmarks, every figure, links that hold.
+"""Prints the built book as a PDF, by Chromium and without TeX.
+
+Title, contents with page numbers, bookmarks, every figure, links that hold.
 
     python book/pdf.py     after book/build.py; writes _build/book/asddim.pdf
 
-Needs what book/look.py needs. Sliders are printed as they stand, with their sentence; folded code is left out, but for the solutions.
+Needs what book/look.py needs. Sliders are printed as they stand, with their sentence; folded code
+is left out, but for the solutions.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from typing import Any
 
 import typer
 import yaml
-from look import ROOT, chromium, served, settle
+from browser import JS, chromium, served, settle
+from look import ROOT
 from playwright.sync_api import Page
 from pypdf import PdfReader
 from pypdf.generic import Destination
@@ -25,41 +29,9 @@ STAGE = ROOT / "_build" / "book"
 SINGLE, PDF = STAGE / "_build" / "singlehtml", STAGE / "asddim.pdf"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-PREPARE = """({title, author}) => {
-  const article = document.querySelector("article.bd-article"), make = (name, text, into) => {
-    const made = into.appendChild(document.createElement(name));
-    made.textContent = text;
-    return made;
-  };
-  article.querySelectorAll(".headerlink, .viewcode-link, .asddim-explorer label, button").forEach(e => e.remove());
-  article.querySelectorAll(":is(.tag_hide-input, .tag_hide-cell):not(.tag_solution) details").forEach(e => e.remove());
-  article.querySelectorAll("details").forEach(e => { e.querySelector("summary").remove(); e.replaceWith(...e.childNodes); });
-  article.querySelectorAll(".cell").forEach(e => { if (!e.textContent.trim() && !e.querySelector("img")) e.remove(); });
-  article.querySelectorAll(".toctree-wrapper :is(h2, h3, h4)").forEach(old => {  // chapters stand beside the first, not in it
-    const raised = document.createElement(`h${old.tagName[1] - 1}`);
-    raised.append(...old.childNodes);
-    old.replaceWith(raised);
-  });
-  const front = document.createElement("header"), contents = document.createElement("nav");
-  make("p", title, front).className = "title";
-  make("p", author, front);
-  make("p", "Contents", contents).className = "title";
-  article.querySelectorAll("h1, h2").forEach((heading, k) => {
-    if (heading.textContent === "Exercises") return;
-    heading.id = `part-${k}`;
-    const line = contents.appendChild(document.createElement("p")), link = make("a", heading.textContent, line);
-    line.className = heading.tagName;
-    link.href = `#part-${k}`;
-    make("span", "", line);
-  });
-  article.querySelector("section").id = "document-chapters/start";
-  document.documentElement.className = "printed";
-  document.body.className = "bd-content";
-  document.body.replaceChildren(front, contents, article);
-}"""
-WIDE = """() => [...document.querySelectorAll("article *")].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1
-  && !e.closest("mjx-assistive-mml")).map(e => `${Math.round(e.getBoundingClientRect().right)} of ${innerWidth}: ${e.outerHTML.slice(0, 150).replace(/\\s+/g, " ")}`)"""
-NUMBER = """pages => document.querySelectorAll("nav p:not(.title)").forEach((line, k) => line.querySelector("span").textContent = pages[k])"""
+PREPARE = (JS / "prepare.js").read_text()
+WIDE = (JS / "wide.js").read_text()
+NUMBER = (JS / "number.js").read_text()
 
 
 @app.command()
@@ -103,13 +75,17 @@ def main() -> None:
     reader = PdfReader(PDF)
     check_print(reader, yaml.safe_load((ROOT / "book" / "equations.yml").read_text()), figures())
     print(
-        f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {figures()} figures and sliders, {PDF.stat().st_size / 1e6:.1f} MB"
+        f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {figures()} figures and sliders, "
+        f"{PDF.stat().st_size / 1e6:.1f} MB"
     )
 
 
 def printed(page: Page) -> None:
     """Writes the page as a PDF."""
-    foot = '<p style="width: 100%; text-align: center; font: 8pt sans-serif"><span class="pageNumber"></span></p>'
+    foot = (
+        '<p style="width: 100%; text-align: center; font: 8pt sans-serif">'
+        '<span class="pageNumber"></span></p>'
+    )
     margins = {"display_header_footer": True, "header_template": "<p></p>", "footer_template": foot}
     page.pdf(
         path=PDF,
@@ -174,7 +150,8 @@ def check_print(reader: PdfReader, equations: list[dict[str, Any]], figures: int
                 action.get("/URI", "")
             ):
                 raise ValueError(
-                    f"page {page_number} of the PDF has a link that leads nowhere: {target or action['/URI']}"
+                    f"page {page_number} of the PDF has a link that leads nowhere: "
+                    f"{target or action['/URI']}"
                 )
     for equation in equations:
         place = places.get(f"equation-{equation['label']}") or places.get(

@@ -1,4 +1,5 @@
-# @title Setup: fetches the library and its records unless they are here, and installs what is missing; what Colab brings stays as it is
+# @title Setup: fetches the library and its records unless they are here, and installs what is
+# missing; what Colab brings stays as it is
 import importlib.metadata
 import importlib.util
 import os

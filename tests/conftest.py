@@ -1,6 +1,10 @@
 """Fixtures that several files of tests share."""
 
+import logging
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.colab_machine import once, output, publish
 
@@ -15,3 +19,58 @@ def published(tmp_path_factory):
 def head(published):
     """The commit of the published repository."""
     return output("git", "-C", published, "rev-parse", "HEAD")
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    """The bundled pipeline, loaded once. Tests take `pipe`, which restores it."""
+    from asddim_lib import load_pipeline
+
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(bundled):
+    """The bundled pipeline. Its scheduler is restored; a hook that a test leaves is an error."""
+    scheduler = bundled.scheduler
+    yield bundled
+    bundled.scheduler = scheduler
+    for network in (bundled.unet, bundled.text_encoder, bundled.vae):
+        assert not network._forward_hooks
+        assert not network._forward_pre_hooks
+
+
+@pytest.fixture
+def preloaded(pipe, monkeypatch):
+    """The bundled pipeline, which every command now gets instead of loading its own."""
+    from asddim_lib.models import load
+
+    scheduler = pipe.scheduler
+
+    def give(*_, **__):
+        pipe.scheduler = scheduler
+        return pipe
+
+    monkeypatch.setattr(load, "load_pipeline", give)
+    return pipe
+
+
+@pytest.fixture
+def warnings_of_the_library(caplog):
+    """The log, with the library's warnings whatever other tests did to the root logger."""
+    caplog.set_level(logging.WARNING, "asddim_lib")
+    return caplog
+
+
+@pytest.fixture
+def real_pictures(tmp_path):
+    """A folder of real pictures of several shapes, one of them grey, and a file that is none."""
+    folder = tmp_path / "real" / "more"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for k, shape in enumerate([(40, 40, 3), (50, 30, 3), (30, 60, 3), (40, 40)] * 3):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{k}.png")
+    (folder / "labels.txt").write_text("no picture")
+    return tmp_path / "real"

@@ -39,7 +39,8 @@ def test_levels_equal_diffusers(name, flag, steps):
         **SD, timestep_spacing="trailing", **{f"use_{flag}_sigmas": True}
     )
     theirs.set_timesteps(steps)
-    # diffusers takes its ends from the K uniform timesteps; from the same ends, the levels are the same.
+    # diffusers takes its ends from the K uniform timesteps; from the same ends, the levels are the
+    # same.
     high, low = float(theirs.sigmas[0]), float(theirs.sigmas[-2])
     np.testing.assert_allclose(
         LEVELS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5

@@ -1,4 +1,8 @@
-"""FID by Inception's features: through a stand-in everywhere, and through the real network, with random weights, where torchvision is. And by DINOv2's."""
+"""FID by Inception's features.
+
+Through a stand-in everywhere, and through the real network, with random weights, where torchvision
+is. And by DINOv2's.
+"""
 
 import importlib.util
 import json
@@ -152,8 +156,8 @@ def test_the_experiment_adds_its_figures(folder, tmp_path, eight, monkeypatch):
     }
     shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")]).stdout
     assert (
-        f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}, judge against 10000 real pictures"
-        in shown
+        f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}, "
+        "judge against 10000 real pictures" in shown
     )
     assert f"inception against 12 real pictures ({name}, prepared as paper)" in shown
     assert (

@@ -1,4 +1,6 @@
-"""book/look.py finds each fault in pages that are made to have it, and none in a clean one; book/pdf.py refuses a print that lacks something."""
+"""book/look.py finds each fault in pages that are made to have it, and none in a clean one;
+book/pdf.py refuses a print that lacks something.
+"""
 
 import importlib
 from pathlib import Path
@@ -19,7 +21,10 @@ PAGE = (
     + ICON
     + "{head}</head><body><main><h1>A page</h1>{body}</main></body></html>"
 )
-SLIDER = '<div class="asddim-explorer"><img alt="A dot." src="dot.png"><label>size <input type="range"></label><p aria-live="polite">A dot.</p></div>'
+SLIDER = (
+    '<div class="asddim-explorer"><img alt="A dot." src="dot.png"><label>size '
+    '<input type="range"></label><p aria-live="polite">A dot.</p></div>'
+)
 FAULTS = {
     "file": ("link", {"body": '<a href="nowhere.html">There</a>'}),
     "anchor": ("link", {"body": '<a href="clean.html#nowhere">There</a>'}),
@@ -51,9 +56,11 @@ BOOK = {
     "index.html": '<meta http-equiv="Refresh" content="0; url=chapters/start.html" />',
     "chapters/start.html": '<a href="equations.html">All</a>',
     "chapters/equations.html": '<a href="ddim.html#equation-eq-x">Eq. (3)</a>',
-    "chapters/ddim.html": '<p style="height: 3000px">Text</p><section><div id="equation-eq-x"><span class="eqno">(3)</span><mjx-container>x</mjx-container></div>'
+    "chapters/ddim.html": '<p style="height: 3000px">Text</p><section><div id="equation-eq-x">'
+    '<span class="eqno">(3)</span><mjx-container>x</mjx-container></div>'
     '<a href="../_modules/asddim_lib/core/step.html#ddim_step">[source]</a></section>',
-    "_modules/asddim_lib/core/step.html": '<p style="height: 3000px">Text</p><div id="ddim_step">def ddim_step():</div>',
+    "_modules/asddim_lib/core/step.html": '<p style="height: 3000px">Text</p>'
+    '<div id="ddim_step">def ddim_step():</div>',
 }
 
 
@@ -61,10 +68,10 @@ BOOK = {
 def look():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "book")
-        made = importlib.import_module("look")
-    if not made.installed():
+        module, browser = importlib.import_module("look"), importlib.import_module("browser")
+    if not browser.installed():
         pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    return made
+    return module
 
 
 def write(folder, pages):
@@ -86,8 +93,13 @@ def found(look, tmp_path_factory):
         return figure, f"A dot of size {size}."
 
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "dot.png")
-    scrolls = '<div style="overflow-x: auto" tabindex="0"><div style="width: 900px">wide, and scrolls</div></div>'
-    clean = f'<img src="dot.png" alt="A dot."><a href="#place">There</a><p id="place">Text</p>{scrolls}{explore(draw, title="A dot", size=(5, 9, 20)).data}'
+    scrolls = (
+        '<div style="overflow-x: auto" tabindex="0">'
+        '<div style="width: 900px">wide, and scrolls</div></div>'
+    )
+    sliders = explore(draw, title="A dot", size=(5, 9, 20)).data
+    place = '<a href="#place">There</a><p id="place">Text</p>'
+    clean = f'<img src="dot.png" alt="A dot.">{place}{scrolls}{sliders}'
     write(folder, {"clean.html": clean})
     for name, (_, given) in FAULTS.items():
         (folder / f"{name}.html").write_text(
@@ -150,10 +162,12 @@ def test_a_reader_finds_an_equation_and_its_source_or_says_where_it_got_lost(
 @pytest.mark.parametrize("answers", ["timestep", "nothing", "all"])
 def test_a_search_that_misses_a_word_or_finds_nonsense_is_found(look, tmp_path, answers):
     hit = {"timestep": 'query === "timestep"', "nothing": "false", "all": "true"}[answers]
-    script = f"""<form><input name="q" aria-label="search"></form><div id="search-results"></div><script>
+    script = f"""<form><input name="q" aria-label="search"></form>
+    <div id="search-results"></div><script>
       const query = new URLSearchParams(location.search).get("q");
       const hits = {hit} ? '<ul><li><a href="search.html">Page</a></li></ul>' : "";
-      if (query) document.querySelector("#search-results").innerHTML = "<p>Search finished</p>" + hits;</script>"""
+      const results = document.querySelector("#search-results");
+      if (query) results.innerHTML = "<p>Search finished</p>" + hits;</script>"""
     write(tmp_path, {"search.html": script})
     with look.served(tmp_path) as base, look.chromium() as browser:
         found = []
@@ -193,7 +207,10 @@ def test_a_print_that_lacks_something_is_refused(look, tmp_path, old, new, figur
         patch.syspath_prepend(ROOT / "book")
         pdf = importlib.import_module("pdf")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "dot.png")
-    body = '<p>Text</p><a href="#equation-eq-x">Eq. (3)</a><p id="equation-eq-x">x = y (3)</p><img src="dot.png" alt="A dot.">'
+    body = (
+        '<p>Text</p><a href="#equation-eq-x">Eq. (3)</a><p id="equation-eq-x">x = y (3)</p>'
+        '<img src="dot.png" alt="A dot.">'
+    )
     write(tmp_path, {"book.html": body.replace(old, new) if old else body})
     with look.served(tmp_path) as base, look.chromium() as browser:
         page = browser.new_page()

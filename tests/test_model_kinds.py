@@ -155,7 +155,9 @@ def test_a_pipeline_without_a_unet_has_no_profile():
 
 @pytest.fixture
 def cached(tmp_path):
-    """Stable Diffusion 1.5 and SDXL, tiny, where the hub's client keeps what it fetched of the revisions that are fixed."""
+    """Stable Diffusion 1.5 and SDXL, tiny, where the hub's client keeps what it fetched of the
+    revisions that are fixed.
+    """
     for name, build in (("sd15", sd), ("sdxl", sdxl)):
         source, revision = HUB[name]
         folder = tmp_path / f"models--{source.replace('/', '--')}"

@@ -1,4 +1,7 @@
-"""Online allocation on the bundled model: K holds, every evaluation is counted, and nothing depends on the batch."""
+"""Online allocation on the bundled model.
+
+K holds, every evaluation is counted, and nothing depends on the batch.
+"""
 
 import itertools
 

@@ -19,16 +19,17 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from asddim_lib import calibrate, load_pipeline
-from asddim_lib.bench import memory
 from asddim_lib.cli import app as cli
 from asddim_lib.experiment import evaluate as experiment
 from asddim_lib.experiment import grids as finder
+from asddim_lib.experiment import memory
 from asddim_lib.experiment import score as scoring
 from asddim_lib.experiment import setting as design
 from asddim_lib.experiment import store as pictures
 from asddim_lib.experiment.cost import Cost, calibration, measure, plan
 from asddim_lib.experiment.shards import Shard, joined
 from asddim_lib.files import sweep
+from asddim_lib.measure.run import Drawn, draw
 from asddim_lib.models import load as models
 from asddim_lib.models.prompts import load_prompts
 
@@ -183,7 +184,7 @@ def flip(file, place):
 
 def test_any_flipped_byte_is_found(tmp_path):
     file, generator = tmp_path / "a.safetensors", torch.Generator().manual_seed(0)
-    drawn = pictures.Drawn(
+    drawn = Drawn(
         torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, generator=generator),
         torch.randn(2, 4, 2, 2, generator=generator),
         0.5,
@@ -203,7 +204,7 @@ def test_any_flipped_byte_is_found(tmp_path):
     save_file({"images": drawn.images}, file)
     with pytest.raises(
         ValueError,
-        match=r"a\.safetensors is damaged \(its checksum does not match\); run the same command again",
+        match=r"a\.safetensors is damaged \(its checksum does not match\); run the same command",
     ):
         pictures.load(file)
 
@@ -235,7 +236,10 @@ def test_damage_is_named_and_mended_by_the_next_run(pipe, whole, tmp_path, caplo
 
 
 def test_what_a_folder_is_for_is_mended_from_its_pictures(pipe, whole, tmp_path, caplog):
-    """Claim, profile and grid: damaged or gone, they come back as they were; and another experiment is still refused."""
+    """Claim, profile and grid.
+
+    Damaged or gone, they come back as they were; and another experiment is still refused.
+    """
     setting = replace(SETTING, methods=(*SETTING.methods, "gradient", "oracle"))
     experiment.evaluate(pipe, TABLE, setting, tmp_path, teach_on=2)
     kept = {file.name: file.read_bytes() for file in (tmp_path / "images").glob("*.json")}
@@ -411,19 +415,20 @@ def test_where_memory_runs_out_fewer_are_drawn_at_once(
         methods=("ddim", "noise"), steps=(2,), guidance_scales=(2.0,), batch_size=5
     )
     grids = {cell: finder.grid_for(pipe.scheduler, cell, setting) for cell in design.cells(setting)}
-    experiment.generate(pipe, TABLE, setting, grids, tmp_path / "free")
+    experiment.generate(pipe, list(TABLE["prompt"]), setting, grids, tmp_path / "free")
     handle = pipe.unet.register_forward_pre_hook(full)
     try:
-        experiment.generate(pipe, TABLE, setting, grids, tmp_path / "full")
-        assert (
-            refused == [10, 10]
-        )  # the first call, and the first that counts; what was learnt is kept for the second method
+        experiment.generate(pipe, list(TABLE["prompt"]), setting, grids, tmp_path / "full")
+        assert refused == [
+            10,
+            10,
+        ]  # the first call, and the first that counts; the second method keeps what was learnt
         assert "drawing 2 at once" in caplog.text
         limit = 1
         with pytest.raises(
             ValueError, match="batch_size is 1; the device has no memory for one picture"
         ):
-            pictures.draw(pipe, ["a red boot"], [0], guidance_scale=2.0, num_inference_steps=1)
+            draw(pipe, ["a red boot"], [0], guidance_scale=2.0, num_inference_steps=1)
     finally:
         handle.remove()
     for cell in design.cells(setting):
@@ -436,7 +441,7 @@ def test_where_memory_runs_out_fewer_are_drawn_at_once(
         assert (free["images"].int() - full_up["images"].int()).abs().max() <= 1
     monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: 1 / torch.zeros(0)[0])
     with pytest.raises(IndexError):  # other faults are not taken for this one
-        pictures.draw(pipe, ["a red boot"], [0], guidance_scale=2.0, num_inference_steps=1)
+        draw(pipe, ["a red boot"], [0], guidance_scale=2.0, num_inference_steps=1)
 
 
 def test_a_plan_counts_what_a_run_evaluates(pipe):
@@ -474,9 +479,7 @@ def test_a_plan_counts_what_a_run_evaluates(pipe):
 def test_a_plan_measures_this_device_and_touches_nothing_else(pipe, whole, tmp_path, monkeypatch):
     cost = measure(pipe, TABLE, SETTING)
     begun = time.perf_counter()
-    pictures.draw(
-        pipe, list(TABLE["prompt"][:2]), [0, 1], guidance_scale=2.0, num_inference_steps=20
-    )
+    draw(pipe, list(TABLE["prompt"][:2]), [0, 1], guidance_scale=2.0, num_inference_steps=20)
     took = (time.perf_counter() - begun) / 2
     assert 0.2 < (cost.seconds * 40 + cost.rest) / took < 5  # a shared machine's speed changes
     batch = pictures.load(next((whole[0] / "images").glob("[!.]*000000.safetensors")))
@@ -603,7 +606,7 @@ def test_memory_is_saved_by_diffusers_switches(pipe, tmp_path, monkeypatch):
     assert sliced.vae.use_slicing
     assert sliced.vae.use_tiling
     plain, less = (
-        pictures.draw(
+        draw(
             one, list(TABLE["prompt"][:3]), [0, 1, 2], num_inference_steps=2, guidance_scale=2.0
         ).images.short()
         for one in (pipe, sliced)

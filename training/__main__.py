@@ -1,4 +1,8 @@
-"""Trains the bundled model: `python -m training clip|vae|judge|unet`, then `assemble` and `report`. Each goes on where it was stopped."""
+"""Trains the bundled model.
+
+`python -m training clip|vae|judge|unet`, then `assemble` and `report`. Each goes on where it was
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,7 @@ Bf16 = Annotated[
 ]
 Start = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder of finished weights to train on, such as data/model/unet, instead of fresh ones."
-    ),
+    typer.Option(help="Folder of finished weights to train on, such as data/model/unet."),
 ]
 RUNS = Path.home() / ".cache" / "asddim-runs"
 DATA = Path(__file__).parents[1] / "data"
@@ -78,7 +80,10 @@ def train_unet(
     bf16: Bf16 = True,
     start: Start = None,
 ) -> None:
-    """The UNet, on the latents of the finished autoencoder. A larger --steps goes on from a finished run."""
+    """The UNet, on the latents of the finished autoencoder.
+
+    A larger --steps goes on from a finished run.
+    """
     unet.train(
         runs,
         runs / "parts",
@@ -94,7 +99,9 @@ def train_unet(
 
 @app.command("assemble")
 def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
-    """Puts the parts together in Stable Diffusion's folder format, with prompts, reference features and the runs' records."""
+    """Puts the parts together in Stable Diffusion's folder format, with prompts, reference features
+    and the runs' records.
+    """
     assembly.assemble(runs, data)
 
 
@@ -102,7 +109,9 @@ def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
 def make_report(
     data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0
 ) -> None:
-    """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json and data/samples.png."""
+    """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json
+    and data/samples.png.
+    """
     report.report(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
 
 

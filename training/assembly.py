@@ -22,7 +22,7 @@ PROMPTS = {"prompts.csv": (1000, 102), "prompts_tune.csv": (256, 103)}
 
 
 def prompts(count: int, seed: int) -> pd.DataFrame:
-    """Captions of scenes drawn as the reference pictures are, so that FID compares like with like."""
+    """Captions of scenes drawn as the reference pictures are: FID then compares like with like."""
     rows = []
     for index in range(count):
         rng = np.random.default_rng([seed, index])
@@ -31,7 +31,7 @@ def prompts(count: int, seed: int) -> pd.DataFrame:
 
 
 def real(count: int, seed: int, half: int | None = None) -> tuple[list[Scene], torch.Tensor]:
-    """Scenes and pictures (n × 3 × 64 × 64, uint8) made of test photographs, which no training saw."""
+    """Scenes and pictures (n × 3 × 64 × 64, uint8) of test photographs, which no training saw."""
     photographs = load_photographs("test", half)
     scenes, pictures = zip(*(sample(seed, i, photographs, ALL) for i in range(count)), strict=True)
     return list(scenes), torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
@@ -74,7 +74,10 @@ def assemble(runs: Path, data: Path) -> None:
 
 
 def history(runs: Path, file: Path) -> dict[str, list[dict]]:
-    """Every part's runs in order: those on record in `file` that a run now continued (or left alone), and the run itself."""
+    """Every part's runs in order.
+
+    Those on record in `file` that a run now continued (or left alone), and the run itself.
+    """
     held: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
     for name in ("clip", "vae", "judge", "unet"):
         if (runs / name / "record.json").exists():

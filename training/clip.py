@@ -1,4 +1,8 @@
-"""The tiny CLIP: a byte-pair tokenizer and two towers trained by contrast. Its text tower conditions the UNet; the whole scores prompts."""
+"""The tiny CLIP.
+
+A byte-pair tokenizer and two towers trained by contrast. Its text tower conditions the UNet; the
+whole scores prompts.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Trains CLIP's byte-pair encoding on the captions' words: each becomes one token, any other text falls back on bytes."""
+    """Trains CLIP's byte-pair encoding on the captions' words.
+
+    Each becomes one token, any other text falls back on bytes.
+    """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -64,7 +71,8 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     )
     tokenizer.train_from_iterator(words * 2, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
-    # CLIP's own order: bytes, bytes that end a word, merges, specials. Then every byte is known in both places.
+    # CLIP's own order: bytes, bytes that end a word, merges, specials. Then every byte is known in
+    # both places.
     merges = [tuple(m) for m in learned["merges"]]
     vocabulary = [
         *alphabet,
@@ -166,6 +174,7 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
         {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
     )
     text.save_pretrained(out / "text_encoder")
-    # Under the names of Stable Diffusion's own file, which every transformers reads: 5 writes names that 4 takes for another model's.
+    # Under the names of Stable Diffusion's own file, which every transformers reads: 5 writes names
+    # that 4 takes for another model's.
     named = {f"text_model.{k}": v.contiguous() for k, v in text.state_dict().items()}
     save_file(named, out / "text_encoder" / "model.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,8 @@
 """Captioned 64×64 compositions of real photographs: the world that the bundled model lives in.
 
-Every picture is made of Fashion-MNIST photographs, tinted and placed on a coloured ground. A picture is a pure function of
-(photographs, seed, index), so any sample of any split can be made again, alone, on any machine.
+Every picture is made of Fashion-MNIST photographs, tinted and placed on a coloured ground. A
+picture is a pure function of (photographs, seed, index), so any sample of any split can be made
+again, alone, on any machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from PIL import Image
 from scipy.ndimage import grey_closing
 
 SIZE = 64
-# Class 4 (coat) and class 6 (shirt) are left out: at 28×28 neither people nor classifiers tell them from pullovers and T-shirts.
+# Class 4 (coat) and class 6 (shirt) are left out: at 28×28 neither people nor classifiers tell them
+# from pullovers and T-shirts.
 GARMENTS = {
     "shirt": 0,
     "trousers": 1,
@@ -102,7 +104,9 @@ def _phrase(colour: str, garment: str) -> str:
 
 
 def draw_scene(rng: np.random.Generator, category: str, hold_out: bool = True) -> Scene:
-    """Draws a scene of a category; `hold_out` keeps the unusual colour–garment pairs for the category of that name."""
+    """Draws a scene of a category; `hold_out` keeps the unusual colour–garment pairs for the
+    category of that name.
+    """
     if category == "unusual":
         colour, garment = UNUSUAL[rng.integers(len(UNUSUAL))]
         return Scene(category, garment, colour, _pick(rng, GROUNDS))
@@ -121,7 +125,10 @@ def draw_scene(rng: np.random.Generator, category: str, hold_out: bool = True) -
 
 
 def siblings(rng: np.random.Generator, scene: Scene, n: int) -> list[Scene]:
-    """The scene and n − 1 others that differ from it in little: hard negatives for contrastive training."""
+    """The scene and n − 1 others that differ from it in little.
+
+    Hard negatives for contrastive training.
+    """
     found = [scene]
     while len(found) < n:
         base, kind = found[rng.integers(len(found))], rng.integers(4)
@@ -168,7 +175,8 @@ def _draw_pair(rng: np.random.Generator, hold_out: bool) -> tuple[str, str]:
             return pair
 
 
-# --- photographs ---------------------------------------------------------------------------------------------------------------
+# --- photographs ----------------------------------------------------------------------------------
+# -----------------------------
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD = "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -177,9 +185,12 @@ DOWNLOAD = "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 def load_photographs(
     split: str, half: int | None = None, folder: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Photographs by garment, n×2×28×28 uint8: grey level and opacity. `split` is train or test; `half` 0 or 1 takes every other one.
+    """Photographs by garment, n×2×28×28 uint8.
 
-    They are read from `folder`, $FASHION_MNIST or Debian's dataset-fashion-mnist; elsewhere they are downloaded once.
+    Grey level and opacity. `split` is train or test; `half` 0 or 1 takes every other one.
+
+    They are read from `folder`, $FASHION_MNIST or Debian's dataset-fashion-mnist; elsewhere they
+    are downloaded once.
     """
     name = {"train": "train", "test": "t10k"}[split]
     folder = folder or Path(os.environ.get("FASHION_MNIST", DEBIAN_FOLDER))
@@ -193,7 +204,8 @@ def load_photographs(
     images = _read(folder / f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
     labels = _read(folder / f"{name}-labels-idx1-ubyte.gz", 8)
     chosen = slice(None) if half is None else slice(half, None, 2)
-    # The ground of a photograph is black; closing fills the one-pixel holes that dark seams leave in its silhouette.
+    # The ground of a photograph is black; closing fills the one-pixel holes that dark seams leave
+    # in its silhouette.
     opacity = grey_closing(np.minimum(images, 25) * np.uint8(10), size=(1, 3, 3))
     stacked = np.stack([images, opacity], axis=1)
     return {garment: stacked[labels == label][chosen] for garment, label in GARMENTS.items()}
@@ -204,13 +216,17 @@ def _read(file: Path, header: int) -> np.ndarray:
         return np.frombuffer(stream.read(), np.uint8, offset=header)
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
+# -----------------------------
 
 
 def render(
     rng: np.random.Generator, scene: Scene, photographs: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Draws the scene with photographs, sizes, places and light chosen by `rng`: SIZE×SIZE×3, uint8."""
+    """Draws the scene with photographs, sizes, places and light chosen by `rng`.
+
+    SIZE×SIZE×3, uint8.
+    """
     ys, xs = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1) - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.16) * (np.cos(angle) * xs + np.sin(angle) * ys)
@@ -233,7 +249,10 @@ def _things(scene: Scene) -> list[tuple[str, str]]:
 
 
 def _places(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int, int]]:
-    """Centre and size of each thing, in pixels. The smallest is 25, near a photograph's own 28, so that its texture survives."""
+    """Centre and size of each thing, in pixels.
+
+    The smallest is 25, near a photograph's own 28, so that its texture survives.
+    """
     if scene.relation == "none" and scene.count == 1:
         size = int(rng.integers(40, 55))
         spare = (SIZE - size) // 2
@@ -281,7 +300,8 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-# --- samples -------------------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
+# -----------------------------
 
 #: Shares of the categories in training.
 MIX = {"colours": 0.3, "counting": 0.3, "positional": 0.4}

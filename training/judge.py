@@ -1,4 +1,6 @@
-"""The judge: trained on real compositions of the training photographs, never used to train the generator."""
+"""The judge: trained on real compositions of the training photographs, never used to train the
+generator.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ HEADS = {
     "count": list(COUNTS),
     "relation": list(RELATIONS),
 }
-#: Shares of the categories in the judge's training: more of those where garments are hard to tell, fewer of several alike.
+#: Shares of the categories in the judge's training: more of those where garments are hard to tell,
+#: fewer of several alike.
 MIX = {"colours": 0.25, "counting": 0.1, "positional": 0.5, "unusual": 0.15}
 UNSEEN = -100  # the label of an attribute that the scene does not have
 
@@ -62,7 +65,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 def train(
     runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int, start: Path | None
 ) -> None:
-    """With `start`, a judge's folder, it is trained on; blocks that it lacks begin as the identity."""
+    """Trains on from `start`, a judge's folder; blocks that it lacks begin as the identity."""
     torch.manual_seed(seed)
     model = Judge(HEADS)
     if start:
@@ -71,7 +74,8 @@ def train(
             {**model.state_dict(), **{key: value.float() for key, value in held.items()}}
         )
     model.to(memory_format=torch.channels_last)
-    # Mirrored photographs too: the garments' labels hold, and fewer photographs are learnt by heart.
+    # Mirrored photographs too: the garments' labels hold, and fewer photographs are learnt by
+    # heart.
     photographs = {
         garment: np.concatenate([p, p[..., ::-1]])
         for garment, p in load_photographs("train").items()

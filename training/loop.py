@@ -1,4 +1,7 @@
-"""One resumable training loop for every network here: AdamW, warm-up, constant, linear cool-down, EMA, a log line now and then."""
+"""One resumable training loop for every network here.
+
+AdamW, warm-up, constant, linear cool-down, EMA, a log line now and then.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,13 @@ def fit(
     log_every: int = 50,
     continued: bool = False,
 ) -> nn.Module:
-    """Minimises `loss(step)["loss"]` over the model's trainable parameters and returns the model with its EMA weights.
+    """Minimises `loss(step)["loss"]` over the model's trainable parameters and returns the model
+    with its EMA weights.
 
-    The batch and its noise depend on the step's number alone, so a run that is killed and started again goes on from the last
-    checkpoint as if nothing had happened. `cooldown` is the share of steps over which the learning rate falls linearly to zero.
-    `bf16` computes the loss under autocast, with the math attention kernel: the fused one is slow backwards in bfloat16.
+    The batch and its noise depend on the step's number alone, so a run that is killed and started
+    again goes on from the last checkpoint as if nothing had happened. `cooldown` is the share of
+    steps over which the learning rate falls linearly to zero. `bf16` computes the loss under
+    autocast, with the math attention kernel: the fused one is slow backwards in bfloat16.
     `continued` is noted in the record: the model was not fresh but an earlier run's.
     """
     folder = runs / name
@@ -72,7 +77,8 @@ def fit(
         terms["loss"].backward()
         if not torch.isfinite(terms["loss"]):
             raise FloatingPointError(
-                f"{name}: the loss is {terms['loss'].item()} at step {step}; lower lr ({lr}) and start again"
+                f"{name}: the loss is {terms['loss'].item()} at step {step}; "
+                f"lower lr ({lr}) and start again"
             )
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from asddim_lib import metrics
-from asddim_lib.experiment.store import draw
+from asddim_lib.measure.run import draw
 from asddim_lib.models.load import load_pipeline
 from training.assembly import prompts as draw_prompts
 from training.assembly import real
@@ -78,7 +78,9 @@ def fid_floor(count: int = 5000) -> float:
 
 
 def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
-    """FID of unseen pictures that were blurred, or to which noise was added, each by rising degrees."""
+    """FID of unseen pictures that were blurred, or to which noise was added, each by rising
+    degrees.
+    """
     _, pictures = real(count, SEED + 5)
     clean = pictures / 255
     found: dict[str, dict[float, float]] = {
@@ -101,7 +103,10 @@ def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
 
 
 def generation(pipe, per_category: int, steps: int, guidance_scale: float) -> dict[str, float]:
-    """Share of generated pictures that show what was asked, by category and attribute. Seeds and prompts serve nothing else."""
+    """Share of generated pictures that show what was asked, by category and attribute.
+
+    Seeds and prompts serve nothing else.
+    """
     table = (
         draw_prompts(12 * per_category, SEED + 6)
         .groupby("category")

@@ -38,9 +38,11 @@ def train(
     start: Path | None,
     whole: float = 0.3,
 ) -> None:
-    """Trains on crops of a quarter of the area that hold a thing, then, for the share `whole` of the steps, on whole pictures.
+    """Trains on crops of a quarter of the area that hold a thing, then, for the share `whole` of
+    the steps, on whole pictures.
 
-    With `start`, an autoencoder's folder, only its decoder is trained on: its latents stay what a UNet has learned.
+    With `start`, an autoencoder's folder, only its decoder is trained on: its latents stay what a
+    UNet has learned.
     """
     torch.manual_seed(seed)
     model = (
