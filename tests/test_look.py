@@ -184,7 +184,7 @@ def test_a_folder_without_a_book_and_a_machine_without_a_browser_get_one_line(
 ):
     with pytest.raises(SystemExit, match=r"there is no index\.html; run `make book` first"):
         look.main(html=tmp_path, shots=tmp_path)
-    monkeypatch.setattr(look, "installed", lambda: None)
+    monkeypatch.setattr(importlib.import_module("browser"), "installed", lambda: None)
     with (
         pytest.raises(SystemExit, match="there is no Chromium; `apt-get install chromium`"),
         look.chromium(),

@@ -62,14 +62,6 @@ def of_values(*values: Any) -> str:
 def _add_module(digest: Any, module: nn.Module) -> None:
     for name, part in module.named_modules():
         _add(digest, name, type(part).__name__, _settings(part))
-        for hook in ("_forward_hooks", "_forward_pre_hooks"):
-            _add(
-                digest,
-                [
-                    getattr(h, "__qualname__", type(h).__name__)
-                    for h in getattr(part, hook).values()
-                ],
-            )
         processor = getattr(part, "processor", None)
         if processor is not None and not isinstance(processor, nn.Module):
             _add(digest, type(processor).__name__, _settings(processor))
@@ -80,7 +72,8 @@ def _add_module(digest: Any, module: nn.Module) -> None:
 
 def _settings(thing: Any) -> dict[str, Any]:
     """What an object says of itself in plain values: its config, and its attributes."""
-    found = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k[:2] != "__"}
+    found = getattr(thing, "__dict__", {})
+    found = {k: v for k, v in found.items() if k[:2] != "__" and "hook" not in k}
     for name in ("_parameters", "_buffers", "_modules", "_internal_dict", "training", "components"):
         found.pop(name, None)
     settings = {key: _plain(value) for key, value in found.items() if _is_plain(value)}
