@@ -15,11 +15,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import metrics
-from asddim_lib.cli import app as cli
+from asddim_lib import cli, metrics
 from asddim_lib.experiment.evaluate import commit
 from asddim_lib.metrics.features import inception, reference
-from asddim_lib.metrics.features.dinov2 import Dinov2
 from asddim_lib.metrics.features.inception import Inception, cropped
 
 REAL = pytest.mark.skipif(
@@ -187,66 +185,6 @@ def frechet(features, reference):
 
 
 # DINOv2
-
-
-@pytest.fixture(scope="module")
-def dino(tmp_path_factory):
-    """A folder of a tiny DINOv2 with random weights, as the hub lays it."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("dino")
-    Dinov2Model(
-        Dinov2Config(
-            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56
-        )
-    ).save_pretrained(place)
-    return str(place)
-
-
-def test_dinov2_sees_what_pillow_would_show_it(folder, dino):
-    from transformers import Dinov2Model
-
-    how = Dinov2(str(folder), dino)
-    shown = torch.stack(
-        [
-            torch.from_numpy(
-                np.array(
-                    Image.fromarray(one.permute(1, 2, 0).numpy()).resize(
-                        (224, 224), Image.Resampling.BICUBIC
-                    )
-                )
-            )
-            for one in PICTURES
-        ]
-    )
-    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    wanted = ((shown / 255 - mean) / spread).permute(0, 3, 1, 2)
-    assert (how.prepared(PICTURES) - wanted).abs().max() < 2.01 / 255 / 0.224, (
-        "two levels of grey, by rounding"
-    )
-    model = Dinov2Model.from_pretrained(dino).eval()
-    with torch.no_grad():
-        token = model.layernorm(
-            model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state
-        )[:, 0]
-    torch.testing.assert_close(how.features(PICTURES), token.double())
-
-
-def test_the_experiment_adds_dinov2_s_figures_beside_inception_s(folder, tmp_path, eight, dino):
-    done = command(folder, tmp_path / "out", "--dinov2", dino)
-    assert done.exit_code == 0, (done.output, done.exception)
-    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
-    assert (summary[["inception_fid", "dinov2_fid"]] > 0).all(axis=None)
-    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert said["dinov2"]["weights"] == dino
-    assert said["dinov2"]["reference_sha256"] != said["inception"]["reference_sha256"]
-    for how, message in (
-        ("nowhere", "dinov2 is 'nowhere', which could not be loaded"),
-        ("", "reference is ; give a folder"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Dinov2(str(folder), how).network() if how else cli._against("", "", "paper", dino)
 
 
 # the real network
