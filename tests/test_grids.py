@@ -74,7 +74,7 @@ def test_arctan_is_even_in_its_angle():
     zero=st.booleans(),
 )
 def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
-    config = {"beta_schedule": schedule, "rescale_betas_zero_snr": zero}
+    config = {**SD, "beta_schedule": schedule, "rescale_betas_zero_snr": zero}
     grid = timesteps(config, steps, allocation=name)
     assert len(grid) == steps
     assert all(a > b for a, b in itertools.pairwise(grid))
