@@ -20,7 +20,10 @@ SETTLE = (JS / "settle.js").read_text()
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a folder, served to this machine: a page opened as a file may not search."""
+    """Serves a folder to this machine, and yields its address.
+
+    The book's search does not work on pages that are opened as files.
+    """
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
@@ -33,24 +36,26 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def installed() -> str | None:
-    """Where the machine's own Chromium is, or else Playwright's."""
+    """The path of the machine's own Chromium, or else of Playwright's; None without either."""
+    own = shutil.which("chromium")
+    if own:
+        return own
     with sync_playwright() as tool:
-        return shutil.which("chromium") or (
-            tool.chromium.executable_path if Path(tool.chromium.executable_path).exists() else None
-        )
+        path = tool.chromium.executable_path
+    return path if Path(path).exists() else None
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Chromium, started and ended.
+    """Starts Chromium, and closes it at the end.
 
-    It runs as root in a container, hence without its sandbox; it opens nothing but our pages.
+    Chromium's sandbox does not start for root, as whom a container runs. It opens only our pages.
     """
     path = installed()
     if not path:
         raise SystemExit(
-            "there is no Chromium; install it by `apt-get install chromium` or "
-            "`playwright install chromium`"
+            "there is no Chromium; `apt-get install chromium` or"
+            " `playwright install chromium` brings one"
         )
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -60,15 +65,15 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def watched(
-    browser: Browser, base: str, found: list[Finding], **how: Any
+    browser: Browser, base: str, findings: list[Finding], **options: Any
 ) -> Iterator[BrowserContext]:
-    """A browser's window from which nothing gets out, and whose failures are written down."""
+    """A browser context that reaches `base` only, and adds its failures to `findings`."""
 
     def note(kind: str, page: Page | None, what: str) -> None:
-        found.append(Finding(kind, page.url.removeprefix(base) if page else "?", what))
+        findings.append(Finding(kind, page.url.removeprefix(base) if page else "?", what))
 
-    context = browser.new_context(**how)
-    context.set_default_timeout(120_000)  # a busy machine is no finding
+    context = browser.new_context(**options)
+    context.set_default_timeout(120_000)  # a slow machine is no fault of the book
     context.route(
         lambda url: url.startswith("http") and not url.startswith(base), lambda route: route.abort()
     )
@@ -94,5 +99,5 @@ def watched(
 
 
 def settle(page: Page) -> None:
-    """Waits until the formulas are typeset and the fonts are there."""
+    """Waits until the formulas are typeset and the fonts are loaded."""
     page.evaluate(SETTLE)

@@ -1,15 +1,14 @@
-"""Looks at the built book as its readers do, in a browser without a network.
-
-Every page in light, in dark and on a phone.
+"""Checks the built book in a browser without a network.
 
     python book/look.py     checks _build/book/_build/html, with screenshots into _build/look
 
-Needs Chromium, and the extra `look`. Prints one line for each kind of check, and exits with 1 when
-there is a finding.
+Each page is opened in light, in dark and on a phone. The check needs Chromium and the extra `look`.
+It prints one line for each kind of check, and exits with 1 if there is a finding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ import typer
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from browser import JS, chromium, served, settle, watched
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Locator, Page
 from sheets import Finding, Sheet, links
 
 ROOT = Path(__file__).parents[1]
@@ -34,12 +33,12 @@ KINDS = {
     "theme": "dark is dark, light is light",
     "picture": "every picture loads, and has an alternative text",
     "math": "every formula is typeset",
-    "width": "nothing is wider than a phone, but for what scrolls by itself",
+    "width": "nothing is wider than a phone, except what scrolls by itself",
     "axe": "axe-core has no serious or critical finding",
-    "focus": "the Tab key leads to what is seen, and shows where it is",
+    "focus": "the Tab key reaches visible elements only, and shows where it is",
     "slider": "every slider moves its picture and its text by arrow keys",
-    "reader": "an equation is two clicks from the landing page, its source one more",
-    "search": "a search finds its word, and nothing for nonsense",
+    "reader": "an equation is two clicks from the landing page, and its source one more",
+    "search": "a search finds a known word, and nothing for nonsense",
 }
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -52,131 +51,137 @@ def main(
     """Checks the built book in a browser."""
     if not (html / "index.html").exists():
         raise SystemExit(f"html is {html}, where there is no index.html; run `make book` first")
-    found = look(html, shots, yaml.safe_load((ROOT / "book" / "equations.yml").read_text()))
-    for kind, says in KINDS.items():
-        number = sum(finding.kind == kind for finding in found)
-        print(f"{f'{number} findings' if number else 'ok':>12}  {says}")
-    for finding in sorted(set(found)):
+    equations = yaml.safe_load((ROOT / "book" / "equations.yml").read_text())
+    with chromium() as browser:
+        findings = look(browser, html, shots, equations)
+    for kind, description in KINDS.items():
+        number = sum(finding.kind == kind for finding in findings)
+        print(f"{f'{number} findings' if number else 'ok':>12}  {description}")
+    for finding in sorted(set(findings)):
         print(f"{finding.kind}: {finding.page}: {finding.what}")
-    raise SystemExit(bool(found))
+    raise SystemExit(bool(findings))
 
 
-def look(folder: Path, shots: Path, equations: list[dict[str, Any]] | None = None) -> list[Finding]:
-    """Everything that is wrong with a folder of HTML.
+def look(
+    browser: Browser,
+    folder: Path,
+    shots: Path,
+    equations: Iterable[dict[str, Any]] = (),
+    looks: Iterable[str] = tuple(LOOKS),
+) -> list[Finding]:
+    """Returns the findings of all checks on a folder of HTML.
 
-    Pages are visited in all looks, but for those that only lead on.
+    Every page is visited in each of the `looks`, except pages that only redirect. The reader's path
+    to each of the `equations` and the search are tried once.
     """
     shots.mkdir(parents=True, exist_ok=True)
     sheets = {
         file.relative_to(folder).as_posix(): Sheet(file)
         for file in sorted(folder.rglob("*.html"))
-        if "_static" not in file.parts
-    }  # where themes keep templates
-    found = links(folder, sheets)
-    with served(folder) as base, chromium() as browser:
-        for name, how in LOOKS.items():
-            with watched(browser, base, found, **how) as context:
+        if "_static" not in file.parts  # themes keep templates there
+    }
+    findings = links(folder, sheets)
+    with served(folder) as base:
+        for name in looks:
+            with watched(browser, base, findings, **LOOKS[name]) as context:
                 for path, sheet in sheets.items():
                     if not sheet.leads_on:
-                        visit(context, base, path, name, shots, found)
-        with watched(browser, base, found, **LOOKS["light"]) as context:
+                        visit(context, base, path, name, shots, findings)
+        with watched(browser, base, findings, **LOOKS["light"]) as context:
             page = context.new_page()
-            for equation in equations or []:
-                reader(page, base, equation, found)
+            for equation in equations:
+                reader(page, base, equation, findings)
             if "search.html" in sheets:
-                search(page, base, found)
-    return found
+                search(page, base, findings)
+    return findings
 
 
 PAGE = (JS / "page.js").read_text()
 
 
 def visit(
-    context: BrowserContext, base: str, path: str, look: str, shots: Path, found: list[Finding]
+    context: BrowserContext, base: str, path: str, look: str, shots: Path, findings: list[Finding]
 ) -> None:
-    """Opens a page, checks what is on it, and takes its picture."""
+    """Opens a page, checks its contents, and takes a screenshot."""
     page = context.new_page()
     page.goto(base + path)
     page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
     settle(page)
     place = f"{path} ({look})"
-    found += [Finding(kind, place, what) for kind, what in page.evaluate(PAGE, look == "phone")]
-    page.screenshot(
-        path=shots / f"{path.removesuffix('.html').replace('/', '-')}-{look}.png", full_page=True
-    )
-    for rule in (
-        Axe()
-        .run(page, options={"resultTypes": ["violations"], "preload": False})
-        .response["violations"]
-    ):  # it would look for @import beside the page
-        if rule["impact"] in ("serious", "critical"):
-            nodes = "; ".join(str(node["target"][-1]) for node in rule["nodes"][:3])
-            found.append(
-                Finding(
-                    "axe",
-                    place,
-                    f"{rule['id']}, {rule['impact']}, {len(rule['nodes'])} times: "
-                    f"{rule['help']}: {nodes}",
-                )
-            )
-    if look != "dark":  # the same keys
-        found += [Finding("slider", place, what) for what in sliders(page)]
-        found += [Finding("focus", place, what) for what in focus(page)]
+    findings += [Finding(kind, place, what) for kind, what in page.evaluate(PAGE, look == "phone")]
+    shot = f"{path.removesuffix('.html').replace('/', '-')}-{look}.png"
+    page.screenshot(path=shots / shot, full_page=True)
+    findings += [Finding("axe", place, what) for what in violations(page)]
+    if look != "dark":  # its keys are those of light
+        findings += [Finding("slider", place, what) for what in sliders(page)]
+        findings += [Finding("focus", place, what) for what in focus(page)]
     page.close()
 
 
+def violations(page: Page) -> list[str]:
+    """The serious and the critical findings of axe-core."""
+    # With preload, axe would fetch the files that style sheets import.
+    report = Axe().run(page, options={"resultTypes": ["violations"], "preload": False})
+    lines = []
+    for rule in report.response["violations"]:
+        if rule["impact"] in ("serious", "critical"):
+            nodes = "; ".join(str(node["target"][-1]) for node in rule["nodes"][:3])
+            name = f"{rule['id']}, {rule['impact']}, {len(rule['nodes'])} times"
+            lines.append(f"{name}: {rule['help']}: {nodes}")
+    return lines
+
+
 def sliders(page: Page) -> list[str]:
-    """Sliders that arrow keys do not move, with their picture and their text."""
-    found = []
+    """The sliders whose picture, text or value does not follow an arrow key."""
+    faults = []
     for explorer in page.locator(".asddim-explorer").all():
         for k, slider in enumerate(explorer.locator("input[type=range]").all()):
-
-            def shown(explorer: Any = explorer, slider: Any = slider) -> tuple[str, str, str]:
-                return (
-                    explorer.locator("img").get_attribute("src"),
-                    explorer.locator("[aria-live]").inner_text(),
-                    slider.get_attribute("aria-valuetext"),
-                )
-
-            before = shown()
+            before = _state(explorer, slider)
             last = slider.input_value() == slider.get_attribute("max")
             for key in ("ArrowLeft", "ArrowRight") if last else ("ArrowRight", "ArrowLeft"):
                 slider.press(key)
-                after = shown()
-                if any(one == other for one, other in zip(before, after, strict=True)):
-                    found.append(
-                        f"slider {k + 1} of {explorer.get_attribute('id')} does not change "
-                        f"everything by {key}"
-                    )
+                after = _state(explorer, slider)
+                if any(old == new for old, new in zip(before, after, strict=True)):
+                    name = f"slider {k + 1} of {explorer.get_attribute('id')}"
+                    faults.append(f"{name} does not change everything by {key}")
                 before = after
-    return found
+    return faults
+
+
+def _state(explorer: Locator, slider: Locator) -> tuple[str | None, str, str | None]:
+    """The picture, the text and the slider's value, as the reader gets them."""
+    return (
+        explorer.locator("img").get_attribute("src"),
+        explorer.locator("[aria-live]").inner_text(),
+        slider.get_attribute("aria-valuetext"),
+    )
 
 
 FOCUS = (JS / "focus.js").read_text()
 
 
 def focus(page: Page, most: int = 60) -> list[str]:
-    """Where the Tab key leads without its being seen."""
+    """The elements that the Tab key reaches out of sight, or without a visible focus."""
     page.evaluate("() => { scrollTo(0, 0); document.activeElement?.blur(); }")
-    found = []
+    faults = []
     for _ in range(most):
         page.keyboard.press("Tab")
-        said = page.evaluate(FOCUS)
-        if said is None:
+        fault = page.evaluate(FOCUS)
+        if fault is None:
             break
-        if said:
-            found.append(said)
-    return found
+        if fault:
+            faults.append(fault)
+    return faults
 
 
-def reader(page: Page, base: str, equation: dict[str, Any], found: list[Finding]) -> None:
-    """Goes from the landing page to an equation, and on to its source, as a reader would.
+def reader(page: Page, base: str, equation: dict[str, Any], findings: list[Finding]) -> None:
+    """Goes from the landing page to an equation and on to its source, by clicks on visible links.
 
-    By clicks on what is seen.
+    Stops at the first step that fails, with a finding.
     """
 
     def fail(what: str) -> None:
-        found.append(Finding("reader", f"Eq. {equation['number']}", what))
+        findings.append(Finding("reader", f"Eq. {equation['number']}", what))
 
     def click(target: str, where: str = "main") -> bool:
         link = page.locator(f'{where} a[href$="{target}"]:visible').first
@@ -202,10 +207,8 @@ def reader(page: Page, base: str, equation: dict[str, Any], found: list[Finding]
     if not in_view(page, spot):
         return fail("is not where its link leads")
     *module, name = equation["function"].split(".", 3)
-    if not click(
-        f"_modules/{'/'.join(module)}.html#{name}",
-        f"section:has(> [id='{spot}'])",
-    ):
+    source = f"_modules/{'/'.join(module)}.html#{name}"
+    if not click(source, f"section:has(> [id='{spot}'])"):
         return fail(f"{name}'s source is not one click from its derivation")
     if (
         not in_view(page, name)
@@ -215,18 +218,15 @@ def reader(page: Page, base: str, equation: dict[str, Any], found: list[Finding]
 
 
 def in_view(page: Page, spot: str) -> bool:
-    """Whether the browser has gone to an element."""
+    """Whether the element with the id `spot` is within the window."""
     page.wait_for_timeout(100)
-    box = (
-        page.locator(f"[id='{spot}']").first.bounding_box()
-        if page.locator(f"[id='{spot}']").count()
-        else None
-    )
+    element = page.locator(f"[id='{spot}']")
+    box = element.first.bounding_box() if element.count() else None
     return bool(box) and box["y"] < page.viewport_size["height"] and box["y"] + box["height"] > 0
 
 
-def search(page: Page, base: str, found: list[Finding]) -> None:
-    """Asks the book's search for a word that it has, and for one that it has not."""
+def search(page: Page, base: str, findings: list[Finding]) -> None:
+    """Asks the book's search for a word of the book, and for one that is not in it."""
     for word, known in (("timestep", True), ("qwrtzpfg", False)):
         page.goto(base + "search.html")
         page.locator("main input[name=q]:visible, input[name=q]:visible").first.fill(word)
@@ -237,9 +237,8 @@ def search(page: Page, base: str, found: list[Finding]) -> None:
             "document.querySelector('#search-results')?.innerText ?? '')"
         )
         if bool(page.locator("#search-results li a").count()) is not known:
-            found.append(
-                Finding("search", "search.html", f"{word} is {'not ' if known else ''}found")
-            )
+            what = f"{word} is {'not ' if known else ''}found"
+            findings.append(Finding("search", "search.html", what))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The built book's files: what each page links to, and whether the links hold."""
+"""The HTML files of the built book, and the links between them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from urllib.parse import unquote, urlsplit
 
 
 class Finding(NamedTuple):
+    """A fault: its kind (a key of look.KINDS), its page, and what it is."""
+
     kind: str
     page: str
     what: str
 
 
 class Sheet(HTMLParser):
-    """What an HTML file points to, and what in it can be pointed to."""
+    """The targets of an HTML file's links, and the anchors in it."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -25,35 +27,31 @@ class Sheet(HTMLParser):
         self.feed(file.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.targets += [given[name] for name in ("href", "src") if name in given]
-        self.anchors |= {given[name] for name in ("id", "name") if name in given}
-        if given.get("http-equiv", "").lower() == "refresh":
+        values = {name: value or "" for name, value in attrs}
+        self.targets += [values[name] for name in ("href", "src") if name in values]
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if values.get("http-equiv", "").lower() == "refresh":
             self.leads_on = True
-            self.targets.append(given["content"].partition("url=")[2])
+            self.targets.append(values["content"].partition("url=")[2])
 
 
 def links(folder: Path, sheets: dict[str, Sheet]) -> list[Finding]:
-    """Links that lead to no file, or to no place in one."""
-    found = []
-    for path, sheet in sheets.items():
-        for target in dict.fromkeys(sheet.targets):
+    """The findings for links that lead to no file, or to no anchor in one."""
+    findings = []
+    for path, origin in sheets.items():
+        for target in dict.fromkeys(origin.targets):
             parts = urlsplit(target)
             if parts.scheme or parts.netloc:
                 continue
-            file = (
-                ((folder / path).parent / unquote(parts.path)).resolve()
-                if parts.path
-                else (folder / path).resolve()
-            )
+            page = folder / path
+            file = (page.parent / unquote(parts.path) if parts.path else page).resolve()
             file = file / "index.html" if file.is_dir() else file
             if not file.is_file():
-                found.append(Finding("link", path, f"{target} leads to no file"))
-            elif (
-                parts.fragment
-                and file.suffix == ".html"
-                and unquote(parts.fragment)
-                not in sheets[file.relative_to(folder.resolve()).as_posix()].anchors
-            ):
-                found.append(Finding("link", path, f"{target} leads to no place on its page"))
-    return found
+                findings.append(Finding("link", path, f"{target} leads to no file"))
+            elif parts.fragment and file.suffix == ".html":
+                sheet = sheets[file.relative_to(folder.resolve()).as_posix()]
+                if unquote(parts.fragment) not in sheet.anchors:
+                    findings.append(
+                        Finding("link", path, f"{target} leads to no place on its page")
+                    )
+    return findings
