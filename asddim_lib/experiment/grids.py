@@ -76,9 +76,9 @@ def _check_flow(setting: Setting) -> None:
 def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) -> dict[str, Any]:
     """What the folder's profiles and found grids depend on."""
     names = ("calibrate_on", "calibrate_steps", "adjoint_probes", "tuning_seed", "try_on")
-    origin = {name: getattr(setting, name) for name in names}
-    origin |= {"weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
+    origin: dict[str, Any] = {"weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
     origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
+    origin |= {name: getattr(setting, name) for name in names}
     origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
     return origin | {"negative_prompt": setting.negative_prompt}
 
