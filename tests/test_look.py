@@ -1,20 +1,20 @@
-"""book/look.py finds each fault in pages that are made to have it, and none in a clean one;
+"""book/look.py finds each fault in a page made to have it, and none in a clean page.
+
 book/pdf.py refuses a print that lacks something.
 """
 
-import importlib
-from pathlib import Path
-
+import browser as browser_tool
+import look
 import matplotlib
 import numpy as np
+import pdf
 import pytest
 from PIL import Image
 from pypdf import PdfReader
 
 from asddim_lib.widgets import explore
 
-ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("look")  # the pages are made and looked at once
+pytestmark = pytest.mark.xdist_group("look")  # one browser serves all tests of this file
 ICON = '<link rel="icon" href="data:,">'  # or the browser asks the server for one
 PAGE = (
     '<!doctype html><html lang="en"{root}><head><title>A page</title>'
@@ -25,31 +25,28 @@ SLIDER = (
     '<div class="asddim-explorer"><img alt="A dot." src="dot.png"><label>size '
     '<input type="range"></label><p aria-live="polite">A dot.</p></div>'
 )
+WIDE = '<div style="width: 900px">wide</div>'
+ABOVE = "position: absolute; left: 0; top: -99px"
+#: Of each page with a fault: the kind of finding, the look that shows it, and the page's parts.
 FAULTS = {
-    "file": ("link", {"body": '<a href="nowhere.html">There</a>'}),
-    "anchor": ("link", {"body": '<a href="clean.html#nowhere">There</a>'}),
-    "missing": ("request", {"head": '<link rel="stylesheet" href="nowhere.css">'}),
-    "outside": ("request", {"head": '<script src="https://example.org/script.js"></script>'}),
-    "console": ("console", {"head": '<script>console.error("a fault")</script>'}),
-    "exception": ("console", {"head": '<script>throw new Error("a fault")</script>'}),
-    "theme": ("theme", {"root": ' data-theme="light"'}),
-    "alt": ("picture", {"body": '<img src="dot.png">'}),
-    "named": ("picture", {"body": '<img src="dot.png" alt="dot.png">'}),
-    "broken": ("picture", {"body": '<img src="nowhere.png" alt="A dot.">'}),
-    "math": ("math", {"body": '<span class="math">\\(x\\)</span>'}),
-    "width": ("width", {"body": '<div style="width: 900px">wide</div>'}),
-    "clipped": (
-        "width",
-        {"body": '<div style="overflow: hidden"><div style="width: 900px">wide</div></div>'},
-    ),
-    "label": ("axe", {"body": "<input>"}),
-    "contrast": ("axe", {"body": '<p style="color: #ccc; background: #fff">pale</p>'}),
-    "outline": ("focus", {"body": '<a href="clean.html" style="outline: none">There</a>'}),
-    "hidden": (
-        "focus",
-        {"body": '<a href="clean.html" style="position: absolute; left: 0; top: -99px">There</a>'},
-    ),
-    "slider": ("slider", {"body": SLIDER}),
+    "file": ("link", "light", {"body": '<a href="nowhere.html">There</a>'}),
+    "anchor": ("link", "light", {"body": '<a href="clean.html#nowhere">There</a>'}),
+    "missing": ("request", "light", {"head": '<link rel="stylesheet" href="nowhere.css">'}),
+    "outside": ("request", "light", {"head": '<script src="https://example.org/a.js"></script>'}),
+    "console": ("console", "light", {"head": '<script>console.error("a fault")</script>'}),
+    "exception": ("console", "light", {"head": '<script>throw new Error("a fault")</script>'}),
+    "theme": ("theme", "dark", {"root": ' data-theme="light"'}),
+    "alt": ("picture", "light", {"body": '<img src="dot.png">'}),
+    "named": ("picture", "light", {"body": '<img src="dot.png" alt="dot.png">'}),
+    "broken": ("picture", "light", {"body": '<img src="nowhere.png" alt="A dot.">'}),
+    "math": ("math", "light", {"body": '<span class="math">\\(x\\)</span>'}),
+    "width": ("width", "phone", {"body": WIDE}),
+    "clipped": ("width", "phone", {"body": f'<div style="overflow: hidden">{WIDE}</div>'}),
+    "label": ("axe", "light", {"body": "<input>"}),
+    "contrast": ("axe", "light", {"body": '<p style="color: #ccc; background: #fff">pale</p>'}),
+    "outline": ("focus", "light", {"body": '<a href="clean.html" style="outline: none">A</a>'}),
+    "hidden": ("focus", "light", {"body": f'<a href="clean.html" style="{ABOVE}">There</a>'}),
+    "slider": ("slider", "light", {"body": SLIDER}),
 }
 EQUATION = {"number": 3, "label": "eq-x", "function": "asddim_lib.core.step.ddim_step"}
 BOOK = {
@@ -65,13 +62,19 @@ BOOK = {
 
 
 @pytest.fixture(scope="module")
-def look():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "book")
-        module, browser = importlib.import_module("look"), importlib.import_module("browser")
-    if not browser.installed():
+def browser():
+    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
+    if not browser_tool.installed():
         pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    return module
+    with browser_tool.chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser):
+    """A page in a context of its own, with an empty cache."""
+    with browser.new_context() as context:
+        yield context.new_page()
 
 
 def write(folder, pages):
@@ -82,9 +85,8 @@ def write(folder, pages):
         )
 
 
-@pytest.fixture(scope="module")
-def found(look, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pages")
+def clean_page():
+    """The body of a page without a fault: a picture, a link, a wide part that scrolls, a slider."""
     matplotlib.use("Agg")
 
     def draw(size):
@@ -92,42 +94,51 @@ def found(look, tmp_path_factory):
         axis.plot([0], [0], "o", markersize=size)
         return figure, f"A dot of size {size}."
 
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "dot.png")
-    scrolls = (
-        '<div style="overflow-x: auto" tabindex="0">'
-        '<div style="width: 900px">wide, and scrolls</div></div>'
-    )
-    sliders = explore(draw, title="A dot", size=(5, 9, 20)).data
     place = '<a href="#place">There</a><p id="place">Text</p>'
-    clean = f'<img src="dot.png" alt="A dot.">{place}{scrolls}{sliders}'
-    write(folder, {"clean.html": clean})
-    for name, (_, given) in FAULTS.items():
-        (folder / f"{name}.html").write_text(
-            PAGE.format(**{"root": "", "head": "", "body": "", **given})
-        )
-    return look.look(folder, tmp_path_factory.mktemp("shots"))
+    scrolls = f'<div style="overflow-x: auto" tabindex="0">{WIDE}</div>'
+    sliders = explore(draw, title="A dot", size=(5, 9, 20)).data
+    return f'<img src="dot.png" alt="A dot.">{place}{scrolls}{sliders}'
+
+
+@pytest.fixture(scope="module")
+def findings(browser, tmp_path_factory):
+    """All findings: the clean page's in each look, each other page's in the look of its fault."""
+    clean, findings = clean_page(), []
+    for name in look.LOOKS:
+        folder = tmp_path_factory.mktemp(name)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "dot.png")
+        write(folder, {"clean.html": clean})
+        for fault, (_, where, parts) in FAULTS.items():
+            if where == name:
+                text = PAGE.format(**{"root": "", "head": "", "body": "", **parts})
+                (folder / f"{fault}.html").write_text(text)
+        findings += look.look(browser, folder, tmp_path_factory.mktemp("shots"), looks=[name])
+    return findings
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_on_its_page(found, name):
-    assert FAULTS[name][0] in {
-        finding.kind for finding in found if finding.page.startswith(f"{name}.html")
+def test_a_fault_is_found_on_its_page(findings, name):
+    kinds = {finding.kind for finding in findings if finding.page.startswith(f"{name}.html")}
+    assert FAULTS[name][0] in kinds
+
+
+def test_a_clean_page_has_no_finding(findings):
+    assert [finding for finding in findings if finding.page.startswith("clean.html")] == []
+
+
+def test_each_page_is_opened_in_every_look(browser, tmp_path):
+    write(tmp_path / "pages", {**BOOK, "wide.html": WIDE})
+    findings = look.look(browser, tmp_path / "pages", tmp_path / "shots")
+    assert {finding.page for finding in findings if finding.kind == "width"} == {
+        "wide.html (phone)"
     }
-
-
-def test_a_clean_page_has_no_finding(found):
-    assert [finding for finding in found if finding.page.startswith("clean.html")] == []
-
-
-def read(look, folder):
-    with look.served(folder) as base, look.chromium() as browser:
-        page, found = browser.new_page(), []
-        look.reader(page, base, EQUATION, found)
-    return [finding.what for finding in found]
+    pages = {"wide"} | {name.removesuffix(".html").replace("/", "-") for name in BOOK}
+    shots = {f"{page}-{name}.png" for page in pages - {"index"} for name in look.LOOKS}
+    assert {file.name for file in (tmp_path / "shots").iterdir()} == shots
 
 
 @pytest.mark.parametrize(
-    ("page", "old", "new", "said"),
+    ("file", "old", "new", "message"),
     [
         ("chapters/start.html", "", "", None),
         (
@@ -153,14 +164,17 @@ def read(look, folder):
     ],
 )
 def test_a_reader_finds_an_equation_and_its_source_or_says_where_it_got_lost(
-    look, tmp_path, page, old, new, said
+    page, tmp_path, file, old, new, message
 ):
-    write(tmp_path, {**BOOK, page: BOOK[page].replace(old, new) if old else BOOK[page]})
-    assert read(look, tmp_path) == ([said] if said else [])
+    write(tmp_path, {**BOOK, file: BOOK[file].replace(old, new) if old else BOOK[file]})
+    findings = []
+    with browser_tool.served(tmp_path) as base:
+        look.reader(page, base, EQUATION, findings)
+    assert [finding.what for finding in findings] == ([message] if message else [])
 
 
 @pytest.mark.parametrize("answers", ["timestep", "nothing", "all"])
-def test_a_search_that_misses_a_word_or_finds_nonsense_is_found(look, tmp_path, answers):
+def test_a_search_that_misses_a_word_or_finds_nonsense_is_found(page, tmp_path, answers):
     hit = {"timestep": 'query === "timestep"', "nothing": "false", "all": "true"}[answers]
     script = f"""<form><input name="q" aria-label="search"></form>
     <div id="search-results"></div><script>
@@ -169,10 +183,10 @@ def test_a_search_that_misses_a_word_or_finds_nonsense_is_found(look, tmp_path, 
       const results = document.querySelector("#search-results");
       if (query) results.innerHTML = "<p>Search finished</p>" + hits;</script>"""
     write(tmp_path, {"search.html": script})
-    with look.served(tmp_path) as base, look.chromium() as browser:
-        found = []
-        look.search(browser.new_page(), base, found)
-    assert [finding.what for finding in found] == {
+    findings = []
+    with browser_tool.served(tmp_path) as base:
+        look.search(page, base, findings)
+    assert [finding.what for finding in findings] == {
         "timestep": [],
         "nothing": ["timestep is not found"],
         "all": ["qwrtzpfg is found"],
@@ -180,20 +194,20 @@ def test_a_search_that_misses_a_word_or_finds_nonsense_is_found(look, tmp_path, 
 
 
 def test_a_folder_without_a_book_and_a_machine_without_a_browser_get_one_line(
-    look, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     with pytest.raises(SystemExit, match=r"there is no index\.html; run `make book` first"):
         look.main(html=tmp_path, shots=tmp_path)
-    monkeypatch.setattr(importlib.import_module("browser"), "installed", lambda: None)
+    monkeypatch.setattr(browser_tool, "installed", lambda: None)
     with (
         pytest.raises(SystemExit, match="there is no Chromium; `apt-get install chromium`"),
-        look.chromium(),
+        browser_tool.chromium(),
     ):
         pass
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "figures", "said"),
+    ("old", "new", "figures", "message"),
     [
         ("", "", 1, None),
         ("", "", 2, "has 1 pictures of 2"),
@@ -202,22 +216,18 @@ def test_a_folder_without_a_book_and_a_machine_without_a_browser_get_one_line(
         ('"#equation-eq-x"', '"nowhere.html"', 1, "a link that leads nowhere"),
     ],
 )
-def test_a_print_that_lacks_something_is_refused(look, tmp_path, old, new, figures, said):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "book")
-        pdf = importlib.import_module("pdf")
+def test_a_print_that_lacks_something_is_refused(page, tmp_path, old, new, figures, message):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "dot.png")
     body = (
         '<p>Text</p><a href="#equation-eq-x">Eq. (3)</a><p id="equation-eq-x">x = y (3)</p>'
         '<img src="dot.png" alt="A dot.">'
     )
     write(tmp_path, {"book.html": body.replace(old, new) if old else body})
-    with look.served(tmp_path) as base, look.chromium() as browser:
-        page = browser.new_page()
+    with browser_tool.served(tmp_path) as base:
         page.goto(base + "book.html")
         page.pdf(path=tmp_path / "book.pdf", outline=True, tagged=True)
-    if said:
-        with pytest.raises(ValueError, match=said):
+    if message:
+        with pytest.raises(ValueError, match=message):
             pdf.check_print(PdfReader(tmp_path / "book.pdf"), [EQUATION], figures)
     else:
         pdf.check_print(PdfReader(tmp_path / "book.pdf"), [EQUATION], figures)
