@@ -213,7 +213,7 @@ def test_memory_is_saved_by_diffusers_switches(pipe, tmp_path, monkeypatch):
         "vae-slicing",
         "vae-tiling",
     ]
-    with pytest.raises(ValueError, match="pictures of another .*save_memory"):
+    with pytest.raises(ValueError, match=r"pictures of another .*save_memory"):
         experiment.evaluate(pipe, TABLE, SETTING, tmp_path)
     for switches, message in (
         (("fewer",), "save_memory is fewer; use some of vae-slicing"),

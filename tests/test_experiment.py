@@ -1,0 +1,143 @@
+"""The experiment on the bundled pipeline: drawing, going on, distances and the summary."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load
+
+from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.experiment.draw import generate
+from asddim_lib.experiment.evaluate import evaluate
+from asddim_lib.experiment.grids import grid_for
+from asddim_lib.experiment.score import judge, paired
+from asddim_lib.experiment.setting import Cell, Setting, cells, references
+from asddim_lib.models.prompts import load_prompts
+
+ROOT = Path(__file__).parents[1]
+TABLE = load_prompts("bundled", 3)
+PROMPTS = list(TABLE["prompt"])
+
+
+def grids_of(scheduler, setting, profile=None):
+    wanted = (*cells(setting), *references(setting))
+    return {cell: grid_for(scheduler, cell, setting, profile) for cell in wanted}
+
+
+def contents(folder):
+    files = sorted((folder / "images").glob("*.safetensors"))
+    return {file: load(file.read_bytes())["images"] for file in files}
+
+
+SETTING = Setting(
+    methods=("ddim", "combined"),
+    steps=(3,),
+    solvers=("ddim", "dpm++", "unipc"),
+    reference_steps=6,
+    batch_size=2,
+)
+
+
+@pytest.fixture(scope="module")
+def run(bundled, tmp_path_factory):
+    """The folder and the grids of a run of two methods and three solvers."""
+    folder = tmp_path_factory.mktemp("run")
+    profile = calibrate(bundled, PROMPTS[:2], num_steps=3)
+    grids = grids_of(bundled.scheduler, SETTING, profile)
+    generate(bundled, PROMPTS, SETTING, grids, folder)
+    return folder, grids
+
+
+def test_missing_and_damaged_files_are_drawn_again(pipe, run):
+    folder, grids = run
+    before = contents(folder)
+    first, second, *rest = before
+    first.write_bytes(first.read_bytes()[:100])
+    second.unlink()
+    times = {file: file.stat().st_mtime_ns for file in rest}
+    generate(pipe, PROMPTS, SETTING, grids, folder)
+    after = contents(folder)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[file], images) for file, images in before.items())
+    assert {file: file.stat().st_mtime_ns for file in rest} == times
+
+
+def test_every_picture_is_judged(run):
+    folder, _ = run
+    records, features = judge(TABLE, SETTING, folder)
+    assert len(contents(folder)) == 14  # two files for each of six cells, and for the reference
+    assert len(records) == 18
+    assert features[Cell("ddim", 3, 7.5)].shape == (3, 192)
+    assert set(records["nfe"]) == {6}
+
+
+def test_a_folder_of_other_pictures_is_refused(pipe, run):
+    folder, grids = run
+    other = Setting(methods=("ddim",), steps=(3,), batch_size=3)
+    with pytest.raises(ValueError, match="another batch_size"):
+        generate(pipe, PROMPTS, other, grids, folder)
+    moved = {**grids, Cell("ddim", 3, 7.5): [900, 500, 100]}
+    with pytest.raises(ValueError, match=r"another grid of ddim-ddim-g7\.5-k3"):
+        generate(pipe, PROMPTS, SETTING, moved, folder)
+
+
+def test_paired_differences_are_those_of_the_same_picture():
+    cell = {"guidance_scale": 3.0, "steps": 5, "solver": "ddim"}
+    rows = [
+        {**cell, "method": method, "index": i, "distance": i + shift}
+        for method, shift in (("a", 0.0), ("b", 0.5))
+        for i in range(40)
+    ]
+    table = paired(pd.DataFrame(rows), "a", "distance")
+    assert table[["method", "difference", "half"]].to_numpy().tolist() == [["b", 0.5, 0.0]]
+    assert table["p_value"][0] < 1e-6
+    with pytest.raises(ValueError, match="baseline is c"):
+        paired(pd.DataFrame(rows), "c", "distance")
+
+
+def test_distance_is_that_of_the_latents_from_the_fine_solution(pipe, tmp_path):
+    setting = Setting(methods=("ddim-trailing",), steps=(2, 8), reference_steps=16, batch_size=3)
+    generate(pipe, PROMPTS, setting, grids_of(pipe.scheduler, setting), tmp_path)
+    records, _ = judge(TABLE, setting, tmp_path)
+    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="trailing")
+
+    def ends(steps):
+        generators = [torch.Generator().manual_seed(i) for i in range(3)]
+        how = {"num_inference_steps": steps, "generator": generators, "output_type": "latent"}
+        return pipe(PROMPTS, **how).images.flatten(1)
+
+    goal = ends(16)
+    spread = (goal - goal.mean(0)).norm(dim=1).square().mean().sqrt()
+    for steps in (2, 8):
+        expected = ((ends(steps) - goal).norm(dim=1) / spread).tolist()
+        distances = list(records[records["steps"] == steps]["distance"])
+        assert distances == pytest.approx(expected, rel=1e-3)
+
+
+def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
+    """The chosen grid is measured on other prompts, but by the same distance."""
+    setting = Setting(
+        methods=("trailing", "chosen"),
+        steps=(2,),
+        guidance_scales=(1.0,),
+        reference_steps=6,
+        calibrate_on=1,
+        calibrate_steps=3,
+        adjoint_probes=1,
+        try_on=2,
+    )
+    summary = evaluate(pipe, load_prompts("bundled", 4), setting, tmp_path)
+    assert "fid" not in summary
+    assert summary[["distance", "kid", "clip", "right"]].notna().all(axis=None)
+    assert summary["distance"][1] <= summary["distance"][0] * 1.5
+
+
+def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
+    record = ROOT / "results" / "guidance-7.5" / "steps-20"
+    for file in record.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    setting = Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,), calibrate_on=1)
+    evaluate(pipe, load_prompts("bundled-tune", 4), setting, tmp_path)
+    assert list(pd.read_csv(tmp_path / "summary.csv")["steps"]) == [1]
