@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load
 
 from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.experiment import grids
 from asddim_lib.experiment.draw import generate
 from asddim_lib.experiment.evaluate import evaluate
 from asddim_lib.experiment.grids import grid_for
@@ -44,19 +45,19 @@ def run(bundled, tmp_path_factory):
     """The folder and the grids of a run of two methods and three solvers."""
     folder = tmp_path_factory.mktemp("run")
     profile = calibrate(bundled, PROMPTS[:2], num_steps=3)
-    grids = grids_of(bundled.scheduler, SETTING, profile)
-    generate(bundled, PROMPTS, SETTING, grids, folder)
-    return folder, grids
+    laid = grids_of(bundled.scheduler, SETTING, profile)
+    generate(bundled, PROMPTS, SETTING, laid, folder)
+    return folder, laid
 
 
 def test_missing_and_damaged_files_are_drawn_again(pipe, run):
-    folder, grids = run
+    folder, laid = run
     before = contents(folder)
     first, second, *rest = before
     first.write_bytes(first.read_bytes()[:100])
     second.unlink()
     times = {file: file.stat().st_mtime_ns for file in rest}
-    generate(pipe, PROMPTS, SETTING, grids, folder)
+    generate(pipe, PROMPTS, SETTING, laid, folder)
     after = contents(folder)
     assert list(after) == list(before)
     assert all(torch.equal(after[file], images) for file, images in before.items())
@@ -73,11 +74,11 @@ def test_every_picture_is_judged(run):
 
 
 def test_a_folder_of_other_pictures_is_refused(pipe, run):
-    folder, grids = run
+    folder, laid = run
     other = Setting(methods=("ddim",), steps=(3,), batch_size=3)
     with pytest.raises(ValueError, match="another batch_size"):
-        generate(pipe, PROMPTS, other, grids, folder)
-    moved = {**grids, Cell("ddim", 3, 7.5): [900, 500, 100]}
+        generate(pipe, PROMPTS, other, laid, folder)
+    moved = {**laid, Cell("ddim", 3, 7.5): [900, 500, 100]}
     with pytest.raises(ValueError, match=r"another grid of ddim-ddim-g7\.5-k3"):
         generate(pipe, PROMPTS, SETTING, moved, folder)
 
@@ -115,8 +116,10 @@ def test_distance_is_that_of_the_latents_from_the_fine_solution(pipe, tmp_path):
         assert distances == pytest.approx(expected, rel=1e-3)
 
 
-def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
+def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path, monkeypatch):
     """The chosen grid is measured on other prompts, but by the same distance."""
+    monkeypatch.setattr(grids, "FINE_STEPS", 20)
+    monkeypatch.setattr(grids, "RECORDED_STEPS", 12)
     setting = Setting(
         methods=("trailing", "chosen"),
         steps=(2,),
