@@ -1,10 +1,14 @@
 """Training keeps nothing that a changed part would meet again."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from training import compositions, unet, vae
+from asddim_lib.errors import WrongUse
+from training import compositions, loop, unet, vae
 
 
 @pytest.fixture
@@ -51,3 +55,65 @@ def test_each_input_of_the_latents_changes_their_name(photographs):
         next(iter(model.parameters())).flatten()[0].add_(1e-3)
     keys.add(unet.latents_key(model, photographs, 64, 1))
     assert len(keys) == 6
+
+
+def text_tower():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+    return CLIPTextModel(CLIPTextConfig(**sizes, num_attention_heads=1))
+
+
+def train(folder, inputs, steps=6, save_every=2):
+    """Trains a linear layer on noise that depends on the step alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+
+    def loss(step):
+        return {"loss": model(torch.randn(4, 3)).square().mean()}
+
+    options = {"lr": 0.1, "seed": 1, "save_every": save_every, "inputs": inputs}
+    return loop.fit("unet", model, loss, steps=steps, runs=folder, **options)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole", "a").state_dict()
+    update = loop.Training.update
+
+    def stop(self, *rest):
+        if self.step == 5:  # one step after the checkpoint
+            raise KeyboardInterrupt
+        return update(self, *rest)
+
+    monkeypatch.setattr(loop.Training, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", "a")
+    monkeypatch.undo()
+    resumed = train(tmp_path / "stopped", "a").state_dict()
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize("stamp", ["a", None], ids=["other", "none, as before the stamp"])
+def test_a_checkpoint_of_other_inputs_is_refused_in_one_line(tmp_path, stamp):
+    train(tmp_path, "a")
+    file = tmp_path / "unet" / "checkpoint.pt"
+    if stamp is None:
+        state = torch.load(file, weights_only=True)
+        del state["inputs"]
+        torch.save(state, file)
+    before = file.read_bytes()
+    line = f"checkpoint is {file}; it does not belong to this autoencoder and text"
+    with pytest.raises(WrongUse, match=re.escape(line)) as refusal:
+        train(tmp_path, "b", steps=8)
+    assert "\n" not in str(refusal.value)
+    assert file.read_bytes() == before
+
+
+def test_each_weight_of_the_autoencoder_and_the_text_tower_changes_the_stamp():
+    autoencoder, text = vae.make_model(), text_tower()
+    stamps = {unet.weights_hash(autoencoder, text)}
+    for model in (autoencoder, text):
+        for weight in model.parameters():
+            with torch.no_grad():
+                weight.flatten()[-1].add_(1e-3)
+            stamps.add(unet.weights_hash(autoencoder, text))
+    weights = sum(len(list(model.parameters())) for model in (autoencoder, text))
+    assert len(stamps) == 1 + weights

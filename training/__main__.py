@@ -1,20 +1,23 @@
-"""Trains the bundled model.
+"""Trains the bundled model: `python -m training clip|vae|judge|unet`, then `assemble`, `report`.
 
-`python -m training clip|vae|judge|unet`, then `assemble` and `report`. Each goes on where it was
-stopped.
+Each part goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from asddim_lib.errors import WrongUse
 from training import assembly, clip, judge, report, unet, vae
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
 Runs = Annotated[Path, typer.Option(help="Where checkpoints, logs and finished parts are kept.")]
 Bf16 = Annotated[
     bool, typer.Option(help="Train under bfloat16 autocast: faster where the processor has it.")
@@ -99,8 +102,9 @@ def train_unet(
 
 @app.command("assemble")
 def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
-    """Puts the parts together in Stable Diffusion's folder format, with prompts, reference features
-    and the runs' records.
+    """Puts the parts into Stable Diffusion's folder format.
+
+    Adds the prompts, the reference features and the records of the runs.
     """
     assembly.assemble(runs, data)
 
@@ -109,10 +113,16 @@ def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
 def make_report(
     data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0
 ) -> None:
-    """Measures the shipped parts on unseen photographs and prompts, and writes data/quality.json
-    and data/samples.png.
+    """Measures the shipped parts on unseen photographs and prompts.
+
+    Writes data/quality.json and data/samples.png.
     """
     report.report(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
 
 
-app()
+if __name__ == "__main__":
+    try:
+        app()
+    except WrongUse as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

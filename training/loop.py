@@ -1,6 +1,7 @@
-"""One resumable training loop for every network here.
+"""The resumable training loop of every network here.
 
-AdamW, warm-up, constant, linear cool-down, EMA, a log line now and then.
+It has AdamW, a warm-up, a constant rate, a linear cool-down, an average of the weights (EMA), and a
+log.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from asddim_lib.errors import check
+
+#: The loss of a training step under "loss", beside other terms for the log.
+Loss = Callable[[int], dict[str, Tensor]]
+
 
 def fit(
     name: str,
     model: nn.Module,
-    loss: Callable[[int], dict[str, Tensor]],
+    loss: Loss,
     *,
     steps: int,
     lr: float,
@@ -36,91 +42,145 @@ def fit(
     save_every: int = 200,
     log_every: int = 50,
     continued: bool = False,
+    inputs: str = "",
 ) -> nn.Module:
-    """Minimises `loss(step)["loss"]` over the model's trainable parameters and returns the model
-    with its EMA weights.
+    """Minimises `loss(step)["loss"]`, and returns the model with the average of its weights.
 
-    The batch and its noise depend on the step's number alone, so a run that is killed and started
-    again goes on from the last checkpoint as if nothing had happened. `cooldown` is the share of
-    steps over which the learning rate falls linearly to zero. `bf16` computes the loss under
-    autocast, with the math attention kernel: the fused one is slow backwards in bfloat16.
-    `continued` is noted in the record: the model was not fresh but an earlier run's.
+    Only parameters that require a gradient are trained. The batch and its noise depend on the
+    step's number alone, so a run that was stopped goes on from its last checkpoint with the same
+    result. `cooldown` is the share of steps over which the learning rate falls linearly to zero.
+    `continued` is noted in the record: the model was an earlier run's. `inputs` is a hash of other
+    networks that the loss reads. Raises WrongUse if the checkpoint was trained with other inputs,
+    FloatingPointError if the loss is not finite.
     """
     folder = runs / name
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
-    )
-    average = [p.detach().clone() for p in trained]
-    start, seconds = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        start, seconds = state["step"], state["seconds"]
-        optimizer.load_state_dict(state["optimizer"])
-        for p, saved in zip(trained, state["model"], strict=True):
-            p.data.copy_(saved)
-        average = state["average"]
-    begun, seen = time.monotonic(), []
+    training = Training(name, model, folder / "checkpoint.pt", lr, weight_decay, inputs)
+    training.resume()
+    begin, terms = time.monotonic() - training.seconds, []
     model.train()
-    for step in tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=20):
+    remaining = range(training.step, steps)
+    for step in tqdm(remaining, initial=training.step, total=steps, desc=name, mininterval=20):
         rate = lr * min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, cooldown * steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         torch.manual_seed(seed * 1_000_003 + step)
-        with (
-            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-            sdpa_kernel(SDPBackend.MATH) if bf16 else nullcontext(),
-        ):
-            terms = loss(step)
+        terms.append(training.update(loss, rate, bf16, ema))
+        training.seconds = time.monotonic() - begin
+        if training.step % log_every == 0 or training.step == steps:
+            append_log(folder / "log.jsonl", training, rate, terms)
+            terms = []
+        if training.step % save_every == 0 or training.step == steps:
+            training.save()
+    training.use_average()
+    options = {"seed": seed, "continued": continued, "steps": steps, "lr": lr}
+    write_record(folder / "record.json", training, options, bf16)
+    return model.eval()
+
+
+class Training:
+    """A model with its optimizer and the average of its weights, after `step` steps."""
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        checkpoint: Path,
+        lr: float,
+        weight_decay: float,
+        inputs: str,
+    ) -> None:
+        self.name, self.model, self.checkpoint, self.inputs = name, model, checkpoint, inputs
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.weights]
+        options = {"lr": lr, "betas": (0.9, 0.99), "weight_decay": weight_decay, "fused": True}
+        self.optimizer = torch.optim.AdamW(self.weights, **options)
+        self.lr, self.step, self.seconds = lr, 0, 0.0
+
+    def resume(self) -> None:
+        """Loads the checkpoint, if there is one.
+
+        Raises WrongUse if it was trained with other inputs.
+        """
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=True)
+        check(
+            state.get("inputs", "") == self.inputs,
+            "checkpoint",
+            str(self.checkpoint),
+            "it does not belong to this autoencoder and text tower; restore theirs, or delete"
+            f" {self.checkpoint.parent} to start again",
+        )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for weight, value in zip(self.weights, state["model"], strict=True):
+            weight.data.copy_(value)
+        self.average = state["average"]
+
+    def save(self) -> None:
+        """Writes the checkpoint; the old one stays until the new one is complete."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "inputs": self.inputs,
+            "optimizer": self.optimizer.state_dict(),
+            "model": [weight.data for weight in self.weights],
+            "average": self.average,
+        }
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        os.replace(part, self.checkpoint)
+
+    def update(self, loss: Loss, rate: float, bf16: bool, ema: float) -> dict[str, float]:
+        """One step of the optimizer and of the average; returns the terms of the loss.
+
+        `bf16` computes the loss under autocast.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The fused attention kernel is slow backwards in bfloat16.
+        kernel = sdpa_kernel(SDPBackend.MATH) if bf16 else nullcontext()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), kernel:
+            terms = loss(self.step)
         terms["loss"].backward()
         if not torch.isfinite(terms["loss"]):
             raise FloatingPointError(
-                f"{name}: the loss is {terms['loss'].item()} at step {step}; "
-                f"lower lr ({lr}) and start again"
+                f"{self.name}: the loss is {terms['loss'].item()} at step {self.step};"
+                f" lower lr ({self.lr}) and start again"
             )
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(average, [p.detach() for p in trained], 1 - decay)
-        seen.append({key: value.item() for key, value in terms.items()})
-        done = step + 1
-        if done % log_every == 0 or done == steps:
-            elapsed = seconds + time.monotonic() - begun
-            means = {key: sum(s[key] for s in seen) / len(seen) for key in seen[0]}
-            with log.open("a") as file:
-                file.write(
-                    json.dumps({"step": done, "lr": rate, "seconds": round(elapsed, 1), **means})
-                    + "\n"
-                )
-            seen = []
-        if done % save_every == 0 or done == steps:
-            state = {
-                "step": done,
-                "seconds": seconds + time.monotonic() - begun,
-                "optimizer": optimizer.state_dict(),
-                "model": [p.data for p in trained],
-                "average": average,
-            }
-            torch.save(state, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
-    for p, mean in zip(trained, average, strict=True):
-        p.data.copy_(mean)
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(ema, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
+        self.step += 1
+        return {key: value.item() for key, value in terms.items()}
+
+    def use_average(self) -> None:
+        """Copies the average into the model."""
+        for weight, mean in zip(self.weights, self.average, strict=True):
+            weight.data.copy_(mean)
+
+
+def append_log(file: Path, training: Training, rate: float, terms: list[dict[str, float]]) -> None:
+    """Adds a line with the means of the terms since the last line."""
+    means = {key: sum(term[key] for term in terms) / len(terms) for key in terms[0]}
+    seconds = round(training.seconds, 1)
+    line = json.dumps({"step": training.step, "lr": rate, "seconds": seconds, **means})
+    with file.open("a") as log:
+        log.write(line + "\n")
+
+
+def write_record(file: Path, training: Training, options: dict, bf16: bool) -> None:
+    """Writes the run's options, its time, and the machine."""
     record = {
-        "name": name,
-        "seed": seed,
-        "continued": continued,
-        "steps": steps,
-        "lr": lr,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(seconds + time.monotonic() - begun),
+        "name": training.name,
+        **options,
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "seconds": round(training.seconds),
         "threads": torch.get_num_threads(),
         "bf16": bf16,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-    return model.eval()
+    file.write_text(json.dumps(record, indent=2) + "\n")

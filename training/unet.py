@@ -84,11 +84,19 @@ def latents_key(
     inputs = {"config": dict(vae.config), "count": count, "seed": seed, "mix": MIX, "batch": BATCH}
     state = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
     state.update(Path(compositions.__file__).read_bytes())  # how a picture is drawn
-    for name, weight in sorted(vae.state_dict().items()):
-        state.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
+    state.update(weights_hash(vae).encode())
     for garment, pictures in photographs.items():
         state.update(garment.encode() + np.ascontiguousarray(pictures).tobytes())
     return state.hexdigest()[:12]
+
+
+def weights_hash(*models: torch.nn.Module) -> str:
+    """A hash of the weights of networks."""
+    state = hashlib.sha256()
+    for model in models:
+        for name, weight in sorted(model.state_dict().items()):
+            state.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
+    return state.hexdigest()
 
 
 def caption(seed: int, index: int, rng: np.random.Generator) -> str:
@@ -113,12 +121,14 @@ def train(
 ) -> None:
     """Trains the UNet on latents under `runs`, and saves it in float16 in `out`.
 
-    `start` is a folder with a trained UNet to continue from.
+    `start` is a folder with a trained UNet to continue from. Raises WrongUse if the checkpoint
+    under `runs` was trained with another autoencoder or text tower.
     """
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).eval()
+    inputs = weights_hash(vae, text)
     latents = encode(runs, vae.to(memory_format=torch.channels_last), pictures, seed)
     if start:
         model = UNet2DConditionModel.from_pretrained(start, dtype=torch.float32)
@@ -128,7 +138,7 @@ def train(
     loss = make_loss(model, latents, tokenizer, text, batch=batch, seed=seed)
     continued = start is not None
     options = {"steps": steps, "lr": lr, "seed": seed, "bf16": bf16, "continued": continued}
-    fit("unet", model, loss, runs=runs, **options)
+    fit("unet", model, loss, runs=runs, inputs=inputs, **options)
     model.half().save_pretrained(out / "unet")
 
 
