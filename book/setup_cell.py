@@ -1,5 +1,4 @@
-# @title Setup: fetches the library and its records unless they are here, and installs what is
-# missing; what Colab brings stays as it is
+# @title Setup: fetches the library and its records, and installs what is missing
 import importlib.metadata
 import importlib.util
 import os

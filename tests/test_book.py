@@ -5,13 +5,11 @@ import importlib
 import math
 import re
 import subprocess
-import symtable
 import sys
 from pathlib import Path
 
 import build
 import jupytext
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -142,52 +140,16 @@ def test_every_chapter_with_an_equation_has_exercises():
     assert {e["chapter"] for e in CONTRACT} <= set(WITH_EXERCISES)
 
 
-def names_in(cell):
-    """The names that a cell binds, and those it needs from the cells before it."""
-
-    def free(table):
-        own = {
-            symbol.get_name()
-            for symbol in table.get_symbols()
-            if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")
-        }
-        return own.union(*(free(child) for child in table.get_children()))
-
-    table = symtable.symtable(plain(cell), "cell", "exec")
-    bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    return bound, free(table)
-
-
-def needed(cells):
-    """A chapter's exercises and the cells they need. Figures are left to the build."""
-    kept, wanted = [], set()
-    for cell in reversed(cells):
-        bound, mentioned = names_in(cell)
-        if {"solution", "check"} & set(cell.metadata.get("tags", [])) or bound & wanted:
-            kept.insert(0, cell)
-            wanted |= mentioned
-    return kept
-
-
 @pytest.mark.parametrize("chapter", WITH_EXERCISES)
-def test_exercises_pass_with_their_solution_and_fail_with_a_stub(chapter, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    matplotlib.use("Agg")
-    cells, names, solved = needed(CODE[chapter]), {"__name__": "__main__"}, 0
+def test_each_solution_defines_functions_and_its_check_follows(chapter):
+    """That checks pass with the solution and fail with a stub is tested in test_colab_run."""
+    cells, solutions = CODE[chapter], 0
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if "solution" in cell.metadata.get("tags", []):
+            assert any(isinstance(node, ast.FunctionDef) for node in ast.parse(cell.source).body)
             assert "check" in after.metadata["tags"]
-            stubs = {
-                node.name: lambda *args, **kwargs: None
-                for node in ast.parse(cell.source).body
-                if isinstance(node, ast.FunctionDef)
-            }
-            with pytest.raises((AssertionError, TypeError, AttributeError)):
-                exec(after.source, {**names, **stubs})
-            solved += 1
-        exec(plain(cell), names)
-    matplotlib.pyplot.close("all")
-    assert solved >= 3
+            solutions += 1
+    assert solutions >= 3
 
 
 def test_the_audit_types_no_figure():

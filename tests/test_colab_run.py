@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from importlib.metadata import packages_distributions, version
+from itertools import pairwise
 
 import colab
 import links
@@ -162,6 +163,47 @@ def machine(tmp_path_factory, published, head):
     return Machine(once(tmp_path_factory, "machine", make), published, make=False)
 
 
+#: Runs an exercise's check with functions that return None, which must fail.
+STUB = """try:
+    exec({check!r}, {{**globals(), **dict.fromkeys({names!r}, lambda *_, **__: None)}})
+except (AssertionError, TypeError, AttributeError):
+    pass
+else:
+    raise RuntimeError("the check passes without a solution")
+"""
+
+
+def with_stubs(notebook):
+    """The cells of a notebook, with a cell before each solution that tries its check on stubs."""
+    cells = []
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    checks = {cell.id: after for cell, after in pairwise(code)}
+    for cell in notebook.cells:
+        if "solution" in cell.metadata.get("tags", []):
+            body = ast.parse(cell.source).body
+            names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+            source = STUB.format(check=checks[cell.id].source, names=names)
+            cells.append(nbformat.v4.new_code_cell(source))
+        cells.append(cell)
+    return cells
+
+
+@pytest.mark.parametrize("vain", [False, True])
+def test_a_check_that_passes_without_a_solution_stops_the_notebook(vain):
+    make = nbformat.v4.new_code_cell
+    cells = [
+        make("def double(x):\n    return 2 * x", metadata={"tags": ["solution"]}),
+        make("double(2)" if vain else "assert double(2) == 4", metadata={"tags": ["check"]}),
+    ]
+    stub, *rest = with_stubs(nbformat.v4.new_notebook(cells=cells))
+    assert rest == cells
+    if vain:
+        with pytest.raises(RuntimeError, match="passes without a solution"):
+            exec(stub.source, {})
+    else:
+        exec(stub.source, {})
+
+
 @pytest.mark.parametrize("chapter", links.chapters())
 def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_parameter(
     chapter,
@@ -169,9 +211,11 @@ def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_paramete
     machine,
     head,
 ):
+    """Its exercises pass with their solution, and fail with a stub."""
     file, out = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
     notebook = colab.notebook(chapter, links.pages()[chapter], head)
     assert notebook.cells[1].source == colab.setup(head), "what made the machine"
+    notebook.cells = with_stubs(notebook)
     nbformat.write(notebook, file)
     changed = ["-y", yaml.safe_dump(CHANGED[chapter])] if chapter in CHANGED else []
     done = machine.papermill(file, out, *changed, jupyter=chapter)

@@ -175,8 +175,7 @@ def _draw_pair(rng: np.random.Generator, hold_out: bool) -> tuple[str, str]:
             return pair
 
 
-# --- photographs ----------------------------------------------------------------------------------
-# -----------------------------
+# --- photographs ---
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD = "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -216,8 +215,7 @@ def _read(file: Path, header: int) -> np.ndarray:
         return np.frombuffer(stream.read(), np.uint8, offset=header)
 
 
-# --- pictures -------------------------------------------------------------------------------------
-# -----------------------------
+# --- pictures ---
 
 
 def render(
@@ -300,8 +298,7 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-# --- samples --------------------------------------------------------------------------------------
-# -----------------------------
+# --- samples ---
 
 #: Shares of the categories in training.
 MIX = {"colours": 0.3, "counting": 0.3, "positional": 0.4}
