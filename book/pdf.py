@@ -1,11 +1,10 @@
-"""Prints the built book as a PDF, by Chromium and without TeX.
-
-Title, contents with page numbers, bookmarks, every figure, links that hold.
+"""Prints the built book as a PDF with Chromium, without TeX.
 
     python book/pdf.py     after book/build.py; writes _build/book/asddim.pdf
 
-Needs what book/look.py needs. Sliders are printed as they stand, with their sentence; folded code
-is left out, but for the solutions.
+The PDF has a title, contents with page numbers, bookmarks, every figure, and working links. A
+slider is printed at its first position, with its sentence. Folded code is left out, except the
+solutions. It needs what book/look.py needs.
 """
 
 from __future__ import annotations
@@ -36,26 +35,15 @@ NUMBER = (JS / "number.js").read_text()
 
 @app.command()
 def main() -> None:
-    """Prints the book, and checks the print."""
+    """Prints the book, and checks the PDF."""
     if not (STAGE / "_config.yml").exists():
         raise SystemExit(f"{STAGE.relative_to(ROOT)} is empty; run `make book` first")
-    subprocess.run(
-        [
-            str(Path(sys.executable).with_name("jupyter-book")),
-            "build",
-            str(STAGE),
-            "-n",
-            "-W",
-            "--keep-going",
-            "--builder",
-            "singlehtml",
-        ],
-        check=True,
-    )
-    page = (SINGLE / "chapters" / "start.html").read_text()
-    (SINGLE / "book.html").write_text(
-        page.replace('href="chapters/start.html#', 'href="#')
-    )  # its files are named from the folder above
+    program = Path(sys.executable).with_name("jupyter-book")
+    options = ["-n", "-W", "--keep-going", "--builder", "singlehtml"]
+    subprocess.run([str(program), "build", str(STAGE), *options], check=True)
+    # The page is moved one folder up, since it names its files from there.
+    text = (SINGLE / "chapters" / "start.html").read_text()
+    (SINGLE / "book.html").write_text(text.replace('href="chapters/start.html#', 'href="#'))
     config = yaml.safe_load((STAGE / "_config.yml").read_text())
     with served(SINGLE) as base, chromium() as browser:
         page = browser.new_page(color_scheme="light")
@@ -101,23 +89,20 @@ def headings(reader: PdfReader) -> list[int]:
     """The pages of the chapters and their sections, in order, as the bookmarks give them."""
 
     def walk(entries: list[Any], depth: int) -> list[int]:
-        found: list[int] = []
+        numbers: list[int] = []
         for entry in entries:
             if isinstance(entry, Destination):
-                found += (
-                    [reader.get_destination_page_number(entry) + 1]
-                    if entry.title != "Exercises"
-                    else []
-                )
+                if entry.title != "Exercises":
+                    numbers.append(reader.get_destination_page_number(entry) + 1)
             elif depth < 2:
-                found += walk(entry, depth + 1)
-        return found
+                numbers += walk(entry, depth + 1)
+        return numbers
 
     return walk(reader.outline, 1)
 
 
 def figures() -> int:
-    """How many pictures the executed chapters hold, a slider's counted once."""
+    """The number of pictures in the executed chapters; a slider counts as one."""
     count = 0
     for file in (STAGE / "chapters").glob("*.ipynb"):
         outputs = [
@@ -130,15 +115,15 @@ def figures() -> int:
 
 
 def check_print(reader: PdfReader, equations: list[dict[str, Any]], figures: int) -> None:
-    """Raises ValueError when a picture, an equation's number or a link's end is missing."""
+    """Raises ValueError if a picture, an equation's number or a link's target is missing."""
     pictures = sum(len(page.images.keys()) for page in reader.pages)
     if pictures < figures:
         raise ValueError(f"the PDF has {pictures} pictures of {figures}")
     text = [page.extract_text() for page in reader.pages]
     doubtful = [
         k + 1
-        for k, said in enumerate(text)
-        if re.search(r"\?\?|\[\?\]|\{eq\}|\{ref\}|\{doc\}", said)
+        for k, page in enumerate(text)
+        if re.search(r"\?\?|\[\?\]|\{eq\}|\{ref\}|\{doc\}", page)
     ]
     if doubtful:
         raise ValueError(f"the PDF has unresolved references on pages {doubtful}")

@@ -74,9 +74,9 @@ def assemble(runs: Path, data: Path) -> None:
 
 
 def history(runs: Path, file: Path) -> dict[str, list[dict]]:
-    """Every part's runs in order.
+    """Every part's runs in order: those on record in `file`, and the run under `runs`.
 
-    Those on record in `file` that a run now continued (or left alone), and the run itself.
+    A run that began with fresh weights replaces the part's earlier runs.
     """
     held: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
     for name in ("clip", "vae", "judge", "unet"):

@@ -1,7 +1,6 @@
-"""The tiny CLIP.
+"""The tiny CLIP: a byte-pair tokenizer and two towers trained by contrast.
 
-A byte-pair tokenizer and two towers trained by contrast. Its text tower conditions the UNet; the
-whole scores prompts.
+Its text tower conditions the UNet. The whole model scores prompts.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Trains CLIP's byte-pair encoding on the captions' words.
+    """Trains CLIP's byte-pair encoding on the captions' words, and saves it in `folder`.
 
-    Each becomes one token, any other text falls back on bytes.
+    Each word becomes one token; any other text falls back on bytes.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()

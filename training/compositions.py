@@ -104,8 +104,9 @@ def _phrase(colour: str, garment: str) -> str:
 
 
 def draw_scene(rng: np.random.Generator, category: str, hold_out: bool = True) -> Scene:
-    """Draws a scene of a category; `hold_out` keeps the unusual colour–garment pairs for the
-    category of that name.
+    """Draws a scene of a category.
+
+    `hold_out` reserves the unusual colour–garment pairs for the category of that name.
     """
     if category == "unusual":
         colour, garment = UNUSUAL[rng.integers(len(UNUSUAL))]
@@ -125,10 +126,7 @@ def draw_scene(rng: np.random.Generator, category: str, hold_out: bool = True) -
 
 
 def siblings(rng: np.random.Generator, scene: Scene, n: int) -> list[Scene]:
-    """The scene and n − 1 others that differ from it in little.
-
-    Hard negatives for contrastive training.
-    """
+    """The scene and n − 1 similar ones: hard negatives for contrastive training."""
     found = [scene]
     while len(found) < n:
         base, kind = found[rng.integers(len(found))], rng.integers(4)
@@ -184,9 +182,9 @@ DOWNLOAD = "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 def load_photographs(
     split: str, half: int | None = None, folder: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Photographs by garment, n×2×28×28 uint8.
+    """Photographs by garment (n × 2 × 28 × 28, uint8): grey level and opacity.
 
-    Grey level and opacity. `split` is train or test; `half` 0 or 1 takes every other one.
+    `split` is "train" or "test"; `half` 0 or 1 takes every other photograph.
 
     They are read from `folder`, $FASHION_MNIST or Debian's dataset-fashion-mnist; elsewhere they
     are downloaded once.
@@ -221,9 +219,9 @@ def _read(file: Path, header: int) -> np.ndarray:
 def render(
     rng: np.random.Generator, scene: Scene, photographs: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """Draws the scene with photographs, sizes, places and light chosen by `rng`.
+    """Draws the scene (SIZE × SIZE × 3, uint8).
 
-    SIZE×SIZE×3, uint8.
+    `rng` chooses the photographs, sizes, places and light.
     """
     ys, xs = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1) - 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -247,9 +245,9 @@ def _things(scene: Scene) -> list[tuple[str, str]]:
 
 
 def _places(rng: np.random.Generator, scene: Scene) -> list[tuple[int, int, int]]:
-    """Centre and size of each thing, in pixels.
+    """The centre and size of each thing, in pixels.
 
-    The smallest is 25, near a photograph's own 28, so that its texture survives.
+    The smallest size is 25, near a photograph's own 28, so that its texture survives.
     """
     if scene.relation == "none" and scene.count == 1:
         size = int(rng.integers(40, 55))

@@ -1,5 +1,6 @@
-"""The judge: trained on real compositions of the training photographs, never used to train the
-generator.
+"""The judge, trained on real compositions of the training photographs.
+
+It is never used to train the generator.
 """
 
 from __future__ import annotations
@@ -69,10 +70,9 @@ def train(
     torch.manual_seed(seed)
     model = Judge(HEADS)
     if start:
-        held = load_file(start / "diffusion_pytorch_model.safetensors")
-        model.load_state_dict(
-            {**model.state_dict(), **{key: value.float() for key, value in held.items()}}
-        )
+        weights = load_file(start / "diffusion_pytorch_model.safetensors")
+        weights = {key: value.float() for key, value in weights.items()}
+        model.load_state_dict({**model.state_dict(), **weights})
     model.to(memory_format=torch.channels_last)
     # Mirrored photographs too: the garments' labels hold, and fewer photographs are learnt by
     # heart.
@@ -102,16 +102,6 @@ def train(
         right = (logits["garment_a"].argmax(1) == wanted["garment_a"]).float().mean()
         return {"loss": entropy + 2 * damage, "damage": damage.detach(), "garment_a": right}
 
-    fit(
-        "judge",
-        model,
-        loss,
-        steps=steps,
-        lr=lr,
-        runs=runs,
-        seed=seed,
-        weight_decay=0.05,
-        cooldown=0.7,
-        continued=start is not None,
-    )
+    options = {"steps": steps, "lr": lr, "seed": seed, "weight_decay": 0.05, "cooldown": 0.7}
+    fit("judge", model, loss, runs=runs, continued=start is not None, **options)
     model.half().save_pretrained(out / "judge")

@@ -14,6 +14,7 @@ from training.loop import fit
 
 
 def make_model() -> AutoencoderKL:
+    """An untrained autoencoder."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -38,60 +39,48 @@ def train(
     start: Path | None,
     whole: float = 0.3,
 ) -> None:
-    """Trains on crops of a quarter of the area that hold a thing, then, for the share `whole` of
-    the steps, on whole pictures.
+    """Trains on crops, then, for the share `whole` of the steps, on whole pictures.
 
-    With `start`, an autoencoder's folder, only its decoder is trained on: its latents stay what a
-    UNet has learned.
+    A crop is a quarter of the area, and holds a thing. With `start`, an autoencoder's folder, only
+    its decoder is trained: its latents stay those that a UNet has learned.
     """
     torch.manual_seed(seed)
-    model = (
-        AutoencoderKL.from_pretrained(start, dtype=torch.float32) if start else make_model()
-    ).to(memory_format=torch.channels_last)
+    model = AutoencoderKL.from_pretrained(start, dtype=torch.float32) if start else make_model()
+    model.to(memory_format=torch.channels_last)
     if start:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
     photographs = load_photographs("train")
 
-    def crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        windows = [
-            picture[y : y + 32, x : x + 32] for y, x in rng.integers(0, SIZE - 32 + 1, (3, 2))
-        ]
-        return max(windows, key=lambda w: w.std(axis=(0, 1)).sum())
-
     def loss(step: int) -> dict[str, torch.Tensor]:
         pictures = [sample(seed, step * batch + i, photographs)[1] for i in range(batch)]
         if step < (1 - whole) * steps:
             rng = np.random.default_rng([seed, step])
-            pictures = [crop(p, rng) for p in pictures]
-        pixels = (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1).to(
-            memory_format=torch.channels_last
-        )
+            pictures = [crop(picture, rng) for picture in pictures]
+        pixels = to_pixels(pictures).to(memory_format=torch.channels_last)
         posterior = model.encode(pixels).latent_dist
         error = F.mse_loss(model.decode(posterior.sample()).sample, pixels)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         psnr = -10 * (error.detach() / 4).log10()
         return {"loss": error + 2e-5 * kl, "psnr": psnr, "kl": kl.detach()}
 
-    fit(
-        "vae",
-        model,
-        loss,
-        steps=steps,
-        lr=lr,
-        runs=runs,
-        seed=seed,
-        bf16=bf16,
-        weight_decay=1e-4,
-        continued=start is not None,
-    )
+    options = {"steps": steps, "lr": lr, "seed": seed, "bf16": bf16, "weight_decay": 1e-4}
+    fit("vae", model, loss, runs=runs, continued=start is not None, **options)
     if not start:
+        pictures = [sample(seed, -1 - i & 0xFFFFFFFF, photographs)[1] for i in range(512)]
         with torch.no_grad():
-            pictures = np.stack(
-                [sample(seed, -1 - i & 0xFFFFFFFF, photographs)[1] for i in range(512)]
-            )
-            latents = model.encode(
-                torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
-            ).latent_dist.mean
+            latents = model.encode(to_pixels(pictures)).latent_dist.mean
         model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     model.half().save_pretrained(out / "vae")
+
+
+def crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The most varied of three windows of 32 × 32 pixels, so that it holds a thing."""
+    corners = rng.integers(0, SIZE - 32 + 1, (3, 2))
+    windows = [picture[y : y + 32, x : x + 32] for y, x in corners]
+    return max(windows, key=lambda window: window.std(axis=(0, 1)).sum())
+
+
+def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
+    """Pictures (each h × w × 3, uint8) as a batch (n × 3 × h × w) in −1 … 1."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
