@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from asddim_lib import metrics
-from training.compositions import ALL, Scene, draw_scene, load_photographs, sample
+from training.compositions import ALL, Scene, draw_scene, sample
+from training.photographs import load_photographs
 from training.unet import SCHEDULE
 
 REFERENCE, REFERENCE_SEED = 10_000, 101

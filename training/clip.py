@@ -30,11 +30,11 @@ from training.compositions import (
     MIX,
     SIZE,
     draw_scene,
-    load_photographs,
     render,
     siblings,
 )
 from training.loop import fit
+from training.photographs import load_photographs
 
 LENGTH = 16  # tokens of a prompt, start and end included
 START, END = "<|startoftext|>", "<|endoftext|>"

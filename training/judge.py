@@ -21,10 +21,10 @@ from training.compositions import (
     GROUNDS,
     RELATIONS,
     Scene,
-    load_photographs,
     sample,
 )
 from training.loop import fit
+from training.photographs import load_photographs
 
 HEADS = {
     "garment_a": list(GARMENTS),

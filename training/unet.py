@@ -19,8 +19,9 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import compositions
-from training.compositions import MIX, draw_scene, load_photographs, sample
+from training.compositions import MIX, draw_scene, sample
 from training.loop import fit
+from training.photographs import load_photographs
 
 #: Pictures that the autoencoder encodes at a time.
 BATCH = 64

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from training.compositions import SIZE, load_photographs, sample
+from training.compositions import SIZE, sample
 from training.loop import fit
+from training.photographs import load_photographs
 
 
 def make_model() -> AutoencoderKL:
