@@ -42,6 +42,17 @@ def pipe(bundled):
         assert not network._forward_pre_hooks
 
 
+@pytest.fixture(scope="session")
+def whole(bundled, tmp_path_factory):
+    """The folder of a small run without a fault. Tests only read it."""
+    from asddim_lib.experiment.evaluate import evaluate
+    from tests.runs import SETTING, TABLE
+
+    folder = tmp_path_factory.mktemp("whole")
+    evaluate(bundled, TABLE, SETTING, folder)
+    return folder
+
+
 @pytest.fixture
 def preloaded(pipe, monkeypatch):
     """The bundled pipeline, which every command now gets instead of loading its own."""

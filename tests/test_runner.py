@@ -1,115 +1,79 @@
-"""The experiment's runner: many processes, and what they share."""
+"""The experiment in many processes: shards, torchrun, and kills."""
 
 import json
-import logging
 import re
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import torch
+from typer.testing import CliRunner
 
-from asddim_lib import load_pipeline
-from asddim_lib.experiment import evaluate as experiment
+from asddim_lib.cli import app
+from asddim_lib.experiment.evaluate import evaluate
 from asddim_lib.experiment.shards import Shard, joined
-from tests.runs import ONE_THREAD, ROOT, SETTING, TABLE, assert_same
+from tests.runs import ONE_THREAD, ROOT, SETTING, TABLE, assert_same, files
+
+COMMAND = "evaluate --count 12 --batch-size 3 --steps 1 --methods ddim,combined --guidance-scale 1"
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return load_pipeline()
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def whole(pipe, tmp_path_factory):
-    """A run without a fault, and its summary."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, experiment.evaluate(pipe, TABLE, SETTING, folder)
-
-
-@pytest.fixture(autouse=True)
-def _heard(caplog):
-    caplog.set_level(logging.WARNING, "asddim_lib")
-
-
-def test_two_processes_do_what_one_does(tmp_path):
-    what = [
-        "-m",
-        "asddim_lib.cli",
-        "evaluate",
-        "--count",
-        "200",
-        "--steps",
-        "1",
-        "--methods",
-        "ddim,combined",
-        "--batch-size",
-        "25",
-        "--guidance-scale",
-        "1",
-    ]
-    for out, start in (
-        ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]),
-    ):
-        done = subprocess.run(
-            [*start, *what, "--out", out],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=ONE_THREAD,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+def test_two_processes_do_what_one_does(preloaded, one_thread, tmp_path):
+    alone = CliRunner().invoke(app, [*COMMAND.split(), "--out", str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.exception
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "asddim_lib.cli", *COMMAND.split(), "--out", "two"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "two", tmp_path / "one")
-    one, two = (pd.read_csv(tmp_path / name / "summary.csv") for name in ("one", "two"))
-    assert {"fid", "kid", "clip"} <= set(one)
-    pd.testing.assert_frame_equal(
-        one.drop(columns=["seconds", "seconds_ci"]),
-        two.drop(columns=["seconds", "seconds_ci"]),
-        rtol=1e-6,
+    one, two = (
+        pd.read_csv(tmp_path / name / "summary.csv").drop(columns=["seconds", "seconds_ci"])
+        for name in ("one", "two")
     )
-    assert "400/400 images" not in done.stderr  # each process draws a part
-    assert "200/200 images" in done.stderr
+    assert {"kid", "clip", "right"} <= set(one)
+    pd.testing.assert_frame_equal(one, two, rtol=1e-6)
+    assert "24/24 images" not in done.stderr  # each process draws a part
+    assert "12/12 images" in done.stderr
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, processes):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", str(tmp_path), processes, "15"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=ONE_THREAD,
-        check=False,
-        timeout=1800,
-    )
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path, processes):
+    command = [sys.executable, "-m", "tests.kills", str(tmp_path), processes, "15"]
+    how = {"capture_output": True, "text": True, "cwd": ROOT, "env": ONE_THREAD, "timeout": 1800}
+    done = subprocess.run(command, **how)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("15 kills")
 
 
 def test_provenance_says_what_the_figures_were_measured_against(whole):
-    said = json.loads((whole[0] / "provenance.json").read_text())
-    assert (said["reference_n"], said["dtype"], said["prompts_from"], said["clip"]) == (
-        10_000,
-        "torch.float32",
-        "bundled",
-        "bundled",
-    )
-    assert re.fullmatch("[0-9a-f]{16}", said["reference_sha256"])
+    provenance = json.loads((whole / "provenance.json").read_text())
+    expected = {
+        "reference_n": 10_000,
+        "dtype": "torch.float32",
+        "prompts_from": "bundled",
+        "clip": "bundled",
+    }
+    assert {key: provenance[key] for key in expected} == expected
+    assert re.fullmatch("[0-9a-f]{16}", provenance["reference_sha256"])
 
 
 def test_shards_of_machines_that_share_a_folder_add_up(pipe, whole, tmp_path):
-    drawn = [
-        experiment.evaluate(pipe, TABLE, SETTING, tmp_path, shard=Shard(number, 3))
-        for number in (2, 0)
-    ]
-    assert [list(part["shard"]) for part in drawn] == [["2/3"], ["0/3"]]
-    files = len(list((tmp_path / "images").glob("[!.]*.safetensors")))
-    assert files == 8  # of 6 turns of two methods each, shard 0 and shard 2 have two turns
+    """Six turns have two methods each: shards 0 and 2 of 3 have two turns each."""
+    for number in (2, 0):
+        rows = evaluate(pipe, TABLE, SETTING, tmp_path, shard=Shard(number, 3))
+        assert list(rows["shard"]) == [f"{number}/3"]
+    assert len(files(tmp_path)) == 8
     assert not (tmp_path / "records.parquet").exists()
-    experiment.evaluate(pipe, TABLE, SETTING, tmp_path)  # draws what is left, and judges
-    assert_same(tmp_path, whole[0])
+    evaluate(pipe, TABLE, SETTING, tmp_path)  # draws the rest, and judges
+    assert_same(tmp_path, whole)
 
 
 def test_shares_are_all_the_work_and_nothing_twice():
