@@ -30,8 +30,9 @@ FLOORS = (
     "cli",
 )
 FILES = sorted(LIBRARY.rglob("*.py"))
-CODE = [*FILES, *sorted((ROOT / "tests").glob("*.py"))]  # training: one long loop, as trained
-CODE += sorted((ROOT / "book").glob("*.py"))
+CODE = [*FILES]
+for folder in ("tests", "training", "book"):
+    CODE += sorted((ROOT / folder).glob("*.py"))
 
 
 def floor(module):
