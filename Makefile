@@ -23,7 +23,7 @@ test: .venv/.ready ## lint, types, tests and the share of branches that they rea
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --numprocesses auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
 
 experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 prompts, every grid beside every peer; goes on where it was stopped
 	$(BIN)/asddim evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5

@@ -85,3 +85,28 @@ def real_pictures(tmp_path):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{k}.png")
     (folder / "labels.txt").write_text("no picture")
     return tmp_path / "real"
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    """No test finds the features of real pictures that another has kept."""
+    from asddim_lib.metrics.features import reference
+
+    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def eight(monkeypatch):
+    """Inception's stand-in, with eight numbers per picture. Lists how many pictures it sees."""
+    import torch
+
+    from asddim_lib.metrics.features import inception
+
+    seen, pool = [], torch.nn.functional.adaptive_avg_pool2d
+
+    def network(images):
+        seen.append(len(images))
+        return pool(images.float(), (2, 4)).mean(1).flatten(1)
+
+    monkeypatch.setattr(inception, "_network", lambda weights, device: network)
+    return seen

@@ -1,6 +1,5 @@
 """FD-DINOv2: what its network sees, and its figures beside Inception's."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -10,127 +9,70 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import cli
+from asddim_lib.cli import app
 from asddim_lib.cli.experiment import features
-from asddim_lib.metrics.features import inception, reference
 from asddim_lib.metrics.features.dinov2 import Dinov2
+from tests.runs import COMMAND
 
-REAL = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception"
-)
+pytestmark = pytest.mark.usefixtures("no_cache")
 PICTURES = torch.randint(
     0, 256, (12, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Real pictures of several shapes, one of them grey, and a file that is none."""
-    place = tmp_path / "real" / "more"
-    place.mkdir(parents=True)
-    draw = np.random.default_rng(1)
-    for k, shape in enumerate([(40, 40, 3), (50, 30, 3), (30, 60, 3), (40, 40)] * 3):
-        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(place / f"{k}.png")
-    (place / "labels.txt").write_text("no picture")
-    return tmp_path / "real"
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """No test finds what another kept."""
-    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def eight(monkeypatch):
-    """In the network's place: eight numbers a picture. Counts what it is asked."""
-    asked = []
-
-    def network(images):
-        asked.append(len(images))
-        return torch.nn.functional.adaptive_avg_pool2d(images.float(), (2, 4)).mean(1).flatten(1)
-
-    monkeypatch.setattr(inception, "_network", lambda weights, device: network)
-    return asked
-
-
-def command(folder, out, *more):
-    return CliRunner().invoke(
-        cli.app,
-        [
-            "evaluate",
-            "--count",
-            "5",
-            "--steps",
-            "1,2",
-            "--methods",
-            "ddim,noise",
-            "--guidance-scale",
-            "2",
-            "--reference",
-            str(folder),
-            "--out",
-            str(out),
-            *more,
-        ],
-    )
-
-
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory):
-    """A folder of a tiny DINOv2 with random weights, as the hub lays it."""
+    """A folder of a tiny DINOv2 with random weights, as the hub keeps it."""
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("dino")
-    Dinov2Model(
-        Dinov2Config(
-            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56
-        )
-    ).save_pretrained(place)
-    return str(place)
+    folder = tmp_path_factory.mktemp("dino")
+    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Dinov2Config(**shape, image_size=224, patch_size=56)
+    Dinov2Model(config).save_pretrained(folder)
+    return str(folder)
 
 
-def test_dinov2_sees_what_pillow_would_show_it(folder, dino):
+def resized(picture):
+    """The picture in Pillow's bicubic size for the network, 224 × 224 × 3."""
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    return torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BICUBIC)))
+
+
+def test_dinov2_sees_what_pillow_would_show_it(real_pictures, dino):
+    """Up to two levels of grey, by rounding."""
+    pixels = Dinov2(str(real_pictures), dino).prepared(PICTURES)
+    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (torch.stack([resized(picture) for picture in PICTURES]) / 255 - mean) / spread
+    assert (pixels - expected.permute(0, 3, 1, 2)).abs().max() < 2.01 / 255 / 0.224
+
+
+@torch.no_grad()
+def test_features_are_the_network_s_class_token(real_pictures, dino):
     from transformers import Dinov2Model
 
-    how = Dinov2(str(folder), dino)
-    shown = torch.stack(
-        [
-            torch.from_numpy(
-                np.array(
-                    Image.fromarray(one.permute(1, 2, 0).numpy()).resize(
-                        (224, 224), Image.Resampling.BICUBIC
-                    )
-                )
-            )
-            for one in PICTURES
-        ]
-    )
-    mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    wanted = ((shown / 255 - mean) / spread).permute(0, 3, 1, 2)
-    assert (how.prepared(PICTURES) - wanted).abs().max() < 2.01 / 255 / 0.224, (
-        "two levels of grey, by rounding"
-    )
-    model = Dinov2Model.from_pretrained(dino).eval()
-    with torch.no_grad():
-        token = model.layernorm(
-            model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state
-        )[:, 0]
+    how, model = Dinov2(str(real_pictures), dino), Dinov2Model.from_pretrained(dino).eval()
+    hidden = model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state
+    token = model.layernorm(hidden)[:, 0]
     torch.testing.assert_close(how.features(PICTURES), token.double())
 
 
-def test_the_experiment_adds_dinov2_s_figures_beside_inception_s(folder, tmp_path, eight, dino):
-    done = command(folder, tmp_path / "out", "--dinov2", dino)
-    assert done.exit_code == 0, (done.output, done.exception)
+def test_the_experiment_adds_its_figures_beside_inception_s(
+    preloaded, real_pictures, tmp_path, eight, dino
+):
+    places = ["--reference", str(real_pictures), "--out", str(tmp_path / "out"), "--dinov2", dino]
+    done = CliRunner().invoke(app, [*COMMAND.split(), *places])
+    assert done.exit_code == 0, done.exception
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert (summary[["inception_fid", "dinov2_fid"]] > 0).all(axis=None)
-    said = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert said["dinov2"]["weights"] == dino
-    assert said["dinov2"]["reference_sha256"] != said["inception"]["reference_sha256"]
-    for how, message in (
-        ("nowhere", "dinov2 is 'nowhere', which could not be loaded"),
-        ("", "reference is ; give a folder"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Dinov2(str(folder), how).network() if how else features("", "", "paper", dino)
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    dinov2, inception = provenance["dinov2"], provenance["inception"]
+    assert dinov2["weights"] == dino
+    assert dinov2["reference_sha256"] != inception["reference_sha256"]
+
+
+def test_wrong_use_is_named(real_pictures, dino):
+    with pytest.raises(ValueError, match="dinov2 is 'nowhere', which could not be loaded"):
+        Dinov2(str(real_pictures), "nowhere").network()
+    with pytest.raises(ValueError, match="reference is ; give a folder"):
+        features("", "", "paper", dino)

@@ -1,7 +1,7 @@
 """FID by Inception's features.
 
-Through a stand-in everywhere, and through the real network, with random weights, where torchvision
-is. And by DINOv2's.
+A stand-in takes the network's place everywhere. The real network, with random weights, runs where
+torchvision is installed.
 """
 
 import importlib.util
@@ -15,11 +15,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import cli, metrics
+from asddim_lib import metrics
+from asddim_lib.cli import app
 from asddim_lib.experiment.evaluate import commit
-from asddim_lib.metrics.features import inception, reference
+from asddim_lib.metrics.features import reference
 from asddim_lib.metrics.features.inception import Inception, cropped
+from tests.runs import COMMAND
 
+pytestmark = pytest.mark.usefixtures("no_cache")
 REAL = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception"
 )
@@ -29,81 +32,70 @@ PICTURES = torch.randint(
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Real pictures of several shapes, one of them grey, and a file that is none."""
-    place = tmp_path / "real" / "more"
-    place.mkdir(parents=True)
-    draw = np.random.default_rng(1)
-    for k, shape in enumerate([(40, 40, 3), (50, 30, 3), (30, 60, 3), (40, 40)] * 3):
-        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(place / f"{k}.png")
-    (place / "labels.txt").write_text("no picture")
-    return tmp_path / "real"
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    """No test finds what another kept."""
-    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def eight(monkeypatch):
-    """In the network's place: eight numbers a picture. Counts what it is asked."""
-    asked = []
-
-    def network(images):
-        asked.append(len(images))
-        return torch.nn.functional.adaptive_avg_pool2d(images.float(), (2, 4)).mean(1).flatten(1)
-
-    monkeypatch.setattr(inception, "_network", lambda weights, device: network)
-    return asked
+def folder(real_pictures):
+    return str(real_pictures)
 
 
 def test_the_paper_s_preparation_brings_the_shorter_side_to_256_and_cuts_the_middle():
     wide = torch.zeros(1, 3, 128, 512, dtype=torch.uint8)
     wide[..., 192:320] = 200
     assert cropped(wide).shape == (1, 3, 256, 256)
-    assert (cropped(wide)[..., 8:-8] == 200).all(), "the middle alone is left"
+    assert (cropped(wide)[..., 8:-8] == 200).all()
     square = PICTURES[:, :, :32, :32].repeat_interleave(8, 2).repeat_interleave(8, 3)
-    assert torch.equal(cropped(square), square), "what has the size stays as it is"
+    assert torch.equal(cropped(square), square)  # it has that size already
 
 
-def test_real_pictures_are_looked_at_once_for_the_same_content(folder, tmp_path, eight):
-    found, name = Inception(str(folder)).real()
-    assert found.shape == (12, 8)
-    looked = sum(eight)
-    again, same = Inception(str(folder)).real()
-    assert (sum(eight), same) == (looked, name)
-    assert torch.equal(found, again)
+def test_the_same_real_pictures_pass_through_the_network_once(folder, eight):
+    features, name = Inception(folder).real()
+    assert features.shape == (12, 8)
+    seen = sum(eight)
+    again, same = Inception(folder).real()
+    assert (sum(eight), same) == (seen, name)
+    assert torch.equal(features, again)
+
+
+def test_other_pictures_weights_or_preparation_have_another_name(
+    real_pictures, folder, tmp_path, eight
+):
     (tmp_path / "w.pth").write_bytes(b"w")
-    others = [
-        Inception(str(folder), prepare="plain"),
-        Inception(str(folder), weights=str(tmp_path / "w.pth")),
-    ]
-    names = {name, *(other.real()[1] for other in others)}
-    Image.new("RGB", (9, 9)).save(folder / "more" / "0.png")
-    assert len(names | {Inception(str(folder)).real()[1]}) == 4
-    torch.testing.assert_close(
-        found[1],
-        Inception(str(folder)).features(reference._read(sorted(folder.rglob("*.png"))[1]))[0],
-    )
+    weights = str(tmp_path / "w.pth")
+    ways = [{}, {"prepare": "plain"}, {"weights": weights}]
+    names = {Inception(folder, **how).real()[1] for how in ways}
+    Image.new("RGB", (9, 9)).save(real_pictures / "more" / "0.png")
+    assert len(names | {Inception(folder).real()[1]}) == 4
 
 
-def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch):
-    for how, message in (
+def test_a_real_picture_passes_as_a_drawn_one(real_pictures, folder, eight):
+    features, _ = Inception(folder).real()
+    second = reference._read(sorted(real_pictures.rglob("*.png"))[1])
+    torch.testing.assert_close(features[1], Inception(folder).features(second)[0])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
         ({"reference": "nowhere"}, "reference is nowhere"),
-        ({"reference": str(folder), "prepare": "crop"}, "prepare is crop"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Inception(**how)
-    (folder / "bad.png").write_text("no picture")
-    monkeypatch.setattr(inception, "_network", lambda weights, device: lambda images: images)
+        ({"prepare": "crop"}, "prepare is crop"),
+    ],
+)
+def test_a_wrong_argument_is_named(folder, how, message):
+    with pytest.raises(ValueError, match=message):
+        Inception(**{"reference": folder, **how})
+
+
+def test_a_folder_without_pictures_and_a_file_that_is_none_are_named(
+    real_pictures, folder, tmp_path, eight
+):
+    (real_pictures / "bad.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"bad\.png, which is no picture"):
-        Inception(str(folder)).real()
+        Inception(folder).real()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="the folder needs pictures"):
         Inception(str(tmp_path / "empty")).real()
-    done = CliRunner().invoke(cli.app, ["evaluate", "--inception", "w.pth"])
+
+
+def test_a_checkpoint_without_real_pictures_is_refused():
+    done = CliRunner().invoke(app, ["evaluate", "--inception", "w.pth"])
     assert "reference is ; give a folder of real pictures, too" in str(done.exception)
 
 
@@ -112,79 +104,49 @@ def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch):
 )
 def test_without_torch_fidelity_the_remedy_is_named(folder):
     with pytest.raises(ValueError, match=r"pip install 'asddim-lib\[inception\]'"):
-        Inception(str(folder)).network()
+        Inception(folder).network()
 
 
 def command(folder, out, *more):
-    return CliRunner().invoke(
-        cli.app,
-        [
-            "evaluate",
-            "--count",
-            "5",
-            "--steps",
-            "1,2",
-            "--methods",
-            "ddim,noise",
-            "--guidance-scale",
-            "2",
-            "--reference",
-            str(folder),
-            "--out",
-            str(out),
-            *more,
-        ],
-    )
+    places = ["--reference", folder, "--out", str(out)]
+    return CliRunner().invoke(app, [*COMMAND.split(), *places, *more])
 
 
-def test_the_experiment_adds_its_figures(folder, tmp_path, eight, monkeypatch):
+def test_the_experiment_adds_its_figures(preloaded, folder, tmp_path, eight):
     done = command(folder, tmp_path / "out")
-    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.exit_code == 0, done.exception
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert (summary["inception_fid"] > 0).all()
     assert summary[["inception_fid_ci", "inception_kid", "inception_kid_ci"]].notna().all(axis=None)
-    said = json.loads((tmp_path / "out" / "provenance.json").read_text())["inception"]
-    name = Inception(str(folder)).real()[1]
-    assert said == {
-        "reference": str(folder),
-        "weights": "",
-        "prepare": "paper",
-        "reference_sha256": name,
-        "reference_n": 12,
-    }
-    shown = CliRunner().invoke(cli.app, ["report", str(tmp_path / "out")]).stdout
-    assert (
-        f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}, "
-        "judge against 10000 real pictures" in shown
-    )
-    assert f"inception against 12 real pictures ({name}, prepared as paper)" in shown
-    assert (
-        "| steps | method | KID | FID, Inception | KID, Inception | CLIP | all right, % |" in shown
-    )
-
-
-def test_a_fid_of_too_few_pictures_is_given_to_who_asks():
-    few, many = (
-        torch.randn(5, 8, generator=torch.Generator().manual_seed(1)),
-        torch.randn(90, 8, generator=torch.Generator().manual_seed(2)),
-    )
-    with pytest.raises(ValueError, match="more images than feature dimensions"):
-        metrics.fid(few, many)
-    assert metrics.fid(few, many, rank_deficient=True) == pytest.approx(
-        frechet(few, many), rel=1e-6
-    )
+    name = Inception(folder).real()[1]
+    expected = {"reference": folder, "weights": "", "prepare": "paper"}
+    expected |= {"reference_sha256": name, "reference_n": 12}
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["inception"] == expected
+    text = CliRunner().invoke(app, ["report", str(tmp_path / "out")]).stdout
+    model = f"model bundled, clip bundled, weights c3c9c36f409fdb59, commit {commit()}"
+    columns = "steps | method | KID | FID, Inception | KID, Inception | CLIP | all right, %"
+    assert f"{model}, judge against 10000 real pictures" in text
+    assert f"inception against 12 real pictures ({name}, prepared as paper)" in text
+    assert f"| {columns} |" in text
 
 
 def frechet(features, reference):
     """FID again, by SciPy's matrix root in float64."""
     x, y = features.double().numpy(), reference.double().numpy()
-    root = scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)).real
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(
-        np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root
+        a + b - 2 * scipy.linalg.sqrtm(a @ b).real
     )
 
 
-# DINOv2
+def test_a_fid_of_too_few_pictures_is_given_on_request():
+    few = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    many = torch.randn(90, 8, generator=torch.Generator().manual_seed(2))
+    with pytest.raises(ValueError, match="more images than feature dimensions"):
+        metrics.fid(few, many)
+    value = metrics.fid(few, many, rank_deficient=True)
+    assert value == pytest.approx(frechet(few, many), rel=1e-6)
 
 
 # the real network
@@ -195,10 +157,8 @@ def weights(tmp_path_factory):
     """A checkpoint of random weights, with the keys and shapes of the published one."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    file, load = (
-        tmp_path_factory.mktemp("weights") / "random.pth",
-        FeatureExtractorInceptionV3.load_state_dict,
-    )
+    file = tmp_path_factory.mktemp("weights") / "random.pth"
+    load = FeatureExtractorInceptionV3.load_state_dict
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:  # it is made with the weights that it was made with
         patch.setattr(
@@ -215,11 +175,11 @@ def weights(tmp_path_factory):
 
 
 @REAL
-def test_figures_are_torchmetrics_own(weights, folder, tmp_path):
+def test_figures_are_torchmetrics_own(weights, folder):
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    how = Inception(str(folder), weights, "plain")
+    how = Inception(folder, weights, "plain")
     features, others = how.features(PICTURES), how.features(255 - PICTURES)
     assert features.shape == (12, 2048)
     assert features.std() > 0
@@ -240,18 +200,17 @@ def test_figures_are_torchmetrics_own(weights, folder, tmp_path):
 
 
 @REAL
-def test_the_whole_command_runs_on_it(weights, folder, tmp_path, monkeypatch):
-    done = command(
-        folder, tmp_path / "out", "--inception", weights, "--steps", "1", "--methods", "ddim"
-    )
-    assert done.exit_code == 0, (done.output, done.exception)
+def test_the_whole_command_runs_on_it(preloaded, weights, folder, tmp_path):
+    options = ["--inception", weights, "--steps", "1", "--methods", "ddim"]
+    done = command(folder, tmp_path / "out", *options)
+    assert done.exit_code == 0, done.exception
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert summary[["inception_fid", "inception_fid_ci", "inception_kid"]].notna().all(axis=None)
-    assert "inception_fid_infinity" not in summary, "five pictures tell nothing of infinity"
+    assert "inception_fid_infinity" not in summary  # five pictures are too few
 
 
 @REAL
 def test_a_damaged_checkpoint_is_named(folder, tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"inception is '.*bad\.pth', which could not be loaded"):
-        Inception(str(folder), str(tmp_path / "bad.pth")).network()
+        Inception(folder, str(tmp_path / "bad.pth")).network()
