@@ -32,7 +32,7 @@ SETTING = design.Setting(
     calibrate_steps=3,
     batch_size=2,
 )
-COUNT = 5
+COUNT = 4
 
 
 def start(out: Path, size: int) -> list[int]:

@@ -111,19 +111,29 @@ def test_wrong_use_of_a_search_is_named(pipe):
         direct_search(pipe, PROMPTS[:1], [[999, 500]])
 
 
-def test_choose_lists_what_it_tried_best_last(preloaded, tmp_path):
+def listed(*options):
+    """What `choose` prints: each grid's distance, name and timesteps."""
+    command = "choose --steps 3 --solver dpm++ --count 2 --guidance-scale 3"
+    done = CliRunner().invoke(app, [*command.split(), *options])
+    assert done.exit_code == 0, done.exception
+    lines = [line.rsplit("[", 1) for line in done.stdout.splitlines()]
+    rows = [(*head.split(maxsplit=1), json.loads("[" + grid)) for head, grid in lines]
+    return [(float(distance), name.strip(), grid) for distance, name, grid in rows]
+
+
+def test_choose_lists_what_it_tried_best_last(preloaded):
+    rows = listed("--reference-steps", "4", "--grids", "trailing,leading,karras")
+    assert {name for _, name, _ in rows} == {"trailing", "leading", "karras"}
+    assert [row[0] for row in rows] == sorted((row[0] for row in rows), reverse=True)
+    assert all(len(grid) == 3 and grid[0] <= 999 for *_, grid in rows)
+
+
+def test_choose_also_tries_a_profile_s_density_and_searches_on(preloaded, tmp_path):
     how = {"guidance_scale": 3.0, "num_steps": 8, "estimator": "path"}
     calibrate(preloaded, PROMPTS[:1], **how).save(tmp_path / "p.json")
-    command = "choose --steps 3 --solver dpm++ --count 2 --guidance-scale 3 --reference-steps 12"
-    arguments = [*command.split(), "--profile", str(tmp_path / "p.json")]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.exception
-    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    distances = [float(distance) for distance, _ in lines]
-    assert len(lines) == 9  # five fixed grids, and the profile's at four tempers
+    options = ["--reference-steps", "9", "--profile", str(tmp_path / "p.json"), "--search"]
+    rows = listed(*options)
+    names, distances = [name for _, name, _ in rows], [distance for distance, *_ in rows]
+    assert len(names) == 5 + 4 + 1  # fixed grids, the density at four tempers, the searched one
+    assert names[-1] == "searched"
     assert distances == sorted(distances, reverse=True)
-    assert json.loads(lines[-1][1][lines[-1][1].index("[") :])[0] <= 999
-    done = CliRunner().invoke(app, [*arguments, "--search"])
-    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
-    assert (len(lines), lines[-1][1]) == (10, "searched")
-    assert float(lines[-1][0]) <= distances[-1]
