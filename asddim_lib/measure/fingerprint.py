@@ -86,7 +86,7 @@ def _settings(thing: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
@@ -97,7 +97,9 @@ def _plain(value: Any) -> Any:
     """The value, with what is of no known kind put by its class."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, (set, frozenset)):  # it has no order, and each process another
+        return sorted(repr(_plain(part)) for part in value)
+    if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     known = (*PLAIN, torch.dtype, Tensor, np.ndarray, np.generic)
     return value if isinstance(value, known) else type(value).__name__
@@ -111,7 +113,7 @@ def _add(digest: Any, *values: Any) -> None:
                 _add(digest, key, {str(k): v for k, v in value.items()}[key])
         elif isinstance(value, (list, tuple)):
             _add(digest, *value)
-        elif isinstance(value, set):
+        elif isinstance(value, (set, frozenset)):
             _add(digest, *sorted(map(repr, value)))
         elif isinstance(value, float) and math.isnan(value):
             digest.update(b"nan")
