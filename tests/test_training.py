@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from asddim_lib.errors import WrongUse
-from training import compositions, loop, unet, vae
+from training import compositions, latents, loop, vae
 
 
 @pytest.fixture
@@ -18,19 +18,19 @@ def photographs(monkeypatch):
         garment: rng.integers(0, 256, (2, 2, 28, 28), dtype=np.uint8)
         for garment in compositions.GARMENTS
     }
-    monkeypatch.setattr(unet, "load_photographs", lambda split: pictures)
+    monkeypatch.setattr(latents, "load_photographs", lambda split: pictures)
     return pictures
 
 
 def test_a_retrained_autoencoder_gets_latents_of_its_own(tmp_path, photographs):
     torch.manual_seed(0)
     model = vae.make_model().eval()
-    first = unet.encode(tmp_path, model, 64, seed=1)
-    assert torch.equal(unet.encode(tmp_path, model, 64, seed=1), first)
+    first = latents.encode(tmp_path, model, 64, seed=1)
+    assert torch.equal(latents.encode(tmp_path, model, 64, seed=1), first)
     assert len(list(tmp_path.iterdir())) == 1, "the second time they were read"
     with torch.no_grad():
         model.encoder.conv_in.weight.mul_(1.5)
-    second = unet.encode(tmp_path, model, 64, seed=1)
+    second = latents.encode(tmp_path, model, 64, seed=1)
     pixels = np.stack([compositions.sample(1, i, photographs)[1] for i in range(64)])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
@@ -42,18 +42,18 @@ def test_a_retrained_autoencoder_gets_latents_of_its_own(tmp_path, photographs):
 def test_each_input_of_the_latents_changes_their_name(photographs):
     model = vae.make_model()
     keys = {
-        unet.latents_key(model, photographs, 64, 1),
-        unet.latents_key(model, photographs, 128, 1),
-        unet.latents_key(model, photographs, 64, 2),
+        latents.latents_key(model, photographs, 64, 1),
+        latents.latents_key(model, photographs, 128, 1),
+        latents.latents_key(model, photographs, 64, 2),
     }
     changed = {garment: pictures.copy() for garment, pictures in photographs.items()}
     changed["bag"][0, 0, 0, 0] ^= 1
-    keys.add(unet.latents_key(model, changed, 64, 1))
+    keys.add(latents.latents_key(model, changed, 64, 1))
     model.register_to_config(scaling_factor=0.5)
-    keys.add(unet.latents_key(model, photographs, 64, 1))
+    keys.add(latents.latents_key(model, photographs, 64, 1))
     with torch.no_grad():
         next(iter(model.parameters())).flatten()[0].add_(1e-3)
-    keys.add(unet.latents_key(model, photographs, 64, 1))
+    keys.add(latents.latents_key(model, photographs, 64, 1))
     assert len(keys) == 6
 
 
@@ -109,11 +109,11 @@ def test_a_checkpoint_of_other_inputs_is_refused_in_one_line(tmp_path, stamp):
 
 def test_each_weight_of_the_autoencoder_and_the_text_tower_changes_the_stamp():
     autoencoder, text = vae.make_model(), text_tower()
-    stamps = {unet.weights_hash(autoencoder, text)}
+    stamps = {latents.weights_hash(autoencoder, text)}
     for model in (autoencoder, text):
         for weight in model.parameters():
             with torch.no_grad():
                 weight.flatten()[-1].add_(1e-3)
-            stamps.add(unet.weights_hash(autoencoder, text))
+            stamps.add(latents.weights_hash(autoencoder, text))
     weights = sum(len(list(model.parameters())) for model in (autoencoder, text))
     assert len(stamps) == 1 + weights

@@ -1,5 +1,6 @@
-"""Trains the bundled model: `python -m training clip|vae|judge|unet`, then `assemble`, `report`.
+"""Trains the bundled models: `python -m training clip|vae|judge|unet|clip-2|flow`.
 
+Then `assemble` and `report`.
 Each part goes on where it was stopped.
 """
 
@@ -13,7 +14,7 @@ import torch
 import typer
 
 from asddim_lib.errors import WrongUse
-from training import assembly, clip, judge, report, unet, vae
+from training import assembly, clip, flow, judge, report, unet, vae
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -40,7 +41,17 @@ def train_clip(
     runs: Runs = RUNS, steps: int = 900, batch: int = 192, lr: float = 1.5e-3, seed: int = 1
 ) -> None:
     """Tokenizer and both CLIP towers, by contrast with near misses in every batch."""
-    clip.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed)
+    options = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    clip.train(runs, runs / "parts", name="clip", **options)
+
+
+@app.command("clip-2")
+def train_second_clip(
+    runs: Runs = RUNS, steps: int = 600, batch: int = 128, lr: float = 1.5e-3, seed: int = 11
+) -> None:
+    """The second CLIP, whose text tower the flow-matching transformer has beside the first."""
+    options = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    clip.train(runs, runs / "parts", name="clip_2", **options)
 
 
 @app.command("vae")
@@ -98,6 +109,37 @@ def train_unet(
         bf16=bf16,
         start=start,
     )
+
+
+@app.command("flow")
+def train_flow(
+    runs: Runs = RUNS,
+    steps: int = 3000,
+    batch: int = 64,
+    lr: float = 1e-3,
+    seed: int = 5,
+    pictures: int = 60_032,
+    bf16: Bf16 = True,
+    start: Start = None,
+) -> None:
+    """The flow-matching transformer, on the latents of the finished autoencoder."""
+    flow.train(
+        runs,
+        runs / "parts",
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        pictures=pictures,
+        bf16=bf16,
+        start=start,
+    )
+
+
+@app.command("unpack")
+def unpack(runs: Runs = RUNS, data: Path = DATA) -> None:
+    """Puts the shipped autoencoder, tokenizer and text tower under --runs, to train from."""
+    assembly.unpack(data, runs)
 
 
 @app.command("assemble")

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from asddim_lib import metrics
+from training import clip
 from training.compositions import ALL, Scene, draw_scene, sample
 from training.photographs import load_photographs
 from training.unet import SCHEDULE
@@ -36,6 +37,17 @@ def real(count: int, seed: int, half: int | None = None) -> tuple[list[Scene], t
     photographs = load_photographs("test", half)
     scenes, pictures = zip(*(sample(seed, i, photographs, ALL) for i in range(count)), strict=True)
     return list(scenes), torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def unpack(data: Path, runs: Path) -> None:
+    """Puts the shipped autoencoder, tokenizer and first text tower under `runs`.
+
+    The flow-matching transformer can then be trained without training those again.
+    """
+    parts = runs / "parts"
+    for part in ("vae", "tokenizer"):
+        shutil.copytree(data / "model" / part, parts / part, dirs_exist_ok=True)
+    clip.save_tower(CLIPModel.from_pretrained(data / "clip"), parts / clip.TOWERS["clip"])
 
 
 def assemble(runs: Path, data: Path) -> None:

@@ -1,11 +1,13 @@
-"""The tiny CLIP: a byte-pair tokenizer and two towers trained by contrast.
+"""The two tiny CLIPs: a byte-pair tokenizer, and two towers each, trained by contrast.
 
-Its text tower conditions the UNet. The whole model scores prompts.
+The first one's text tower conditions the UNet, and the whole model scores prompts. Both text towers
+condition the flow-matching transformer.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
 
@@ -38,6 +41,12 @@ from training.photographs import load_photographs
 
 LENGTH = 16  # tokens of a prompt, start and end included
 START, END = "<|startoftext|>", "<|endoftext|>"
+#: Folders and shapes of the text towers: of the CLIP that scores prompts, and of the second.
+TOWERS = {"clip": "text_tower", "clip_2": "text_tower_2"}
+TEXT = {
+    "clip": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3},
+    "clip_2": {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4},
+}
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -92,7 +101,8 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     return made
 
 
-def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+def make_model(tokenizer: CLIPTokenizer, name: str = "clip") -> CLIPModel:
+    """An untrained CLIP; `name` chooses its text tower from TEXT."""
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -100,9 +110,7 @@ def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     }
     shared = {"num_attention_heads": 4, "projection_dim": 128}
     text = {
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 3,
+        **TEXT[name],
         "vocab_size": len(tokenizer),
         "max_position_embeddings": LENGTH,
     }
@@ -130,10 +138,27 @@ def make_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
     return CLIPProcessor(images, tokenizer)
 
 
-def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int) -> None:
+def train(
+    runs: Path, out: Path, *, name: str, steps: int, batch: int, lr: float, seed: int
+) -> None:
+    """Trains the CLIP of `name`, and saves what the generators need of it in `out`."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(out / "tokenizer")
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, name)
+    loss = make_loss(model, tokenizer, batch=batch, seed=seed)
+    fit(name, model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.1)
+    model.half()
+    save_tower(model, out / TOWERS[name])
+    if name == "clip":
+        model.save_pretrained(out / "clip")
+        make_processor(tokenizer).save_pretrained(out / "clip")
+        save_text_encoder(model, out / "text_encoder")
+
+
+def make_loss(
+    model: CLIPModel, tokenizer: CLIPTokenizer, *, batch: int, seed: int
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """The contrastive loss of a training step, which depends on the step's number only."""
     photographs = load_photographs("train")
     kinds, shares = list(MIX), list(MIX.values())
 
@@ -165,15 +190,25 @@ def train(runs: Path, out: Path, *, steps: int, batch: int, lr: float, seed: int
             "rank1": hits,
         }
 
-    fit("clip", model, loss, steps=steps, lr=lr, runs=runs, seed=seed, weight_decay=0.1)
-    model.half().save_pretrained(out / "clip")
-    make_processor(tokenizer).save_pretrained(out / "clip")
+    return loss
+
+
+def save_tower(model: CLIPModel, folder: Path) -> None:
+    """Saves the text tower with its projection, as Stable Diffusion 3 wants it."""
+    tower = CLIPTextModelWithProjection(model.config.text_config).to(model.dtype)
+    held = model.state_dict()
+    tower.load_state_dict({key: held[key] for key in tower.state_dict()})
+    tower.save_pretrained(folder)
+
+
+def save_text_encoder(model: CLIPModel, folder: Path) -> None:
+    """Saves the text tower as Stable Diffusion 1 wants it."""
     text = CLIPTextModel(model.config.text_config).half()
     text.load_state_dict(
         {k.removeprefix("text_model."): v for k, v in model.text_model.state_dict().items()}
     )
-    text.save_pretrained(out / "text_encoder")
+    text.save_pretrained(folder)
     # Under the names of Stable Diffusion's own file, which every transformers reads: 5 writes names
     # that 4 takes for another model's.
     named = {f"text_model.{k}": v.contiguous() for k, v in text.state_dict().items()}
-    save_file(named, out / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
