@@ -136,6 +136,18 @@ def defines_public(file):
     )
 
 
+def test_each_member_that_the_reference_names_is_there():
+    named = re.findall(r"automodule:: (\S+)\n   :members: (.+)", TEXT["api"])
+    assert len(named) > 10
+    missing = [
+        f"{module}.{name}"
+        for module, names in named
+        for name in names.split(", ")
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    assert not missing
+
+
 def test_every_chapter_with_an_equation_has_exercises():
     assert {e["chapter"] for e in CONTRACT} <= set(WITH_EXERCISES)
 

@@ -113,6 +113,12 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     half = metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
     assert half == pytest.approx(1.96 * values.std() / 20, rel=0.05)
     assert half == metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
+    few = [
+        metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 5, seed)
+        for seed in range(400)
+    ]
+    wide = stats.t.ppf(0.975, 4) * values.std() / 20  # of five resamples, t has 4 degrees
+    assert np.mean(np.square(few)) ** 0.5 == pytest.approx(wide, rel=0.05)
     assert metrics.bootstrap_interval(lambda index: 1.0, 1) == math.inf
     with pytest.raises(ValueError, match="resamples is 1; give at least 2"):
         metrics.bootstrap_interval(lambda index: 1.0, 9, 1)

@@ -103,6 +103,10 @@ def test_a_pipeline_saved_with_our_scheduler_loads(tmp_path, kind):
     assert type(DiffusionPipeline.from_pretrained(tmp_path).scheduler) is kind
 
 
+#: A device that this machine has not, whatever it has.
+LACKING = f"cuda:{torch.cuda.device_count()}"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -110,6 +114,8 @@ def test_a_pipeline_saved_with_our_scheduler_loads(tmp_path, kind):
         (lambda folder: load_scheduler_config(folder), "has no scheduler config"),
         (lambda folder: load_pipeline(save_memory=["disk"]), "save_memory is disk; use some of"),
         (lambda folder: load_pipeline(save_memory=["offload"]), "offload on a CPU; leave it out"),
+        (lambda folder: load_pipeline(device="tpu-7"), "device is 'tpu-7', which cannot be used"),
+        (lambda folder: load_pipeline(device=LACKING), f"device is '{LACKING}', which cannot be"),
         (lambda folder: quicken(object()), "pipe is object; give a pipeline with a UNet"),
     ],
 )

@@ -129,6 +129,7 @@ def test_offloading_moves_nothing_beforehand(monkeypatch, bundled):
         "enable_model_cpu_offload",
         lambda self, device: calls.append((device, self.device.type)),
     )
+    monkeypatch.setattr("asddim_lib.models.load.check_device", lambda device: None)
     load_pipeline(device="cuda:1", save_memory=("offload",))
     assert calls == [("cuda:1", "cpu")]
 

@@ -55,6 +55,8 @@ def evaluate(
     not judge, a row that says how many of its pictures failed. Raises WrongUse as `generate` does.
     """
     device, prompts = str(device_of(pipe)), list(table["prompt"])
+    remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
+    check(len(prompts) > 1 or not setting.reference_steps, "prompts", "only one", remedy)
     if clip:  # what does not serve is refused now, not after the pictures
         check_prompts(metrics.load_clip(clip, device)[1], prompts, truncate=setting.truncate)
     for real in against:

@@ -70,12 +70,13 @@ def proportion_half_width(hits: int, total: int) -> float:
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float], count: int, resamples: int = 40, seed: int = 0
 ) -> float:
-    """The half-width of a normal interval whose standard error comes from the bootstrap.
+    """The half-width of a Student-t interval whose standard error comes from the bootstrap.
 
     `statistic` takes the indices (count,) of one resample, drawn with replacement, and returns the
-    figure of those rows. The normal form needs only the standard error, which a few dozen
-    resamples give; percentile intervals need thousands, too many for FID. The bootstrap shows the
-    spread over draws of the set, not the bias of a finite one. Infinite for one row.
+    figure of those rows. This form needs only the standard error, which a few dozen resamples give
+    (t allows for their number); percentile intervals need thousands, too many for FID. The
+    bootstrap shows the spread over draws of the set, not the bias of a finite one. Infinite for
+    one row.
 
     Raises WrongUse for fewer than 2 resamples or no rows.
     """
@@ -91,7 +92,7 @@ def bootstrap_interval(
         method="percentile",  # the cheapest: only the standard error is used
         random_state=np.random.default_rng(seed),
     )
-    return float(stats.norm.ppf((1 + LEVEL) / 2) * result.standard_error)
+    return float(stats.t.ppf((1 + LEVEL) / 2, resamples - 1) * result.standard_error)
 
 
 class Paired(NamedTuple):

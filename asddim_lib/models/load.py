@@ -86,12 +86,13 @@ def load_pipeline(
     Convolutions are laid out channels last, which is faster on CPUs and tensor cores.
 
     Raises WrongUse, with one line that says what to do, when the weights are missing or damaged, a
-    single file has no class, or a switch is unknown.
+    single file has no class, the device is not there, or a switch is unknown.
     """
     for switch in save_memory:
         check(switch in SAVERS, "save_memory", switch, f"use some of {', '.join(SAVERS)}")
     needless = "offload" in save_memory and device == "cpu"
     check(not needless, "save_memory", "offload on a CPU", "leave it out: all parts are there")
+    check_device(device)
     pipe = _load(model, dtype, pipeline_class, options)
     _check_tokenizer(pipe, str(model))
     for name in ("unet", "vae"):
@@ -184,6 +185,18 @@ def _check_tokenizer(pipe: Pipeline, model: str) -> None:
     value = f"{model!r}, whose tokenizer knows {size}"
     remedy = "its files are damaged; fetch the folder again"
     check(2 * len(tokenizer) > config.vocab_size, "model", value, remedy)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises WrongUse for a device that torch does not know, or that this machine lacks."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:  # as torch's builds differ
+        reason = str(error).splitlines()[0]
+        raise WrongUse(
+            f"device is {str(device)!r}, which cannot be used here ({reason}); "
+            "use cpu, cuda, cuda:1 or mps, whichever this machine has"
+        ) from error
 
 
 def device_of(pipe: Pipeline) -> torch.device:
