@@ -17,7 +17,9 @@ from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
-from asddim_lib.grids.rivals import RIVALS
+from asddim_lib.grids.comfy import COMFY
+from asddim_lib.grids.published import PROJECTS
+from asddim_lib.grids.rivals import RIVALS, Grid
 from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.grids.uniform import SPACINGS, uniform
 
@@ -123,10 +125,8 @@ def _searched(name: str) -> Lay:
     return lay_on_path
 
 
-def _rival(name: str) -> Lay:
-    return lambda schedule, steps, options: RIVALS[name](
-        NoiseSchedule(options.cut(schedule.betas)), steps
-    )
+def _laid(grid: Grid) -> Lay:
+    return lambda schedule, steps, options: grid(NoiseSchedule(options.cut(schedule.betas)), steps)
 
 
 _SUMMARIES = {
@@ -144,6 +144,7 @@ _SUMMARIES = {
     "ays-sd15": "Align Your Steps, as published for SD 1.5",
     "ays-sdxl": "Align Your Steps, as published for SDXL",
     "ays-deepfloyd": "Align Your Steps, as published for DeepFloyd IF",
+    "ays-svd": "Align Your Steps, as published for Stable Video Diffusion, whose σ begins at 700",
     "oracle": "the least summed deviation from a recorded path, by dynamic programming",
     "gits": "GITS' shortest path (Chen et al. 2024)",
     "dual-path": "the least error at the path's end, with signs, by local search",
@@ -173,7 +174,9 @@ def _table() -> Iterable[Method]:
     for name in SPACINGS:
         yield Method(name, "nothing", _SUMMARIES[name], partial(_spaced, spacing=name))
     for name in RIVALS:
-        yield Method(name, "nothing", _SUMMARIES[name], _rival(name))
+        yield Method(name, "nothing", _SUMMARIES[name], _laid(RIVALS[name]))
+    for name, (summary, grid) in {**PROJECTS, **COMFY}.items():
+        yield Method(name, "nothing", summary, _laid(grid))
     for name in SEARCHED:
         needs = "adjoints" if name == "dual-path" else "path"
         yield Method(name, needs, _SUMMARIES[name], _searched(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -62,11 +62,18 @@ def align_your_steps(name: str) -> list[float]:
     return AysSchedules[name][:-1]  # the last is 0, clean data
 
 
+def log_linear(levels: Sequence[float] | np.ndarray, steps: int) -> np.ndarray:
+    """K levels from a published list of another length, with both its ends (Sabour et al. 2024).
+
+    Evenly spaced places of the list, log-linear between its levels.
+    """
+    places = np.linspace(0, 1, len(levels))
+    return np.exp(np.interp(np.linspace(0, 1, steps), places, np.log(levels)))
+
+
 def _align_your_steps(name: str) -> Levels:
     def levels(high: float, low: float, steps: int) -> np.ndarray:
-        published = np.log(align_your_steps(name))
-        places = np.linspace(0, 1, len(published))
-        return np.exp(np.interp(np.linspace(0, 1, steps), places, published))
+        return log_linear(align_your_steps(name), steps)
 
     levels.__doc__ = (
         f"Align Your Steps' published `{name}`, log-linear between its ten levels "
@@ -84,19 +91,23 @@ LEVELS: dict[str, Levels] = {
     "ays-sd15": _align_your_steps("StableDiffusionSigmas"),
     "ays-sdxl": _align_your_steps("StableDiffusionXLSigmas"),
     "ays-deepfloyd": _align_your_steps("DeepFloydSigmas"),
+    "ays-svd": _align_your_steps("StableDiffusionVideoSigmas"),
 }
 
 
-def _by_level(levels: Levels) -> Grid:
-    """The timesteps of noise levels on a schedule.
+def nearest(schedule: NoiseSchedule, wanted: np.ndarray) -> list[int]:
+    """The timesteps of K falling noise levels σ on a schedule; a level may be infinite.
 
     Interpolates log-linearly, as diffusers does, and rounds to distinct timesteps.
     """
+    sigmas = schedule.finite_sigmas
+    return distinct(np.interp(np.log(wanted), np.log(sigmas), np.arange(len(sigmas))))
 
+
+def _by_level(levels: Levels) -> Grid:
     def grid(schedule: NoiseSchedule, steps: int) -> list[int]:
         sigmas = schedule.finite_sigmas
-        wanted = levels(float(sigmas[-1]), float(sigmas[0]), steps)
-        return distinct(np.interp(np.log(wanted), np.log(sigmas), np.arange(len(sigmas))))
+        return nearest(schedule, levels(float(sigmas[-1]), float(sigmas[0]), steps))
 
     return grid
 

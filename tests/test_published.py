@@ -1,0 +1,176 @@
+"""Published grids: against other publications of the same grid, and laid on their own models."""
+
+import re
+from math import exp
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse
+from asddim_lib.grids.comfy import Table, linear_quadratic
+from asddim_lib.grids.methods import METHODS, Options, lay
+from asddim_lib.grids.published import PROJECTS, PUBLISHED, shares
+
+SD = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+METHOD = {name: name.removesuffix("-5").removesuffix("-8") for name in PUBLISHED}
+FLOW = [name for name, one in PUBLISHED.items() if one.kind == "flow"]
+
+
+def model(one):
+    """The scheduler of a model like the one that a grid was published for."""
+    if one.kind == "vp":
+        return SD
+    return FlowMatchEulerDiscreteScheduler(shift=one.shift or 1.0)
+
+
+def table(scheduler):
+    """diffusers' own levels, rising: log σ, float64."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        s = scheduler.sigmas.double().numpy()[::-1]
+    else:
+        bars = scheduler.alphas_cumprod.double().numpy()
+        return np.log((1 - bars) / bars) / 2
+    with np.errstate(divide="ignore"):
+        return np.log(s) - np.log1p(-s)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_says_where_it_stands_and_what_for(name):
+    one = PUBLISHED[name]
+    assert one.name == name
+    assert re.search(r"\b20\d\d\b", one.source)
+    assert re.search(r"arXiv:\d{4}\.\d{5}|github\.com/\w+/\w+", one.source)
+    assert one.kind in ("vp", "flow")
+    assert one.numbers in ("sigmas", "flow sigmas", "fractions of t")
+    assert (one.numbers == "flow sigmas") == (one.kind == "flow")
+    assert all((one.model, one.found, one.resolution, one.guidance, one.solver))
+    assert (one.shift is None) or one.kind == "flow"
+    levels = np.array(one.levels)
+    assert np.all(np.diff([*levels, one.end]) < 0)
+    assert one.end >= 0
+    assert one.numbers == "sigmas" or levels[0] <= 1
+    method = METHODS[METHOD[name]]
+    assert method.needs == "nothing"
+    words = re.split(r"[ ,]+", one.model.replace("Stable Diffusion 1", "SD 1"))
+    assert words[0] in method.summary or "SDXL" in method.summary  # whose model it is
+    assert ("(flow" in method.summary) == (one.kind == "flow")
+
+
+def test_every_project_s_method_has_a_list():
+    assert set(PROJECTS) <= set(METHOD.values())
+    assert {name for name in METHODS if name.startswith("ays-")} <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("ays-svd",)])
+def test_at_its_own_length_no_level_of_its_model_is_nearer(name):
+    one, scheduler = PUBLISHED[name], model(PUBLISHED[name])
+    found = lay(METHOD[name], NoiseSchedule.from_config(scheduler), one.steps, Options())
+    levels = table(scheduler)
+    if one.numbers == "fractions of t":
+        distances = np.abs(np.array(found) + 1 - 1000 * np.array(one.levels))
+        assert distances.max() <= 0.5 + 1e-9  # half a timestep
+        return
+    for t, level in zip(found, one.levels, strict=True):
+        if one.kind == "flow":
+            wanted = np.log(level) - np.log1p(-level) if level < 1 else np.inf
+        else:
+            wanted = np.log(level)
+        if wanted >= levels[-2:].mean():  # as noisy as the model goes, or more
+            assert t == len(levels) - 1
+        else:
+            inside = levels[:-1] if one.kind == "flow" else levels  # the last one is infinite
+            least = np.abs(inside - wanted).min()
+            assert abs(levels[t] - wanted) == pytest.approx(least, abs=1e-4)
+
+
+def test_those_that_begin_above_a_model_s_noise_begin_at_its_top():
+    sd = NoiseSchedule.from_config(SD)
+    assert lay("ays-svd", sd, 10, Options())[:3] == [999, 998, 997]  # σ = 700, 54.5 and 15.9
+    assert lay("ltx2", sd, 8, Options())[:4] == [999, 998, 997, 996]
+
+
+def test_gits_lists_are_ld3_s():
+    """LD3 publishes the same grids as σ (utils.py, ipndm), rounded to four places."""
+    theirs = {
+        "gits-sd15-5": [14.6146, 4.39, 1.5286, 0.6526, 0.2667],
+        "gits-sd15-8": [14.6146, 6.4477, 2.7391, 1.4467, 0.8319, 0.4936, 0.2667, 0.1258],
+    }
+    for name, sigmas in theirs.items():
+        np.testing.assert_allclose(PUBLISHED[name].sigmas(), sigmas, rtol=2e-3)
+
+
+def test_gits_takes_the_list_that_is_nearest_in_length():
+    schedule = NoiseSchedule.from_config(SD)
+    for steps, name in ((3, "gits-sd15-5"), (5, "gits-sd15-5"), (6, "gits-sd15-5")):
+        assert nearest_of(name, schedule, steps) == lay("gits-sd15", schedule, steps, Options())
+    for steps in (7, 8, 20):
+        wanted = nearest_of("gits-sd15-8", schedule, steps)
+        assert lay("gits-sd15", schedule, steps, Options()) == wanted
+
+
+def nearest_of(name, schedule, steps):
+    """A list's K levels by their places on the schedule's own log σ, where none come twice."""
+    wanted = np.log(PUBLISHED[name].sigmas(steps))
+    return [int(np.abs(np.log(schedule.sigmas) - level).argmin()) for level in wanted]
+
+
+def test_optimal_stepsize_for_flux_has_the_shift_of_a_square_megapixel():
+    """FLUX's shift is e^1.15 at 4096 tokens. Without it the nodes are multiples of 1/200."""
+    shifted, shift = np.array(PUBLISHED["oss-flux"].levels), exp(1.15)
+    even = shifted / (shift - (shift - 1) * shifted)
+    np.testing.assert_allclose(even, np.round(even * 200) / 200, atol=3e-4)
+    assert PUBLISHED["oss-flux"].shift == pytest.approx(shift)
+
+
+def test_ltx2_is_a_linear_quadratic_schedule():
+    own = Table(np.array([0.001, 1.0]), True, 0.0)
+    np.testing.assert_allclose(PUBLISHED["ltx2"].levels, linear_quadratic(own, 8), rtol=1e-12)
+
+
+def test_wan_lightning_is_an_even_grid_after_diffusers_shift():
+    solver = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    solver.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    levels = np.array(PUBLISHED["wan-lightning"].levels)
+    np.testing.assert_allclose(levels, solver.sigmas[:-1], rtol=1e-6)
+    np.testing.assert_allclose(levels * 1000, [1000, 937.5, 833.3333, 625], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_between_the_published_levels_it_is_log_linear(name):
+    one = PUBLISHED[name]
+    finer = one.sigmas(2 * one.steps - 1)
+    np.testing.assert_allclose(finer[::2], one.sigmas(), rtol=1e-9)
+    if one.kind == "vp":
+        np.testing.assert_allclose(finer[1::2] ** 2, finer[:-1:2] * finer[2::2], rtol=1e-9)
+    else:  # in the share of noise, as Optimal Stepsize's own node does it
+        s = np.array(one.levels)
+        between = np.sqrt(s[:-1] * s[1:])
+        np.testing.assert_allclose(finer[1::2], between / (1 - between), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ays-sd15", "ays-sdxl", "ays-deepfloyd"])
+@pytest.mark.parametrize("steps", [4, 10, 25])
+def test_align_your_steps_is_laid_by_the_same_numbers(name, steps):
+    schedule, sigmas = NoiseSchedule.from_config(SD), PUBLISHED[name].sigmas(steps)
+    found = lay(name, schedule, steps, Options())
+    inside = (sigmas > schedule.sigmas[0]) & (sigmas < schedule.sigmas[-1])
+    wanted = np.array(nearest_of(name, schedule, steps))
+    np.testing.assert_array_equal(np.array(found)[inside], wanted[inside])
+
+
+def test_flow_models_spend_early_and_align_your_steps_late():
+    above = {}
+    for name in PUBLISHED:
+        log_sigma, share = shares(name)
+        assert np.all(np.diff(log_sigma) < 0)
+        assert np.all(np.isfinite(log_sigma))
+        np.testing.assert_allclose(share, np.arange(len(share)) / len(share))
+        above[name] = float(np.mean(log_sigma > np.log(0.82 / 0.18)))
+    assert above["oss-flux"] == 0.8  # 8 of 10 begin at s of 0.82 or more
+    assert min(above[name] for name in FLOW if name != "wan-lightning") >= 0.75
+    assert above["ays-sd15"] == above["ays-sdxl"] == 0.2
+    assert np.exp(shares("ltx2")[0][0]) == pytest.approx(4096, rel=1e-6)  # s = 1
+    with pytest.raises(WrongUse, match="name is mine"):
+        shares("mine")
