@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from asddim_lib.errors import WrongUse
-from training import compositions, latents, loop, vae
+from training import compositions, flow, latents, loop, vae
 
 
 @pytest.fixture
@@ -117,3 +117,28 @@ def test_each_weight_of_the_autoencoder_and_the_text_tower_changes_the_stamp():
             stamps.add(latents.weights_hash(autoencoder, text))
     weights = sum(len(list(model.parameters())) for model in (autoencoder, text))
     assert len(stamps) == 1 + weights
+
+
+def test_one_token_of_zeros_that_counts_many_times_is_many_tokens():
+    torch.manual_seed(0)
+    model = flow.make_model(16, 8).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    picture, words, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16), torch.randn(2, 8)
+
+    def velocity(zeros):
+        text = torch.cat([words, torch.zeros(2, zeros, 16)], 1)
+        return model(picture, text, pooled, torch.tensor([500.0, 900.0])).sample
+
+    with torch.no_grad():
+        many, one = velocity(37), velocity(1)
+        with flow.Zeros(37):
+            counted = velocity(1)
+    assert (counted - many).abs().max() < 1e-5 * many.abs().max()
+    assert (one - many).abs().max() > 1e-2 * many.abs().max(), "their number counts"
+
+
+def test_a_new_transformer_predicts_nothing():
+    model = flow.make_model(16, 8)
+    given = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16), torch.randn(2, 8), torch.ones(2)
+    assert not model(*given).sample.any()

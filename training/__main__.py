@@ -114,9 +114,9 @@ def train_unet(
 @app.command("flow")
 def train_flow(
     runs: Runs = RUNS,
-    steps: int = 3000,
-    batch: int = 64,
-    lr: float = 1e-3,
+    steps: int = 12_000,
+    batch: int = 32,
+    lr: float = 8e-4,
     seed: int = 5,
     pictures: int = 60_032,
     bf16: Bf16 = True,
