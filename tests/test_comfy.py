@@ -205,6 +205,14 @@ def test_others_that_are_the_same_grid():
         assert timesteps(CONFIG, steps, allocation="comfy-kl-optimal") == even
 
 
+@pytest.mark.parametrize("steps", [3, 7, 30, 64])
+@pytest.mark.parametrize("name", ["comfy-simple", "comfy-beta57"])
+def test_step_counts_that_do_not_divide_the_timesteps(name, steps):
+    sampling = Sampling("sd")
+    places = sampling.places(DEFINITIONS[name](sampling, steps))
+    np.testing.assert_allclose(timesteps(CONFIG, steps, allocation=name), places, atol=1e-6)
+
+
 def test_bong_tangent_begins_where_sigma_is_1():
     first = timesteps(CONFIG, 8, allocation="comfy-bong-tangent")[0]
     assert SCHEDULES["sd"].sigmas[first] == pytest.approx(1, rel=2e-3)

@@ -124,6 +124,12 @@ def test_optimal_stepsize_for_flux_has_the_shift_of_a_square_megapixel():
     assert PUBLISHED["oss-flux"].shift == pytest.approx(shift)
 
 
+def test_optimal_stepsize_for_wan_sums_to_what_comfyui_s_copy_does():
+    levels = PUBLISHED["oss-wan"].levels
+    assert len(levels) == 20
+    assert sum(levels) == pytest.approx(17.955, abs=1e-9)
+
+
 def test_ltx2_is_a_linear_quadratic_schedule():
     own = Table(np.array([0.001, 1.0]), True, 0.0)
     np.testing.assert_allclose(PUBLISHED["ltx2"].levels, linear_quadratic(own, 8), rtol=1e-12)
