@@ -24,6 +24,7 @@ from asddim_lib.measure.run import Run
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.schedulers import recorder
 from asddim_lib.tune.search import direct_search, distances
+from tests import tiny
 from tests.tiny import PICTURE, PLAIN, controlnet, img2img, inpaint, parts, sd, sd3, sdxl, unet
 
 PROMPTS = ["a red boot", "a blue bag"]
@@ -50,21 +51,8 @@ GRID = list(range(999, -1, -1))
 
 @pytest.fixture(scope="module")
 def fine():
-    """For each end a run over 1,000 steps, and the latents that DDIM gives on that grid.
-
-    The network is that of normal data in two channels of the latents, and of a single point in the
-    others, ε = √(1 − ᾱ) x / (v ᾱ + 1 − ᾱ): at the last σ it still removes noise, as a trained one
-    does. A random network does not, so that its ends are the same.
-    """
-    pipe = quiet(sd()[0])
-    bars, variances = pipe.scheduler.alphas_cumprod, torch.tensor([1.0, 1.0, 0.0, 0.0])
-
-    def forward(sample, timestep, *_, **__):
-        bar = bars[int(timestep)]
-        total = variances.reshape(-1, 1, 1) * bar + 1 - bar
-        return ((1 - bar) ** 0.5 * sample / total,)
-
-    pipe.unet.forward = forward
+    """For each end a run over 1,000 steps, and the latents that DDIM gives on that grid."""
+    pipe = quiet(tiny.easy())
     how = {"guidance_scale": 3.0, "options": {"height": 16, "width": 16}}
     runs = {end: Run(pipe, PROMPTS, end=end, **how) for end in ("zero", "sigma_min")}
     return {end: (run, run.prepared_with(ASDDIMScheduler).ends(GRID)) for end, run in runs.items()}
