@@ -49,13 +49,15 @@ class Coordinates:
     ends_at_zero: bool = True
 
     @classmethod
-    def of(cls, scheduler: Any) -> Coordinates:
+    def of(cls, scheduler: Any, mu: float | None = None) -> Coordinates:
         """The coordinates of a diffusers scheduler, or of its config.
 
         A key that the config lacks has the default of the config's own class (`_class_name`); it
-        has no other default. Raises WrongUse for a scheduler whose levels are not known here.
+        has no other default. `mu` is what a pipeline gives a flow scheduler whose shift depends on
+        the picture's size. Raises WrongUse for a scheduler whose levels are not known here, and for
+        such a shift without `mu`.
         """
-        config = completed(scheduler)
+        config = with_fixed_shift(completed(scheduler), mu)
         continuous = config.get("timestep_type") == "continuous"
         check(not continuous, "timestep_type", "continuous", "use a scheduler with discrete steps")
         if is_flow(config):
@@ -82,6 +84,15 @@ class Coordinates:
         bars = np.cumprod(1 - self.betas)
         with np.errstate(divide="ignore"):
             return np.sqrt((1 - bars) / bars)
+
+    @property
+    def largest(self) -> float:
+        """The greatest σ that is finite in float32: levels of pure noise are cut to it."""
+        return float(np.sqrt(2.0**24 - 1))
+
+    def vp_sample(self, clean: Tensor, epsilon: Tensor, sigma: float) -> Tensor:
+        """The sample of the variance-preserving model with the same σ: (x₀ + σε) / √(1 + σ²)."""
+        return (clean + sigma * epsilon) / (1 + sigma**2) ** 0.5
 
     def signal(self, sigma: float | Tensor) -> float | Tensor:
         """What y is multiplied by to give the sample x, at σ."""
@@ -137,15 +148,31 @@ def is_flow(scheduler: Any) -> bool:
 def flow_shift(mix: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
     """Flow matching's share of noise s in (0, 1], moved by the config's shift as diffusers does.
 
-    Raises WrongUse for a shift that depends on the picture's size.
+    Raises WrongUse for a shift that depends on the picture's size, and is not known.
     """
-    dynamic = config.get("use_dynamic_shifting", False)
-    remedy = (
-        "give a scheduler with a fixed shift: from_config(…, use_dynamic_shifting=False, shift=…)"
-    )
-    check(not dynamic, "use_dynamic_shifting", dynamic, remedy)
-    shift = float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
+    shift = shift_of(config)
     return shift * mix / (1 + (shift - 1) * mix)
+
+
+def with_fixed_shift(config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
+    """A config whose dynamic shift is the one that `mu` gives; any other config as it is.
+
+    diffusers' `time_shift` with `mu` is the static shift e^mu ("exponential"), or mu ("linear").
+    """
+    if mu is None or not config.get("use_dynamic_shifting"):
+        return dict(config)
+    linear = config.get("time_shift_type", "exponential") == "linear"
+    name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
+    shift = float(mu) if linear else math.exp(mu)
+    return {**config, "use_dynamic_shifting": False, name: shift}
+
+
+def shift_of(config: Mapping[str, Any]) -> float:
+    """A flow config's static shift. Raises WrongUse where it depends on the picture's size."""
+    dynamic = config.get("use_dynamic_shifting", False)
+    remedy = "its shift depends on the picture's size: give mu, as the pipeline gives it"
+    check(not dynamic, "mu", None, remedy)
+    return float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
 
 
 def _flow(config: dict[str, Any]) -> Coordinates:
@@ -155,14 +182,12 @@ def _flow(config: dict[str, Any]) -> Coordinates:
     remedy = "its levels are not known here: use FlowMatchEulerDiscreteScheduler"
     check(not foreign, "scheduler", what, remedy)
     check("num_train_timesteps" in config, "num_train_timesteps", "missing", remedy)
-    for flag in ("invert_sigmas", "shift_terminal"):
-        value = config.get(flag)
-        check(not value, flag, value, f"it moves the grid: from_config(…, {flag}=None)")
+    inverted = config.get("invert_sigmas")
+    check(not inverted, "invert_sigmas", inverted, "it turns the levels round: use another model")
     size = int(config.get("num_train_timesteps", 1000))
     mix = flow_shift(np.arange(1, size + 1) / size, config)
     bars = (1 - mix) ** 2 / ((1 - mix) ** 2 + mix**2)
-    shift = float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
-    return Coordinates("flow", _betas_of(bars), "flow_prediction", shift)
+    return Coordinates("flow", _betas_of(bars), "flow_prediction", shift_of(config))
 
 
 def _variance_preserving(config: dict[str, Any]) -> Coordinates:

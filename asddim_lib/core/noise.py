@@ -35,14 +35,14 @@ class NoiseSchedule:
         object.__setattr__(self, "betas", betas)
 
     @classmethod
-    def from_config(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler, or of its config (see `Coordinates.of`).
+    def from_config(cls, scheduler: Any, mu: float | None = None) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler, or of its config, with `mu` as `Coordinates.of`.
 
         A flow-matching model mixes (1 − s) of picture with s of noise. Its schedule is the one
         with the same ratio of the two, from which it differs by a scaling of x_t alone. Raises
         WrongUse for a scheduler whose noise levels are not known.
         """
-        return cls(Coordinates.of(scheduler).betas)
+        return cls(Coordinates.of(scheduler, mu).betas)
 
     def __len__(self) -> int:
         return len(self.betas)

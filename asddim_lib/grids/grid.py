@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates, completed, flow_shift
+from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
@@ -16,6 +16,8 @@ from asddim_lib.evidence.trajectory import Trajectory
 from asddim_lib.grids.methods import DEFAULTS, METHODS, Options, lay
 from asddim_lib.grids.uniform import SPACINGS, uniform
 
+#: Settings with which a flow scheduler changes levels that it was given.
+OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
 ARGUMENTS = (*DEFAULTS, "path", "order", "temper", "begin")
 #: Evidence, and the methods' needs that it serves: given to another method it is refused.
 _SERVES = {"profile": ("profile",), "path": ("path", "adjoints"), "temper": ("profile",)}
@@ -51,11 +53,16 @@ def timesteps(
     how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "reading": reading}
     how |= {"profile": profile}
     how |= {"path": path, "order": order, "temper": temper, "begin": begin}
-    return _grid(scheduler, num_inference_steps, how)
+    return numbers(scheduler, num_inference_steps, how)
 
 
 def sigmas(
-    scheduler: Any, num_inference_steps: int, *, shifted: bool = False, **how: Any
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    shifted: bool = False,
+    mu: float | None = None,
+    **how: Any,
 ) -> list[float]:
     """The grid of `timesteps`, with its arguments, as `set_timesteps(sigmas=…)` takes it.
 
@@ -63,16 +70,17 @@ def sigmas(
     at the end. For EDM they are σ, without the 0. For flow matching they are shares of noise in
     (0, 1] *before* the scheduler's own shift, which it puts on whatever it is given; it adds the 0
     itself. `shifted=True` gives what the solver will really use, with the 0, for other programs.
+    Where the shift depends on the picture's size, `mu` says it, as the pipeline gives it.
     Raises WrongUse as `timesteps` does, and for a flow scheduler that would override the grid.
     """
-    config = completed(scheduler)
+    config = with_fixed_shift(completed(scheduler), mu)
     coordinates = Coordinates.of(config)
     if coordinates.kind == "flow":
         config["timestep_spacing"] = "trailing"  # flow matching begins with pure noise
-        for flag in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-            remedy = f"it overrides the grid: from_config(…, {flag}=False)"
+        for flag in () if shifted else OVERRIDING:
+            remedy = f"it overrides the grid: from_config(…, {flag}=None), or ASFlowScheduler"
             check(not config.get(flag), flag, config.get(flag), remedy)
-    grid = _grid(config, num_inference_steps, how)
+    grid = numbers(config, num_inference_steps, how)
     if coordinates.kind == "flow":
         size = len(coordinates.betas)
         mix = np.array([(t + 1) / size for t in grid])
@@ -104,8 +112,11 @@ def check_timesteps(timesteps: Any, num_train_timesteps: int) -> list[int]:
     return grid
 
 
-def _grid(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
-    """The grid of a scheduler's config, changed by what is given."""
+def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
+    """The grid of a scheduler's config, changed by what is given, of any kind of model.
+
+    A flow or EDM model's levels are numbered 0 … T − 1 as timesteps are.
+    """
     foreign = ", ".join(sorted(set(how) - set(ARGUMENTS)))
     check(not foreign, "arguments", foreign, f"use some of {', '.join(ARGUMENTS)}")
     given = {name: value for name, value in how.items() if value is not None}

@@ -204,6 +204,12 @@ def register(method: Method) -> None:
     METHODS[method.name] = method
 
 
+def check_allocation(allocation: str) -> None:
+    """Raises WrongUse for a name that a scheduler cannot lay from its config alone."""
+    names = [m.name for m in METHODS.values() if m.needs in ("nothing", "profile")]
+    check(allocation in names, "allocation", allocation, f"use one of {', '.join(names)}")
+
+
 def lay(name: str, schedule: NoiseSchedule, steps: int, options: Options) -> list[int]:
     """K timesteps by the method of that name.
 

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.sensitivity import COST, gradient_norm
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile, fingerprint
 from asddim_lib.evidence.trajectory import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.files import DamagedFile, load_tensors, save_tensors
-from asddim_lib.grids.grid import timesteps
+from asddim_lib.grids.uniform import uniform
 from asddim_lib.measure.fingerprint import of_pipeline, of_values
 from asddim_lib.measure.replay import Replay, check_derivatives
 from asddim_lib.measure.run import Run
@@ -31,7 +30,7 @@ def calibrate(
     pipe: Pipeline,
     prompts: list[str],
     *,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = 7.5,
     num_steps: int = 32,
     norm: str = "frobenius",
     estimator: str | None = None,
@@ -123,7 +122,7 @@ def _profile(
         seed=seed,
         guidance_scale=float(run.guidance_scale or 0.0),
         model=str(getattr(run.pipe, "name_or_path", "")),
-        schedule=fingerprint(NoiseSchedule.from_config(run.pipe.scheduler)),
+        schedule=fingerprint(run.schedule),
         evaluations=each * run.evaluations_per_step,
         local_error=local,
     )
@@ -153,8 +152,8 @@ def _measured(
     g is timesteps × n. Each order's squared errors stand on each stretch, as made (× n) and as
     carried (× probes n).
     """
-    schedule = NoiseSchedule.from_config(run.pipe.scheduler)
-    regular = set(timesteps(run.pipe.scheduler, num_steps, allocation="trailing"))
+    schedule = run.schedule
+    regular = set(uniform("trailing", len(schedule), num_steps))
     rows: list[Tensor] = []
     assert run.seeds is not None
     generator = torch.Generator().manual_seed(run.seeds[0])
@@ -191,7 +190,7 @@ def record(
     pipe: Pipeline,
     prompts: list[str],
     *,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = 7.5,
     num_steps: int = 60,
     adjoint_probes: int = 0,
     batch_size: int = 8,
@@ -199,7 +198,7 @@ def record(
     truncate: bool = False,
     **options: Any,
 ) -> Trajectory:
-    """The pipeline's own DDIM path: `Run.path`, with `calibrate`'s prompts, seeds and options."""
+    """The pipeline's own path: `Run.path`, with `calibrate`'s prompts, seeds and options."""
     seeds = range(seed, seed + len(prompts))
     if adjoint_probes:
         check_derivatives(pipe, "adjoint sweep")

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.sensitivity import COST, gradient_norm
+from asddim_lib.core.step import predict
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.measure.recording import frozen
 from asddim_lib.measure.replay import Capture, Replay
-from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.load import Pipeline, network, networks
 from asddim_lib.schedulers import ASDDIMScheduler
 from asddim_lib.schedulers.online import OnlineScheduler
 from asddim_lib.schedulers.recorder import Visit
@@ -74,7 +75,7 @@ def online(
     rename = network(pipe).register_forward_pre_hook(session.rename, with_kwargs=True)
     pipe.scheduler = scheduler
     try:
-        with frozen(network(pipe)):
+        with frozen(networks(pipe)):
             yield session.record
     finally:
         pipe.scheduler = own
@@ -111,7 +112,8 @@ class _Session:
             self.scheduler.reach = self.every * len(self.prior) / steps
         self.record.nfe += evaluations
         if step % self.every == 0 and step + 1 < steps:
-            replay = Replay(self.pipe, self.capture, visit, alpha)
+            kind = self.scheduler.config["prediction_type"]
+            replay = Replay(self.capture, visit, lambda x, out: predict(x, out, alpha, kind)[1])
             # The same probes for every image, whatever the batch.
             generators = [torch.Generator().manual_seed(self.seed + step) for _ in visit.sample]
             t = torch.tensor(visit.timestep)

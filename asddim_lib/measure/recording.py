@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.core.sensitivity import PRODUCTS
 from asddim_lib.errors import check
 from asddim_lib.evidence.adjoint import carry_back
 from asddim_lib.evidence.trajectory import Trajectory
 from asddim_lib.measure.replay import Capture, Replay
-from asddim_lib.models.load import network
+from asddim_lib.models.load import networks
 from asddim_lib.schedulers.laying import prepared
-from asddim_lib.schedulers.recorder import RecorderScheduler, Visit
+from asddim_lib.schedulers.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
 
 if TYPE_CHECKING:
     from asddim_lib.measure.run import Run
@@ -29,13 +29,11 @@ Measure = Callable[[Replay, Tensor, Tensor], None]
 
 def record_path(run: Run, steps: int, adjoint_probes: int, also: Measure | None) -> Trajectory:
     """What `Run.path` returns."""
-    size = len(NoiseSchedule.from_config(run.pipe.scheduler))
+    size = len(run.schedule)
     check(2 <= steps <= size, "num_steps", steps, f"give 2 to {size}")
     check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
-    recorder = prepared(RecorderScheduler, run.pipe.scheduler, "sigma_min")
-    plain = {"allocation": "trailing", "profile": None, "clip_sample": False}
-    recorder.register_to_config(**plain, thresholding=False)
-    with torch.inference_mode(False), torch.no_grad(), frozen(network(run.pipe)):
+    recorder = _recorder(run)
+    with torch.inference_mode(False), torch.no_grad(), frozen(networks(run.pipe)):
         parts = [
             _record_batch(run, batch, recorder, steps, adjoint_probes, also)
             for batch in run.batches()
@@ -49,65 +47,97 @@ def record_path(run: Run, steps: int, adjoint_probes: int, also: Measure | None)
     return replace(parts[0], samples=joined("samples"), noises=noises, end=ends, adjoints=adjoints)
 
 
+def _recorder(run: Run) -> Any:
+    """The scheduler that records a run: it changes nothing on the way, and clips nothing."""
+    source = run.pipe.scheduler
+    kind = Coordinates.of(source, run.mu).kind
+    remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
+    check(kind in ("vp", "flow"), "pipe.scheduler", f"an {kind.upper()} one", remedy)
+    if kind == "flow":
+        recorder = prepared(FlowRecorderScheduler, source, "zero")
+        recorder.register_to_config(stochastic_sampling=False)
+        return recorder
+    recorder = prepared(RecorderScheduler, source, "sigma_min")
+    plain = {"allocation": "trailing", "profile": None, "clip_sample": False}
+    recorder.register_to_config(**plain, thresholding=False)
+    return recorder
+
+
 def _record_batch(
     run: Run, batch: slice, recorder: Any, steps: int, probes: int, also: Measure | None
 ) -> Trajectory:
     replays: list[Replay] = []
-    capture = Capture(run.pipe) if probes or also else None
+    given = {"guidance_scale": run.guidance_scale, **run.options}
+    capture = Capture(run.pipe, given) if probes or also else None
 
     def visited(visit: Visit) -> None:
         if capture is None:
             return
-        replay = Replay(run.pipe, capture, visit, recorder.alpha_at(visit))
+        replay = _replay(capture, visit, recorder.coordinates)
         if probes:
             replays.append(replay)
         if also is not None:
-            also(replay, visit.sample, torch.tensor(visit.timestep))
+            also(replay, visit.scaled, torch.tensor(visit.timestep))
 
     recorder.start(visited)
     generators = run.generators(batch)
     try:
         how = {"num_inference_steps": steps, "output_type": "latent"}
-        end = run.call(batch, recorder, generators, **how)
+        run.call(batch, recorder, generators, **how)
     finally:
         if capture is not None:
             capture.remove()
-    path = _trajectory(recorder, end)
+    path = _trajectory(recorder)
     if not probes:
         return path
-    sigmas = path.sigmas(NoiseSchedule.from_config(run.pipe.scheduler))
+    sigmas = path.sigmas(run.schedule)
     sweeps = [_sweep(replays, recorder.visits, sigmas, generators) for _ in range(probes)]
     return replace(path, adjoints=torch.stack(sweeps))
 
 
-def _trajectory(recorder: Any, end: Tensor) -> Trajectory:
+def _replay(capture: Capture, visit: Visit, coordinates: Coordinates) -> Replay:
+    """ε at a visit, as a function of samples in the variance-preserving scale."""
+    level = float(coordinates.sigmas[visit.timestep])
+
+    def noise(sample: Tensor, output: Tensor) -> Tensor:
+        return coordinates.predict(sample, output, level)[1]
+
+    scale = (1 + visit.sigma**2) ** 0.5
+    factor = 1.0 if coordinates.kind == "vp" else scale * float(coordinates.signal(visit.sigma))
+    return Replay(capture, visit, noise, factor)
+
+
+def _trajectory(recorder: Any) -> Trajectory:
     samples, noises = (
         torch.stack([getattr(visit, name).flatten(1).cpu() for visit in recorder.visits])
-        for name in ("sample", "epsilon")
+        for name in ("scaled", "epsilon")
     )
     timesteps = [visit.timestep for visit in recorder.visits]
-    end = end.flatten(1).cpu()
-    return Trajectory(timesteps, samples, noises, end, float(recorder.final_alpha_cumprod))
+    flow = recorder.coordinates.kind == "flow"  # it ends at clean data
+    alpha_end = 1.0 if flow else float(recorder.final_alpha_cumprod)
+    end = recorder.landed.flatten(1).cpu()
+    return Trajectory(timesteps, samples, noises, end, alpha_end)
 
 
 def _sweep(
     replays: list[Replay], visits: list[Visit], sigmas: Tensor, generators: list[torch.Generator]
 ) -> Tensor:
     """One sweep back over a batch's path, along a random direction per image: N × n × d."""
-    like = visits[0].sample
+    like = visits[0].scaled
     shape = (1, *like.shape[1:])
     probe = torch.cat([torch.randn(shape, generator=one) for one in generators]).to(like)
 
     def transpose(k: int, v: Tensor) -> Tensor:
-        return PRODUCTS["vjp"](replays[k], visits[k].sample, torch.tensor(visits[k].timestep), v)
+        return PRODUCTS["vjp"](replays[k], visits[k].scaled, torch.tensor(visits[k].timestep), v)
 
     return carry_back(sigmas, transpose, probe).flatten(2).cpu()
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def frozen(modules: list[nn.Module]) -> Iterator[None]:
     """Within it, derivatives are with respect to samples alone."""
-    thawed = [p for p in module.parameters() if p.requires_grad and not p.is_inference()]
+    weights = (p for module in modules for p in module.parameters())
+    thawed = [p for p in weights if p.requires_grad and not p.is_inference()]
     for parameter in thawed:
         parameter.requires_grad_(False)
     try:

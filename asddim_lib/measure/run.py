@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 
 from asddim_lib.core.coordinates import Coordinates
+from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.trajectory import Trajectory
-from asddim_lib.measure import fingerprint
+from asddim_lib.measure import calls, fingerprint
 from asddim_lib.measure.recording import Measure, record_path
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
-from asddim_lib.schedulers.laying import check_laid, prepared, takes
+from asddim_lib.schedulers.laying import hold, prepared
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,9 @@ OWN = {
 class Drawn(NamedTuple):
     """Pictures (n × 3 × h × w, uint8), the latents they were decoded from, and how it went.
 
-    `seconds` is the time per picture. `finite` (n, bool) is false where the network gave a number
-    that is not: such a picture is black. `at_once` pictures were drawn together.
+    A video's are n × frames × 3 × h × w. `seconds` is the time per picture. `finite` (n, bool) is
+    false where the network gave a number that is not: such a picture is black. `at_once` pictures
+    were drawn together.
     """
 
     images: Tensor
@@ -88,6 +91,7 @@ class Run:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
         for name, remedy in OWN.items():
             check(name not in self.options, name, self.options.get(name), remedy)
+        calls.check_guidance(self.pipe, scale)
         check_prompts(self.pipe, list(prompts), truncate=self.truncate)
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "seeds", seeds)
@@ -101,16 +105,29 @@ class Run:
     def inputs(self) -> list[Any]:
         """What the results depend on beside the pipeline itself."""
         scheduler = self.scheduler or self.pipe.scheduler
-        levels = vars(Coordinates.of(scheduler))
+        levels = vars(Coordinates.of(scheduler, self.mu))
         own = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
         return [*own, self.batch_size, self.end, type(scheduler).__name__, levels]
 
     @property
     def evaluations_per_step(self) -> int:
-        """Network evaluations of one step for all prompts: two per prompt under guidance."""
-        scale = self.guidance_scale
-        guided = scale is None or scale > 1
-        return len(self.prompts) * (2 if guided else 1)
+        """Network evaluations of one step for all prompts: mostly two per prompt under guidance."""
+        return len(self.prompts) * calls.rows(self.pipe, self.guidance_scale, self.options)
+
+    @cached_property
+    def mu(self) -> float | None:
+        """What the pipeline reckons a flow scheduler's shift by; None where the shift is fixed."""
+        if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
+            return None
+        first = slice(0, 1)
+        with calls.asked_for_mu(self.pipe.scheduler) as (scheduler, found):
+            self.call(first, scheduler, self.generators(first), num_inference_steps=2)
+        return found[0]
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the pipeline's own scheduler, at these pictures' size."""
+        return NoiseSchedule.from_config(self.pipe.scheduler, self.mu)
 
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""
@@ -131,17 +148,15 @@ class Run:
     def ends(self, grid: Sequence[Any]) -> Tensor:
         """The final latents (n × d, float32) of the run's scheduler on a grid.
 
-        The grid holds timesteps, or sigmas for a flow or EDM scheduler. Raises WrongUse where the
-        scheduler takes none, or holds another one afterwards.
+        The grid holds timesteps: numbers of levels, also for a flow or EDM scheduler, which may be
+        given sigmas instead. Raises WrongUse where the scheduler takes none, or holds another one
+        afterwards.
         """
-        scheduler = self.scheduler or self.pipe.scheduler
-        argument, ends = takes(scheduler), []
-        remedy = "it takes no grid: make it ASDDIMScheduler.from_config(pipe.scheduler.config)"
-        check(bool(argument), "pipe.scheduler", type(scheduler).__name__, remedy)
+        scheduler, ends = hold(self.scheduler or self.pipe.scheduler, grid), []
+        how = {"num_inference_steps": len(grid), "output_type": "latent"}
         for batch in self.batches():
-            how = {argument: list(grid), "output_type": "latent"}
-            ends.append(self.call(batch, scheduler, self.generators(batch), **how).flatten(1))
-        check_laid(scheduler, list(grid))
+            drawn = self.call(batch, scheduler, self.generators(batch), **how)
+            ends.append(drawn.flatten(1))
         return torch.cat(ends).float().cpu()
 
     def pictures(self, **steps: Any) -> Drawn:
@@ -185,10 +200,11 @@ class Run:
         for batch in self.batches():
             how = {**steps, **watch, "output_type": "np"}
             drawn = self.call(batch, scheduler, self.generators(batch), **how)
-            sound = torch.from_numpy(np.isfinite(drawn).all((1, 2, 3)))
+            sound = torch.from_numpy(np.isfinite(drawn).reshape(len(drawn), -1).all(1))
             if len(last):
                 sound &= last.isfinite().flatten(1).all(1).cpu()
-            images.append(images_to_uint8(np.where(sound[:, None, None, None], drawn, 0)))
+            shown = np.where(sound.reshape(-1, *[1] * (drawn.ndim - 1)), drawn, 0)
+            images.append(images_to_uint8(shown))
             latents.append(last.float().cpu())
             finite.append(sound)
         seconds = (time.perf_counter() - begun) / len(self.prompts)
@@ -206,17 +222,17 @@ class Run:
         return [torch.Generator().manual_seed(seed) for seed in self.seeds[batch]]
 
     def call(self, batch: slice, scheduler: Any, generators: list, **how: Any) -> Any:
-        """The pipeline's images of a batch, drawn by a scheduler."""
+        """The pipeline's images, or frames, of a batch, drawn by a scheduler."""
         prompts = list(self.prompts[batch])
         options = {name: self._cut(name, value, batch) for name, value in self.options.items()}
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
         own, self.pipe.scheduler = self.pipe.scheduler, scheduler
         try:
-            result = self.pipe(prompts, generator=generators, **options, **how)
+            result = self.pipe(prompt=prompts, generator=generators, **options, **how)
         finally:
             self.pipe.scheduler = own
-        return result.images
+        return calls.pictures_of(result)
 
     def _cut(self, name: str, value: Any, batch: slice) -> Any:
         """A batch's part of an option."""

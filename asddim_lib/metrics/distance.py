@@ -21,9 +21,9 @@ def relative_distance(latents: Tensor, goal: Tensor) -> Tensor:
 
 
 def images_to_uint8(images: np.ndarray) -> Tensor:
-    """A pipeline's images (n × h × w × 3, float in [0, 1]) as n × 3 × h × w, uint8.
+    """A pipeline's images (… × h × w × 3, float in [0, 1]) as … × 3 × h × w, uint8.
 
     Values are rounded as diffusers rounds them for PNG.
     """
     levels = torch.from_numpy((images * 255).round().astype(np.uint8))
-    return levels.permute(0, 3, 1, 2).contiguous()
+    return levels.movedim(-1, -3).contiguous()

@@ -206,7 +206,15 @@ def device_of(pipe: Pipeline) -> torch.device:
 
 def network(pipe: Pipeline) -> Any:
     """The network that predicts the noise: a pipeline's UNet or its transformer."""
-    return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
+    return networks(pipe)[0]
+
+
+def networks(pipe: Pipeline) -> list[Any]:
+    """All networks that predict the noise: one, or one for high and one for low noise (Wan 2.2)."""
+    parts = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
+    found = [part for part in parts if part is not None]
+    check(bool(found), "pipe", type(pipe).__name__, "give a pipeline with a UNet or a transformer")
+    return found
 
 
 def weights_hash(pipe: Pipeline) -> str:

@@ -6,8 +6,9 @@ files can move, and `import asddim_lib` is all that loading needs.
 """
 
 from asddim_lib.schedulers.asddim import ASDDIMScheduler as ASDDIMScheduler
+from asddim_lib.schedulers.flow import ASFlowScheduler as ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler as ASDDIMInverseScheduler
 from asddim_lib.schedulers.unipc import UniPCGridScheduler as UniPCGridScheduler
 
-for _scheduler in (ASDDIMScheduler, ASDDIMInverseScheduler, UniPCGridScheduler):
+for _scheduler in (ASDDIMScheduler, ASDDIMInverseScheduler, ASFlowScheduler, UniPCGridScheduler):
     _scheduler.__module__ = "asddim_lib"

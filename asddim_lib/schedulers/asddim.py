@@ -19,7 +19,7 @@ from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
 from asddim_lib.grids.grid import timesteps as make_timesteps
-from asddim_lib.grids.methods import METHODS
+from asddim_lib.grids.methods import check_allocation
 
 
 class ASDDIMScheduler(DDIMScheduler):
@@ -62,7 +62,7 @@ class ASDDIMScheduler(DDIMScheduler):
         reading: str = "intent",
         profile: dict[str, Any] | None = None,
     ) -> None:
-        _check_allocation(allocation)
+        check_allocation(allocation)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -225,11 +225,6 @@ class ASDDIMScheduler(DDIMScheduler):
             return self._threshold_sample(x0)
         limit = self.config["clip_sample_range"]
         return x0.clamp(-limit, limit) if self.config["clip_sample"] else x0
-
-
-def _check_allocation(allocation: str) -> None:
-    names = [m.name for m in METHODS.values() if m.needs in ("nothing", "profile")]
-    check(allocation in names, "allocation", allocation, f"use one of {', '.join(names)}")
 
 
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

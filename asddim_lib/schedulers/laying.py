@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from asddim_lib.core.coordinates import Coordinates, completed, flow_shift
+from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse, check
 
@@ -23,6 +25,8 @@ OVERRIDES: dict[str, Any] = {
     "shift_terminal": None,
     "invert_sigmas": False,
 }
+#: Settings of our own schedulers that lay a grid without being given one.
+OWN: dict[str, Any] = {"allocation": "uniform", "profile": None, "grid": None, "boundary": None}
 ENDS = ("zero", "sigma_min")
 
 
@@ -35,10 +39,11 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     """
     source = completed(config)
     known = inspect.signature(kind.__init__).parameters
-    changes = {name: value for name, value in OVERRIDES.items() if name in known}
+    plain = {**OVERRIDES, **OWN}
+    changes = {name: value for name, value in plain.items() if name in known}
     if "rho" in known:  # EDM's own range stays
         changes = {n: v for n, v in changes.items() if n not in ("sigma_min", "sigma_max")}
-    coordinates = Coordinates.of(source)
+    coordinates = Coordinates.of(source, mu=0.0)  # its kind and end do not depend on the shift
     end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
     if "final_sigmas_type" in known:
@@ -54,7 +59,7 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    if Coordinates.of(scheduler).kind == "vp":
+    if Coordinates.of(scheduler, mu=0.0).kind == "vp":
         if "timesteps" in known:
             return "timesteps"
         flow_alone = "use_flow_sigmas" in scheduler.config  # diffusers' UniPC
@@ -62,21 +67,53 @@ def takes(scheduler: Any) -> str:
     return "sigmas" if "sigmas" in known else ""
 
 
-def lay(scheduler: Any, grid: list[Any], device: Any = None) -> None:
-    """Lays timesteps, or for a flow or EDM scheduler sigmas (as `grids.sigmas` gives them).
+def lay(scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | None = None) -> None:
+    """Lays a grid: numbers of levels (timesteps), or for a flow or EDM scheduler also sigmas.
 
-    Raises WrongUse where the scheduler takes no grid, or holds another one afterwards.
+    Sigmas are as `grids.sigmas` gives them, before the shift. `mu` is the shift that depends on the
+    picture's size, as a pipeline gives it. Raises WrongUse where the scheduler takes no grid, or
+    holds another one afterwards.
     """
     argument = takes(scheduler)
-    remedy = "it takes no grid: use ASDDIMScheduler, UniPCGridScheduler or DPMSolverMultistep"
+    remedy = "it takes no grid: use ASDDIMScheduler, ASFlowScheduler or UniPCGridScheduler"
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
-    scheduler.set_timesteps(device=device, **{argument: grid})
-    check_laid(scheduler, grid)
+    how: dict[str, Any] = {argument: _given(scheduler, grid)}
+    how |= {} if mu is None else {"mu": mu}
+    scheduler.set_timesteps(device=device, **how)
+    check_laid(scheduler, grid, mu)
 
 
-def check_laid(scheduler: Any, grid: list[Any]) -> None:
+def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
+    """A copy of a scheduler that lays this grid whatever a pipeline asks it for.
+
+    So a grid gets into every pipeline, also one that takes neither `timesteps` nor `sigmas`; call
+    it with `num_inference_steps=len(grid)`. Grid and errors are those of `lay`.
+    """
+    kind = type(scheduler)
+
+    def set_timesteps(
+        self: Any,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        self.__class__ = kind
+        try:
+            lay(self, grid, device, mu)
+        finally:
+            self.__class__ = holding
+
+    holding: Any = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
+    held = copy.copy(scheduler)
+    held.__class__ = holding
+    return held
+
+
+def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:
     """Raises WrongUse unless a scheduler holds the levels that the grid means, each to 1e-3."""
-    meant, levels = _meant(scheduler, grid), _levels(scheduler)
+    meant, levels = _meant(scheduler, grid, mu), _levels(scheduler)
     same = len(meant) == len(levels) and np.allclose(levels, meant, rtol=1e-3, atol=1e-6)
     if not same:
         shown = ", ".join(f"{level:.4g}" for level in levels[:6])
@@ -86,13 +123,31 @@ def check_laid(scheduler: Any, grid: list[Any]) -> None:
         )
 
 
-def _meant(scheduler: Any, grid: list[Any]) -> np.ndarray:
-    """The levels that a scheduler should hold for a grid, without the end."""
-    coordinates = Coordinates.of(scheduler)
+def _given(scheduler: Any, grid: Sequence[Any]) -> list[Any]:
+    """A grid as a scheduler's `set_timesteps` takes it."""
+    coordinates = Coordinates.of(scheduler, mu=0.0)
+    if takes(scheduler) == "timesteps" or not _numbered(grid):
+        return list(grid)
+    numbers = np.asarray(grid, int)
     if coordinates.kind == "flow":
-        return flow_shift(np.asarray(grid, np.float64), completed(scheduler))
+        return ((numbers + 1) / len(coordinates.betas)).tolist()
+    levels = NoiseSchedule(coordinates.betas).finite_sigmas[numbers].tolist()
+    return levels if coordinates.kind == "edm" else [*levels, 0.0]
+
+
+def _numbered(grid: Sequence[Any]) -> bool:
+    """Whether a grid's entries are numbers of levels, and not sigmas."""
+    return all(isinstance(entry, (int, np.integer)) for entry in grid)
+
+
+def _meant(scheduler: Any, grid: Sequence[Any], mu: float | None) -> np.ndarray:
+    """The levels that a scheduler should hold for a grid, without the end."""
+    config = with_fixed_shift(completed(scheduler), mu)
+    coordinates = Coordinates.of(config)
+    if coordinates.kind == "flow":
+        return flow_shift(np.asarray(_given(scheduler, grid), np.float64), config)
     if coordinates.kind == "edm":
-        return np.asarray(grid, np.float64)
+        return np.asarray(_given(scheduler, grid), np.float64)
     return NoiseSchedule(coordinates.betas).finite_sigmas[np.asarray(grid, int)]
 
 
@@ -103,5 +158,5 @@ def _levels(scheduler: Any) -> np.ndarray:
         if levels[-1] == 0:  # it was handed the end as well, and has added one of its own
             levels = levels[:-1]
         return levels[::2] if scheduler.order == 2 and len(levels) > 1 else levels
-    schedule = NoiseSchedule.from_config(scheduler)
+    schedule = NoiseSchedule.from_config(scheduler)  # of a VP scheduler without sigmas
     return schedule.finite_sigmas[scheduler.timesteps.cpu().numpy().astype(int)]

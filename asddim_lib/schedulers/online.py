@@ -79,11 +79,10 @@ class OnlineScheduler(ASDDIMScheduler):
     ) -> Any:
         """As `ASDDIMScheduler.step`, after g was measured where it is due."""
         step, kind = self.number(timestep), self.config["prediction_type"]
-        alpha = self._level(step, sample)
-        epsilon = model_output
-        if kind != "epsilon":
-            _, epsilon = predict(sample, model_output, alpha, kind)
-        visit = Visit(int(self.grid[0, step]), sample, model_output, epsilon)
+        alpha, number = self._level(step, sample), int(self.grid[0, step])
+        _, epsilon = predict(sample, model_output, alpha, kind)
+        sigma = (1 / float(self._alphas[number]) - 1) ** 0.5
+        visit = Visit(number, sigma, sample, model_output, epsilon, sample)
         self._at_step(step, visit, alpha)
         return super().step(model_output, timestep, sample, *args, **how)
 
