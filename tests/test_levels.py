@@ -59,8 +59,8 @@ TABLE = {
     "UniPCMultistepScheduler": ("vp", [*BETAS, COSINE, ZERO], [{**FLOW, **DYNAMIC}]),
     "FlowMatchEulerDiscreteScheduler": (
         "flow",
-        [{}, {"shift": 3.0}],
-        [DYNAMIC, {"shift_terminal": 0.1}, {"invert_sigmas": True}],
+        [{}, {"shift": 3.0}, {"shift_terminal": 0.1}],
+        [DYNAMIC, {"invert_sigmas": True}],
     ),
     "FlowMatchHeunDiscreteScheduler": ("flow", [{}, {"shift": 3.0}], []),
     "FlowMapEulerDiscreteScheduler": ("flow", [{}, {"shift": 3.0}], []),

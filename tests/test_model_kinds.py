@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from asddim_lib import calibrate, cli
 from asddim_lib.cli import mlperf
+from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.experiment.evaluate import read_records
 from asddim_lib.metrics.features import inception, reference
 from asddim_lib.models.load import HUB, load_pipeline
@@ -119,11 +121,14 @@ def test_what_a_flow_matching_model_cannot_do_is_named(changed, message, flow_mo
     assert message in str(done.exception)
 
 
-def test_a_flow_matching_pipeline_has_no_profile_yet():
-    with pytest.raises(
-        ValueError, match="config is a flow-matching scheduler's; its samples are not DDIM's"
-    ):
-        calibrate(sd3()[0], ["a red boot"])
+def test_a_flow_matching_pipeline_has_a_profile_of_its_own_shift():
+    pipe = sd3()[0]
+    profile = calibrate(pipe, ["a red boot"], num_steps=4, guidance_scale=3.0)
+    profile.check_schedule(NoiseSchedule.from_config(pipe.scheduler))
+    other = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=2.0)
+    with pytest.raises(ValueError, match="profile is made on another noise schedule"):
+        profile.check_schedule(NoiseSchedule.from_config(other))
+    assert profile.g[0] == pytest.approx(profile.g[1], rel=0.5), "at pure noise ε is the sample"
 
 
 # the hub, as its cache lies on disk

@@ -12,6 +12,7 @@ import numpy as np
 from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse, check
+from asddim_lib.grids.grid import check_timesteps
 
 #: Settings with which a scheduler makes levels of its own, and the value that leaves a grid alone.
 OVERRIDES: dict[str, Any] = {
@@ -109,6 +110,18 @@ def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
     held = copy.copy(scheduler)
     held.__class__ = holding
     return held
+
+
+def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
+    """A grid as numbers of levels: as they are, or the nearest to a flow scheduler's sigmas.
+
+    Raises WrongUse unless they fall strictly within 0 … T − 1.
+    """
+    coordinates = Coordinates.of(scheduler, mu=0.0)
+    size = len(coordinates.betas)
+    if coordinates.kind == "flow" and not _numbered(grid):
+        grid = [round(float(mix) * size) - 1 for mix in grid]
+    return check_timesteps(grid, size)
 
 
 def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.errors import check
-from asddim_lib.grids.grid import check_timesteps, timesteps
+from asddim_lib.grids.uniform import uniform
 from asddim_lib.measure.run import Run
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.load import Pipeline
-from asddim_lib.schedulers import ASDDIMScheduler
-from asddim_lib.schedulers.laying import takes
+from asddim_lib.schedulers import ASDDIMScheduler, ASFlowScheduler
+from asddim_lib.schedulers.laying import numbers_of, takes
 
 Grids = Mapping[str, Sequence[int]]
 
@@ -24,12 +24,18 @@ Grids = Mapping[str, Sequence[int]]
 class Found(NamedTuple):
     """A grid, how far from the reference its pictures end, and what finding it cost.
 
-    `distance` is the mean of `metrics.relative_distance`; `evaluations` counts the network's.
+    `timesteps` are numbers of levels, 0 … T − 1; for a flow scheduler t stands for the sigma
+    (t + 1) / T before its shift. `distance` is the mean of `metrics.relative_distance`;
+    `evaluations` counts the network's.
     """
 
     timesteps: list[int]
     distance: float
     evaluations: int
+
+    def sigmas(self, num_train_timesteps: int = 1000) -> list[float]:
+        """The grid as a flow-matching pipeline takes it, by `sigmas=`: before the shift."""
+        return [(t + 1) / num_train_timesteps for t in self.timesteps]
 
 
 def distances(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> dict[str, float]:
@@ -46,7 +52,7 @@ def choose(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> tupl
     cost = _Cost(pipe, prompts, **how)
     apart = {name: cost(grid) for name, grid in grids.items()}
     name = min(apart, key=apart.__getitem__)
-    return name, Found(list(grids[name]), apart[name], cost.spent)
+    return name, Found(numbers_of(pipe.scheduler, grids[name]), apart[name], cost.spent)
 
 
 def direct_search(
@@ -58,25 +64,26 @@ def direct_search(
 ) -> Found:
     """The grid near the best of `starts` whose final latents lie nearest to a fine solution's.
 
-    The solver is the pipeline's scheduler, which must take `timesteps`; the solution is DDIM's of
-    `reference_steps` (200), from the same noise to the same end. Prompt i starts from the noise of
-    seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; `options` go to
-    the pipeline. A `goal` from `solution` saves the fine run.
+    The solver is the pipeline's scheduler, which must take a grid; the solution is DDIM's, or
+    Euler's for flow matching, of `reference_steps` (200), from the same noise to the same end.
+    Starts are timesteps, or for flow matching sigmas before the shift. Prompt i starts from the
+    noise of seed `seed` (0) + i, under `guidance_scale` (7.5), `batch_size` (32) at once; `options`
+    go to the pipeline. A `goal` from `solution` saves the fine run.
     A pattern search: each timestep is moved towards its neighbours by a share of the gap, what is
     better is kept, and where nothing is, the share halves. It ends in a local optimum for these
     prompts, or when its trials, the starts aside, have taken `budget` steps per prompt.
     Raises WrongUse for wrong prompts (at least two), a wrong start, or latents that are not finite.
     """
-    size = len(Coordinates.of(pipe.scheduler).betas)
     cost = _Cost(pipe, prompts, **how)
     check(len(starts) > 0, "starts", starts, "give at least one grid")
-    best, grid = min((cost(start), list(start)) for start in starts)
+    grids = [numbers_of(pipe.scheduler, start) for start in starts]
+    best, grid = min((cost(start), start) for start in grids)
     last = cost.spent + (budget - len(grid)) * cost.per_step  # one more trial would go beyond
     share = 0.4
     while share > 0.02 and cost.spent <= last:
         before = best
         for k in range(len(grid)):
-            for trial in _moved(grid, k, share, size):
+            for trial in _moved(grid, k, share, len(cost.run.schedule)):
                 if cost.spent <= last and (apart := cost(trial)) < best:
                     best, grid = apart, trial
                     break
@@ -100,7 +107,7 @@ def solution(
     pipe: Pipeline,
     prompts: list[str],
     *,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = 7.5,
     reference_steps: int = 200,
     batch_size: int = 32,
     seed: int = 0,
@@ -108,14 +115,20 @@ def solution(
     truncate: bool = False,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """The final latents (n × d) of a fine DDIM run, whatever the pipeline's own scheduler.
+    """The final latents (n × d) of a fine first-order run, whatever the pipeline's own scheduler.
 
     It is the goal of every search with the same arguments.
     """
     seeds = range(seed, seed + len(prompts))
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate, end=end)
-    grid = timesteps(pipe.scheduler, reference_steps, allocation="trailing")
-    return run.prepared_with(ASDDIMScheduler).ends(grid)
+    return _fine(run, reference_steps)
+
+
+def _fine(run: Run, steps: int) -> Tensor:
+    """The ends of a run by DDIM, or by Euler for flow matching, over evenly spaced timesteps."""
+    grid = uniform("trailing", len(run.schedule), steps)
+    flow = Coordinates.of(run.pipe.scheduler, run.mu).kind == "flow"
+    return run.prepared_with(ASFlowScheduler if flow else ASDDIMScheduler).ends(grid)
 
 
 class _Cost:
@@ -129,7 +142,7 @@ class _Cost:
         pipe: Pipeline,
         prompts: list[str],
         *,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = 7.5,
         reference_steps: int = 200,
         batch_size: int = 32,
         seed: int = 0,
@@ -139,25 +152,24 @@ class _Cost:
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         kind, count = type(pipe.scheduler).__name__, len(prompts)
-        remedy = "it takes no timesteps: make it ASDDIMScheduler.from_config(pipe.scheduler.config)"
-        check(takes(pipe.scheduler) == "timesteps", "pipe.scheduler", kind, remedy)
+        remedy = "it takes no grid: make it ASDDIMScheduler.from_config(pipe.scheduler.config)"
+        check(bool(takes(pipe.scheduler)), "pipe.scheduler", kind, remedy)
         remedy = "give at least two: distances are measured against the spread between pictures"
         check(count >= 2, "prompts", f"{count} prompt", remedy)
         seeds = range(seed, seed + count)
         run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate, end=end)
         self.run = run.prepared_with(type(pipe.scheduler))
-        self.size = len(Coordinates.of(pipe.scheduler).betas)
         self.per_step, self.spent = run.evaluations_per_step, 0
         if goal is None:
-            fine = timesteps(pipe.scheduler, reference_steps, allocation="trailing")
-            goal = run.prepared_with(ASDDIMScheduler).ends(fine)
+            goal = _fine(run, reference_steps)
             self.spent = reference_steps * self.per_step
         self.goal = goal
 
     def __call__(self, grid: Sequence[int]) -> float:
         """The cost of one grid. Raises WrongUse where it is not finite."""
-        self.spent += len(grid) * self.per_step
-        ends = self.run.ends(check_timesteps(list(grid), self.size))
+        numbers = numbers_of(self.run.pipe.scheduler, grid)
+        self.spent += len(numbers) * self.per_step
+        ends = self.run.ends(numbers)
         apart = float(relative_distance(ends, self.goal).mean())
         remedy = "the network gave numbers that are not finite: run it in float32"
         check(math.isfinite(apart), "distance", f"{apart} for the grid {list(grid)}", remedy)
