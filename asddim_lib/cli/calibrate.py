@@ -8,15 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from asddim_lib.cli.options import (
+    Call,
     Count,
     Device,
     Dtype,
     Json,
     Model,
+    PipelineClass,
     Prompts,
     Scale,
     Seed,
     Truncate,
+    Variant,
+    called,
+    loading,
     torch_dtype,
 )
 from asddim_lib.cli.output import say
@@ -59,7 +64,10 @@ def calibrate(
     estimator: Estimator = "vjp",
     adjoint_probes: Probes = 0,
     quick: Quick = False,
+    call: Call = "",
     truncate: Truncate = False,
+    variant: Variant = "",
+    pipeline_class: PipelineClass = "",
     cache: Cache = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -74,27 +82,29 @@ def calibrate(
 
     from asddim_lib.files import CACHE
     from asddim_lib.measure.calibrate import calibrate as measure
+    from asddim_lib.measure.run import Run
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.models.prompts import load_prompts
 
     if quick:
         count, num_steps, estimator, adjoint_probes = 1, 32, "path", 0
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
-    pipe = load_pipeline(model, device=device, dtype=kind)
+    options, given = called(call), loading(variant, pipeline_class)
+    pipe = load_pipeline(model, device=device, dtype=kind, **given)
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
     how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}
     how |= {"adjoint_probes": adjoint_probes, "truncate": truncate, "cache": cache or CACHE}
-    profile = measure(pipe, texts, **how, progress=lambda batches: tqdm(batches, unit="batch"))
+    shown = {"progress": lambda batches: tqdm(batches, unit="batch"), **options}
+    profile = measure(pipe, texts, **how, **shown)
     profile.save(out)
-    _show(out, profile, pipe.scheduler, bool(adjoint_probes), as_json)
+    schedule = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=True).schedule
+    _show(out, profile, schedule, bool(adjoint_probes), as_json)
 
 
-def _show(out: Path, profile: Any, scheduler: Any, carried: bool, as_json: bool) -> None:
+def _show(out: Path, profile: Any, schedule: Any, carried: bool, as_json: bool) -> None:
     """Prints what was measured, and which allocation the profile serves best."""
-    from asddim_lib.core.noise import NoiseSchedule
-
     best = "dual-weighted" if carried else "equidistributed"
-    p, lam, excess = profile.fit(NoiseSchedule.from_config(scheduler), carried=carried)
+    p, lam, excess = profile.fit(schedule, carried=carried)
     value = {"profile": str(out), "evaluations": profile.evaluations, "prompts": profile.samples}
     value |= {"timesteps": len(profile.timesteps), "allocation": best}
     count = f"{profile.samples} prompt{'s' if profile.samples > 1 else ''}"

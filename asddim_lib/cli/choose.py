@@ -8,22 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from asddim_lib.cli.options import (
+    Call,
     Count,
     Device,
     Dtype,
     Json,
     Model,
+    PipelineClass,
     Profile,
     Prompts,
     Scale,
     Solver,
     StepCount,
     Truncate,
+    Variant,
+    called,
+    loading,
     torch_dtype,
     words,
 )
 from asddim_lib.cli.output import say
-from asddim_lib.errors import check
 
 #: Powers that a profile's density is raised to: multistep solvers dislike steps of uneven length.
 TEMPERS = (1.0, 0.75, 0.5, 0.25)
@@ -55,7 +59,10 @@ def choose(
     guidance_scale: Scale = 7.5,
     reference_steps: ReferenceSteps = 200,
     search: Search = False,
+    call: Call = "",
     truncate: Truncate = False,
+    variant: Variant = "",
+    pipeline_class: PipelineClass = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
@@ -66,18 +73,27 @@ def choose(
 
     Example: asddim choose --steps 8 --solver unipc
     """
+    from asddim_lib.core.coordinates import completed, with_fixed_shift
+    from asddim_lib.grids.grid import numbers
+    from asddim_lib.measure.run import Run
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.models.prompts import load_prompts
+    from asddim_lib.schedulers.laying import prepared
+    from asddim_lib.schedulers.solvers import solver_of
 
-    names, kind, order = words("grids", grids), torch_dtype(dtype), _order(solver)
+    names, kind = words("grids", grids), torch_dtype(dtype)
     texts = list(load_prompts(prompts, count)["prompt"])
-    pipe = load_pipeline(model, device=device, dtype=kind)
-    _set_solver(pipe, solver, model)
-    trials = _fixed(pipe.scheduler, steps, names)
+    options, given = called(call), loading(variant, pipeline_class)
+    pipe = load_pipeline(model, device=device, dtype=kind, **given)
+    scheduler, order = solver_of(solver, pipe.scheduler)
+    pipe.scheduler = prepared(scheduler, pipe.scheduler)
+    run = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=truncate)
+    config = with_fixed_shift(completed(pipe.scheduler), run.mu)
+    trials = {name: numbers(config, steps, {"allocation": name}) for name in names}
     if profile is not None:
-        made_for = {"model": model, "guidance_scale": guidance_scale}
-        trials |= _measured(pipe.scheduler, steps, order, profile, made_for)
-    how = {"guidance_scale": guidance_scale, "seed": SEED, "truncate": truncate}
+        made_for = {"model": model, "guidance_scale": guidance_scale, "schedule": run.schedule}
+        trials |= _measured(config, steps, order, profile, made_for)
+    how = {"guidance_scale": guidance_scale, "seed": SEED, "truncate": truncate, "options": options}
     apart = _distances(pipe, texts, trials, reference_steps, search, how)
     worst_first = sorted(apart, key=apart.__getitem__, reverse=True)
     value = [{"grid": n, "distance": apart[n], "timesteps": trials[n]} for n in worst_first]
@@ -85,49 +101,19 @@ def choose(
     say(value, "\n".join(lines), as_json)
 
 
-def _order(solver: str) -> int:
-    """The order of a solver's error. Raises WrongUse for an unknown solver."""
-    from asddim_lib.schedulers.solvers import SOLVERS
-
-    check(solver in SOLVERS, "solver", solver, f"use one of {', '.join(SOLVERS)}")
-    return SOLVERS[solver][1]
-
-
-def _set_solver(pipe: Any, solver: str, model: str) -> None:
-    """Gives the pipeline the solver's scheduler, which takes any grid of timesteps."""
-    from asddim_lib.core.coordinates import Coordinates
-    from asddim_lib.schedulers.laying import prepared
-    from asddim_lib.schedulers.solvers import SOLVERS
-
-    kind = Coordinates.of(pipe.scheduler).kind
-    what = {"flow": "a flow-matching model", "edm": "an EDM model"}.get(kind, kind)
-    remedy = "choose lays whole timesteps, which it lacks: run asddim compare --solvers euler"
-    check(kind == "vp", "model", f"{model}, {what}", remedy)
-    pipe.scheduler = prepared(SOLVERS[solver][0], pipe.scheduler)
-
-
-def _fixed(scheduler: Any, steps: int, names: tuple[str, ...]) -> dict[str, list[int]]:
-    """The grid of each allocation."""
-    from asddim_lib.grids.grid import timesteps
-
-    return {name: timesteps(scheduler, steps, allocation=name) for name in names}
-
-
 def _measured(
-    scheduler: Any, steps: int, order: int, profile: Path, made_for: dict[str, Any]
+    config: dict[str, Any], steps: int, order: int, profile: Path, made_for: dict[str, Any]
 ) -> dict[str, list[int]]:
     """The grids of a profile's density at every temper."""
-    from asddim_lib.core.noise import NoiseSchedule
     from asddim_lib.evidence.profile import SensitivityProfile
-    from asddim_lib.grids.grid import timesteps
+    from asddim_lib.grids.grid import numbers
 
-    schedule = NoiseSchedule.from_config(scheduler)
-    measured = SensitivityProfile.load(profile, schedule=schedule, **made_for)
+    measured = SensitivityProfile.load(profile, **made_for)
     carried = "carried" in (measured.local_error or {})
     best = "dual-weighted" if carried else "equidistributed"
     how: dict[str, Any] = {"allocation": best, "profile": measured, "order": order}
     return {
-        f"{best}, temper {temper:g}": timesteps(scheduler, steps, temper=temper, **how)
+        f"{best}, temper {temper:g}": numbers(config, steps, {**how, "temper": temper})
         for temper in TEMPERS
     }
 

@@ -10,12 +10,14 @@ import typer
 from asddim_lib.cli.experiment import Experiment
 from asddim_lib.cli.options import (
     Batch,
+    Call,
     Clip,
     Device,
     Dtype,
     Folder,
     Json,
     Model,
+    PipelineClass,
     Prompts,
     Reference,
     Savers,
@@ -24,6 +26,7 @@ from asddim_lib.cli.options import (
     Steps,
     Truncate,
     Tuning,
+    Variant,
     words,
 )
 from asddim_lib.cli.output import report_failures, rows, say, text_of
@@ -67,6 +70,9 @@ def compare(
     dtype: Dtype = "float32",
     save_memory: Savers = "",
     truncate: Truncate = False,
+    call: Call = "",
+    variant: Variant = "",
+    pipeline_class: PipelineClass = "",
     as_json: Json = False,
 ) -> None:
     """Compares grids with the trailing one, picture by picture.

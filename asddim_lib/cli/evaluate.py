@@ -10,6 +10,7 @@ import typer
 from asddim_lib.cli.experiment import Experiment
 from asddim_lib.cli.options import (
     Batch,
+    Call,
     Clip,
     Count,
     Device,
@@ -19,6 +20,7 @@ from asddim_lib.cli.options import (
     Json,
     Lambda,
     Model,
+    PipelineClass,
     Prompts,
     Reading,
     Reference,
@@ -28,6 +30,7 @@ from asddim_lib.cli.options import (
     Steps,
     Truncate,
     Tuning,
+    Variant,
 )
 from asddim_lib.cli.output import report_failures, rows, say, text_of
 
@@ -93,6 +96,9 @@ def evaluate(
     tuning_prompts: Tuning = "bundled-tune",
     save_memory: Savers = "",
     truncate: Truncate = False,
+    call: Call = "",
+    variant: Variant = "",
+    pipeline_class: PipelineClass = "",
     shard: Part = "",
     plan: Plan = False,
     as_json: Json = False,

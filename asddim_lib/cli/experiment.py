@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from asddim_lib.cli.options import numbers, torch_dtype, words
+from asddim_lib.cli.options import loading, numbers, torch_dtype, words
 from asddim_lib.cli.output import bar, report_failures, rows, say, text_of
 from asddim_lib.errors import check
 
@@ -47,6 +47,9 @@ class Experiment:
     tuning_prompts: str = "bundled-tune"
     save_memory: str = ""
     truncate: bool = False
+    call: str = ""
+    variant: str = ""
+    pipeline_class: str = ""
     shard: str = ""
     plan: bool = False
     tuning: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class Experiment:
         table = load_prompts(self.prompts, self.count, self.prompt_seed)
         with joined(self.shard) as shard:
             how: dict[str, Any] = {"dtype": dtype, "save_memory": savers}
+            how |= loading(self.variant, self.pipeline_class)
             pipe = load_pipeline(self.model, device=shard.device(self.device), **how)
             if self.plan:
                 if shard.speaks:

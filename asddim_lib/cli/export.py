@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.options import Allocation, Exponent, Lambda, ModelConfig, Profile, StepCount
+from asddim_lib.cli.options import Allocation, Exponent, Lambda, ModelConfig, Mu, Profile, StepCount
 
 FORMATS = ("diffusers", "comfyui", "a1111")
 Order = Annotated[
@@ -35,6 +35,7 @@ def export(
     lam: Lambda = 1.0,
     order: Order = 1,
     profile: Profile = None,
+    mu: Mu = None,
     form: Format = "diffusers",
 ) -> None:
     """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
@@ -44,12 +45,13 @@ def export(
 
     Example: asddim export --steps 10 --format comfyui
     """
+    from asddim_lib.core.coordinates import completed, with_fixed_shift
     from asddim_lib.errors import check
     from asddim_lib.grids.grid import sigmas
     from asddim_lib.models.load import load_scheduler_config
 
     check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
-    config = load_scheduler_config(model)
+    config = with_fixed_shift(completed(load_scheduler_config(model)), mu)
     how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "order": order}
     how["profile"] = _read(profile, config)
     if form == "diffusers":

@@ -9,15 +9,20 @@ import typer
 
 from asddim_lib.cli.options import (
     Allocation,
+    Call,
     Device,
     Dtype,
     Json,
     Model,
+    PipelineClass,
     Profile,
     Scale,
     Seed,
     StepCount,
     Truncate,
+    Variant,
+    called,
+    loading,
     torch_dtype,
     words,
 )
@@ -43,36 +48,53 @@ def generate(
     allocation: Allocation = "uniform",
     profile: Profile = None,
     override: Override = "",
+    call: Call = "",
     truncate: Truncate = False,
+    variant: Variant = "",
+    pipeline_class: PipelineClass = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Draws one picture with DDIM on the grid of an allocation.
+    """Draws one picture, by DDIM or flow matching's Euler, on the grid of an allocation.
 
     Example: asddim generate "a red boot on a white ground" boot.png --steps 20
     """
-    import torch
-
-    from asddim_lib.files import write_whole
+    from asddim_lib.measure.run import Run
     from asddim_lib.models.load import load_pipeline
-    from asddim_lib.models.prompts import check_prompts
-    from asddim_lib.schedulers.asddim import ASDDIMScheduler
+    from asddim_lib.schedulers.solvers import own_scheduler
 
     _check_allocation(allocation, profile)
-    pipe = load_pipeline(model, device=device, dtype=torch_dtype(dtype))
-    check_prompts(pipe, [prompt], truncate=truncate)
-    values = _read(profile, override, pipe.scheduler, model, guidance_scale)
+    options, given = called(call), loading(variant, pipeline_class)
+    pipe = load_pipeline(model, device=device, dtype=torch_dtype(dtype), **given)
+    run = Run(pipe, [prompt], [seed], guidance_scale, options=options, truncate=truncate)
+    values = _read(profile, override, run.schedule, model, guidance_scale)
     how: dict[str, Any] = {"allocation": allocation, "profile": values}
-    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, **how)
-    how = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-    picture = pipe(prompt, **how, generator=torch.Generator().manual_seed(seed)).images[0]
-    write_whole(out, picture.save)
-    grid = pipe.scheduler.timesteps.tolist()
-    value = {"image": str(out), "width": picture.width, "height": picture.height}
-    text = f"{out}: {picture.width}×{picture.height}, timesteps {grid}"
+    kind = own_scheduler(pipe.scheduler)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **how)
+    drawn = run.pictures(num_inference_steps=steps)
+    _save(drawn.images[0], out)
+    grid = [round(t, 2) for t in pipe.scheduler.timesteps.tolist()]
+    height, width = drawn.images.shape[-2:]
+    value = {"image": str(out), "width": width, "height": height}
+    text = f"{out}: {width}×{height}, timesteps {grid}"
     say(value | {"timesteps": grid, "seed": seed}, text, as_json)
+
+
+def _save(picture: Any, out: Path) -> None:
+    """Writes a picture (3 × h × w), or a video's frames, which need a format that moves."""
+    from PIL import Image
+
+    from asddim_lib.errors import check
+    from asddim_lib.files import write_whole
+
+    frames = picture if picture.ndim == 4 else picture[None]
+    moving = out.suffix in (".gif", ".webp", ".png")
+    check(len(frames) == 1 or moving, "out", str(out), "a video's file ends in .gif or .webp")
+    first, *rest = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
+    write_whole(out, lambda part: first.save(part, **more))
 
 
 def _check_allocation(allocation: str, profile: Path | None) -> None:
@@ -90,15 +112,13 @@ def _check_allocation(allocation: str, profile: Path | None) -> None:
 
 
 def _read(
-    profile: Path | None, override: str, scheduler: Any, model: str, guidance_scale: float
+    profile: Path | None, override: str, schedule: Any, model: str, guidance_scale: float
 ) -> dict[str, Any] | None:
     """The profile as a scheduler's config holds it, if it was made for this model and scale."""
-    from asddim_lib.core.noise import NoiseSchedule
     from asddim_lib.evidence.profile import SensitivityProfile
 
     if profile is None:
         return None
     may_differ = words("override", override) if override else ()
-    schedule = NoiseSchedule.from_config(scheduler)
     made_for: dict[str, Any] = {"model": model, "schedule": schedule, "override": may_differ}
     return SensitivityProfile.load(profile, guidance_scale=guidance_scale, **made_for).to_dict()

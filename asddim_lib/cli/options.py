@@ -17,7 +17,10 @@ Number = TypeVar("Number", int, float)
 #: The dtypes that networks run in.
 DTYPES = ("float32", "float16", "bfloat16")
 
-_MODEL = "bundled, sd15, sdxl, a folder or a Hugging Face hub id"
+_MODEL = (
+    "bundled, bundled-flow, sd15, sdxl, sd3, flux, pixart, qwen-image, wan, a folder, "
+    "a single file or a Hugging Face hub id"
+)
 _GUIDANCE = "Classifier-free guidance scale; 0 or 1 turns guidance off"
 _PROMPTS = (
     "bundled, bundled-tune, coco, drawbench, or a file: MS-COCO captions (.json), a table "
@@ -27,6 +30,23 @@ _PROMPTS = (
 Model = Annotated[str, typer.Option(help=f"{_MODEL}.")]
 ModelConfig = Annotated[
     str, typer.Option("--model", help=f"{_MODEL}. Only its scheduler config is read.")
+]
+Variant = Annotated[str, typer.Option(help="Variant of the weights' files, such as fp16.")]
+PipelineClass = Annotated[
+    str,
+    typer.Option(help="Class of a single file's pipeline, such as StableDiffusionPipeline."),
+]
+Call = Annotated[
+    str,
+    typer.Option(
+        "--call",
+        help="Further options of the pipeline's call, a JSON object such as "
+        '{"height": 512, "width": 512}.',
+    ),
+]
+Mu = Annotated[
+    float | None,
+    typer.Option(help="The shift that a pipeline reckons from a picture's size, where it does."),
 ]
 Scale = Annotated[float, typer.Option(help=f"{_GUIDANCE}.")]
 Scales = Annotated[str, typer.Option("--guidance-scale", help=f"{_GUIDANCE}; comma-separated.")]
@@ -129,6 +149,19 @@ def numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     check(all(map(math.isfinite, values)), name, repr(text), remedy)
     check(len(set(values)) == len(values), name, repr(text), "give each value once")
     return values
+
+
+def loading(variant: str, pipeline_class: str) -> dict[str, str]:
+    """What `load_pipeline` is given of these options."""
+    given = {"variant": variant, "pipeline_class": pipeline_class}
+    return {name: value for name, value in given.items() if value}
+
+
+def called(text: str) -> dict[str, Any]:
+    """The options of a pipeline's call. Raises WrongUse for what is no JSON object."""
+    from asddim_lib.experiment.setting import Setting
+
+    return Setting(call=text).options
 
 
 def torch_dtype(name: str) -> Any:

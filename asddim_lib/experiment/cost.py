@@ -8,7 +8,7 @@ import pandas as pd
 
 from asddim_lib.experiment.memory import Peak
 from asddim_lib.experiment.setting import Setting, cells, references
-from asddim_lib.measure.run import draw
+from asddim_lib.measure.run import Run
 from asddim_lib.models.load import Pipeline, device_of
 
 #: Two lengths of a run. They differ by the network's time; the rest is text, decoding, copying.
@@ -33,18 +33,13 @@ def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
 
     The memory is the device's; on a CPU, the process's.
     """
-    scale = max(setting.guidance_scales)
-    prompts, per_step = list(table["prompt"].head(setting.batch_size)), 2 if scale > 1 else 1
-    how: dict[str, Any] = {
-        "prompts": prompts,
-        "seeds": range(len(prompts)),
-        "guidance_scale": scale,
-        "batch_size": setting.batch_size,
-        "truncate": setting.truncate,
-    }
-    draw(pipe, **how, num_inference_steps=1)
+    scale, prompts = max(setting.guidance_scales), list(table["prompt"].head(setting.batch_size))
+    how: Any = (scale, setting.batch_size, setting.options, setting.truncate)
+    run = Run(pipe, prompts, None, *how)
+    per_step = run.evaluations_per_step // len(prompts)
+    run.pictures(num_inference_steps=1)
     peak = Peak(device_of(pipe))
-    short, long = (draw(pipe, **how, num_inference_steps=steps) for steps in STEPS)
+    short, long = (run.pictures(num_inference_steps=steps) for steps in STEPS)
     seconds = max(long.seconds - short.seconds, 0) / (STEPS[1] - STEPS[0]) / per_step
     size = sum(part.nbytes for part in (long.images, long.latents)) / len(prompts)
     rest = max(short.seconds - seconds * per_step, 0)

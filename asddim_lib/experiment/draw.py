@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.core.coordinates import completed, is_flow
+from asddim_lib.core.coordinates import completed
 from asddim_lib.errors import check
-from asddim_lib.experiment.setting import SOLVERS, Batch, Cell, Setting, batches, cells, references
+from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, references
 from asddim_lib.experiment.shards import ALONE, Shard
 from asddim_lib.experiment.store import load_latents, made_from, save, whole
 from asddim_lib.files import DamagedFile, locked, seal, short_hash, unseal
 from asddim_lib.measure import fingerprint
-from asddim_lib.measure.run import Drawn, draw
+from asddim_lib.measure.run import Drawn, Run
 from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.schedulers.laying import prepared
+from asddim_lib.schedulers.solvers import solver_of
 
 log = logging.getLogger(__name__)
 
@@ -91,33 +92,33 @@ class _Painter:
         self, pipe: Pipeline, prompts: list[str], setting: Setting, latents: Tensor | None
     ) -> None:
         self.pipe, self.prompts, self.setting = pipe, prompts, setting
-        self.latents, self.source, self.flow = latents, pipe.scheduler, is_flow(pipe.scheduler)
+        self.source = pipe.scheduler
+        self.options = {**setting.options, **({} if latents is None else {"latents": latents})}
         self.at_once, self.warm = setting.batch_size, False
 
     def __call__(self, batch: Batch, grid: Any) -> Drawn:
-        self.pipe.scheduler = self._scheduler(batch.cell)
-        seeds = list(range(batch.start, batch.stop))
-        how: dict[str, Any] = {
-            "prompts": [self.prompts[seed] for seed in seeds],
-            "seeds": seeds,
-            "guidance_scale": batch.cell.guidance_scale,
-            "latents": self.latents,
-            "negative_prompt": self.setting.negative_prompt,
-            "truncate": self.setting.truncate,
-            "batch_size": self.at_once,
-        }
+        seeds = range(batch.start, batch.stop)
+        run = Run(
+            self.pipe,
+            [self.prompts[seed] for seed in seeds],
+            seeds,
+            batch.cell.guidance_scale,
+            self.at_once,
+            self.options,
+            self.setting.truncate,
+            self._scheduler(batch.cell),
+        )
         if not self.warm:  # a process's first call pays for lazy initialisation; it is not timed
-            draw(self.pipe, **how, num_inference_steps=1)
+            run.pictures(num_inference_steps=1)
             self.warm = True
-        drawn = draw(self.pipe, **how, **{"sigmas" if self.flow else "timesteps": grid})
+        drawn = run.pictures(grid)
         if drawn.at_once < batch.pictures:
             self.at_once = min(self.at_once, drawn.at_once)
         return drawn
 
     def _scheduler(self, cell: Cell) -> Any:
-        if self.flow:
-            return self.source
-        scheduler = prepared(SOLVERS[cell.solver][0], self.source, self.setting.end)
+        kind = solver_of(cell.solver, self.source)[0]
+        scheduler = prepared(kind, self.source, self.setting.end)
         scheduler.strict = False  # one picture's fault does not stop the batch: see `Drawn.finite`
         return scheduler
 
@@ -152,6 +153,7 @@ def _origin(pipe: Pipeline, prompts: list[str], setting: Setting) -> dict[str, A
         "latents": file_hash(Path(setting.latents)) if setting.latents else "",
         "truncate": setting.truncate,
         "end": setting.end,
+        "call": setting.call,
     }
     return origin | {name: value for name, value in optional.items() if value}
 

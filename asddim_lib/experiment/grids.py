@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.core.coordinates import is_flow
+from asddim_lib.core.coordinates import completed, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
@@ -17,7 +17,6 @@ from asddim_lib.experiment.setting import (
     FINE_STEPS,
     METHODS,
     RECORDED_STEPS,
-    SOLVERS,
     Cell,
     Setting,
     cells,
@@ -25,12 +24,14 @@ from asddim_lib.experiment.setting import (
     references,
 )
 from asddim_lib.files import locked, seal, short_hash, unseal
-from asddim_lib.grids.grid import sigmas, timesteps
+from asddim_lib.grids.grid import numbers
 from asddim_lib.measure import fingerprint
 from asddim_lib.measure.calibrate import calibrate, record
+from asddim_lib.measure.run import Run
 from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.schedulers.laying import prepared
+from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tune.search import choose, direct_search, solution
 
 #: Adjoint sweeps of the path that `dual-path` is searched on.
@@ -43,11 +44,11 @@ def find_grids(
     """Every cell's timesteps, and each guidance scale's profile where a method needs one.
 
     What is measured is measured by the first process that comes here, on the prompts `tuning`,
-    kept, and read by the others. A flow-matching pipeline has sigmas for timesteps, and Euler's
-    solver alone. Raises WrongUse for a method or solver that does not serve it.
+    kept, and read by the others. A flow-matching pipeline's timesteps are numbers of its levels.
+    Raises WrongUse for a solver that does not serve it.
     """
-    if is_flow(pipe.scheduler):
-        _check_flow(setting)
+    for solver in setting.solvers:
+        solver_of(solver, pipe.scheduler)
     check_prompts(pipe, tuning, truncate=setting.truncate)
     grids: dict[Cell, Any] = {}
     profiles: dict[float, SensitivityProfile] = {}
@@ -65,14 +66,6 @@ def find_grids(
     return grids, profiles
 
 
-def _check_flow(setting: Setting) -> None:
-    for solver in setting.solvers:
-        check(solver == "euler", "solver", solver, "a flow-matching model has euler alone")
-    for method in setting.methods:
-        remedy = "it is measured, which a flow-matching model is not yet: use a fixed grid"
-        check(needs(method) == "nothing", "method", method, remedy)
-
-
 def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) -> dict[str, Any]:
     """What the folder's profiles and found grids depend on."""
     names = ("calibrate_on", "calibrate_steps", "adjoint_probes", "tuning_seed", "try_on")
@@ -80,6 +73,7 @@ def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) 
     origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
     origin |= {name: getattr(setting, name) for name in names}
     origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
+    origin |= {"call": setting.call} if setting.call else {}
     return origin | {"negative_prompt": setting.negative_prompt}
 
 
@@ -123,16 +117,19 @@ def grid_for(
     profile: SensitivityProfile | None = None,
     path: Trajectory | None = None,
     temper: float = 1.0,
-) -> list[int] | list[float]:
-    """A cell's timesteps on a scheduler's noise schedule; its sigmas, for a flow-matching one."""
+) -> list[int]:
+    """A cell's timesteps on a scheduler's noise schedule: numbers of levels, of a flow model too.
+
+    A shift that depends on the picture's size is fixed in the scheduler, or config, that is given.
+    """
     how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading}
-    how |= {"order": SOLVERS[cell.solver][1], "allocation": METHODS.get(cell.method, cell.method)}
+    order = solver_of(cell.solver, scheduler)[1]
+    how |= {"order": order, "allocation": METHODS.get(cell.method, cell.method)}
     if needs(cell.method) == "profile":
         how |= {"profile": profile, "temper": temper}
     elif needs(cell.method) != "nothing":
         how["path"] = path
-    lay = sigmas if is_flow(scheduler) else timesteps
-    return lay(scheduler, cell.steps, **how)
+    return numbers(scheduler, cell.steps, how)
 
 
 @dataclass
@@ -201,8 +198,14 @@ class _Finder:
     def _searched(self, cell: Cell) -> Any:
         return self._grid(cell, path=self.swept if needs(cell.method) == "adjoints" else self.path)
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The scheduler's config, with the shift that belongs to the pictures' size."""
+        run = Run(self.pipe, ["a picture"], None, self.scale, options=self.setting.options)
+        return with_fixed_shift(completed(self.pipe.scheduler), run.mu)
+
     def _grid(self, cell: Cell, **more: Any) -> Any:
-        return grid_for(self.pipe.scheduler, cell, self.setting, self.profile, **more)
+        return grid_for(self.config, cell, self.setting, self.profile, **more)
 
     def _starts(self, cell: Cell) -> dict[str, Any]:
         """The grids that a search may start from, by name."""
@@ -212,9 +215,10 @@ class _Finder:
             f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper)
             for name, temper in ours
         }
-        if cell.solver == "ddim" and cell.steps <= RECORDED_STEPS:  # it counts DDIM's own errors
+        first_order = solver_of(cell.solver, self.config)[1] == 1
+        if first_order and cell.steps <= RECORDED_STEPS:  # it counts DDIM's own errors
             starts["dual-path"] = self(replace(cell, method="dual-path"))
-        second = "leading" if cell.solver == "ddim" else "karras"
+        second = "leading" if first_order else "karras"
         for name in ("trailing", second, "beta"):
             starts[name] = self._grid(replace(cell, method=name))
         return starts
@@ -224,7 +228,8 @@ class _Finder:
         prompts = self.prompts[: self.setting.try_on]
         how = {**self._how(), "goal": self.goal}
         try:
-            self.pipe.scheduler = prepared(SOLVERS[cell.solver][0], own, self.setting.end)
+            kind = solver_of(cell.solver, own)[0]
+            self.pipe.scheduler = prepared(kind, own, self.setting.end)
             if cell.method == "direct":
                 return direct_search(self.pipe, prompts, list(starts.values()), **how)._asdict()
             name, best = choose(self.pipe, prompts, starts, **how)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids import methods as table
 from asddim_lib.grids.methods import TRIED as TRIED
 from asddim_lib.schedulers.laying import ENDS
@@ -43,8 +44,9 @@ class Setting:
     `adjoint_probes`, from the seed `tuning_seed` on. Grids are tried on `try_on` of them. With
     `latents`, a file for `load_latents`, every picture starts from the same noise. All solvers end
     at `end`: "zero", "sigma_min", or where the model's own config says. `truncate` cuts prompts
-    that are too long, which are refused otherwise. Raises WrongUse for a value out of range, or
-    one that is named twice.
+    that are too long, which are refused otherwise. `call` is a JSON object of further options that
+    the pipeline's call is given, such as height. Raises WrongUse for a value out of range, or one
+    that is named twice.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -66,6 +68,7 @@ class Setting:
     tuning_prompts: str = "bundled-tune"
     truncate: bool = False
     end: str | None = None
+    call: str = ""
 
     def __post_init__(self) -> None:
         known = tuple(dict.fromkeys((*METHODS, *table.METHODS)))
@@ -83,6 +86,7 @@ class Setting:
         remedy = "give 1 to 1000, or 0 for none"
         check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, remedy)
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        check(isinstance(self._called(), dict), "call", self.call, "give a JSON object")
         check(self.end in (None, *ENDS), "end", self.end, f"use one of {', '.join(ENDS)}")
 
     def _check_once(self, name: str) -> None:
@@ -104,8 +108,15 @@ class Setting:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the pipeline is given beside prompts, seeds and guidance, when it is measured."""
-        return {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
+        """What the pipeline is given beside prompts, seeds and guidance."""
+        negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
+        return {**self._called(), **negative}
+
+    def _called(self) -> Any:
+        try:
+            return json.loads(self.call or "{}")
+        except json.JSONDecodeError as error:
+            raise WrongUse(f"call is {self.call!r}; give a JSON object ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -171,5 +182,6 @@ def references(setting: Setting) -> list[Cell]:
     """The cells that distances are measured from, one per guidance scale, if the setting asks."""
     if not setting.reference_steps:
         return []
-    solver, steps = "euler" if setting.solvers == ("euler",) else "ddim", setting.reference_steps
+    euler = "euler" in setting.solvers and "ddim" not in setting.solvers
+    solver, steps = "euler" if euler else "ddim", setting.reference_steps
     return [Cell("ddim-trailing", steps, scale, solver) for scale in setting.guidance_scales]

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
+from asddim_lib.core.coordinates import (
+    Coordinates,
+    completed,
+    flow_shift,
+    is_flow,
+    with_fixed_shift,
+)
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
@@ -76,7 +82,6 @@ def sigmas(
     config = with_fixed_shift(completed(scheduler), mu)
     coordinates = Coordinates.of(config)
     if coordinates.kind == "flow":
-        config["timestep_spacing"] = "trailing"  # flow matching begins with pure noise
         for flag in () if shifted else OVERRIDING:
             remedy = f"it overrides the grid: from_config(…, {flag}=None), or ASFlowScheduler"
             check(not config.get(flag), flag, config.get(flag), remedy)
@@ -121,6 +126,8 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
     check(not foreign, "arguments", foreign, f"use some of {', '.join(ARGUMENTS)}")
     given = {name: value for name, value in how.items() if value is not None}
     config = completed(scheduler)
+    if is_flow(config):
+        config["timestep_spacing"] = "trailing"  # flow matching begins with pure noise
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config} | given
     name, begin = chosen.pop("allocation"), chosen.pop("begin", None)
     _check_evidence(name, given)

@@ -11,33 +11,47 @@ from typing import Any
 from asddim_lib.errors import check
 from asddim_lib.models.load import Pipeline, network
 
+#: Pipelines that add scale · (ε − ε without the prompt) to ε: at 0 they leave it out, not at 1.
+FROM_ZERO = ("ZImage", "Krea2")
+
 
 def parameters(pipe: Pipeline) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a pipeline's call."""
-    return inspect.signature(pipe.__call__).parameters
+    """The parameters of a pipeline's call; a modular pipeline's are those of its blocks."""
+    if not hasattr(pipe, "blocks"):
+        return inspect.signature(pipe.__call__).parameters
+    kind = inspect.Parameter.KEYWORD_ONLY
+    known = (entry for entry in pipe.blocks.inputs if entry.name)
+    return {e.name: inspect.Parameter(e.name, kind, default=e.default) for e in known}
 
 
 def embeds_guidance(pipe: Pipeline) -> bool:
-    """Whether the network is told the guidance scale, as a distilled one is (FLUX.1-dev)."""
-    return bool(getattr(network(pipe).config, "guidance_embeds", False))
+    """Whether the network is told the guidance scale, as a distilled one is (FLUX.1-dev, LCM)."""
+    config = network(pipe).config
+    told = getattr(config, "time_cond_proj_dim", None) is not None
+    return told or bool(getattr(config, "guidance_embeds", False))
 
 
 def check_guidance(pipe: Pipeline, guidance_scale: float | None) -> None:
     """Raises WrongUse for a guidance scale that the pipeline makes no use of."""
     known, kind = parameters(pipe), type(pipe).__name__
+    free = guidance_scale is None or getattr(pipe, "guider", None) is None
+    remedy = f"{kind} leaves it aside: give None, and set pipe.guider"
+    check(free, "guidance_scale", guidance_scale, remedy)
     if guidance_scale is None or guidance_scale <= 1:
         return
-    remedy = f"{kind} has none: give None"
+    remedy = f"{kind} has none: give None or 1"
     generic = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     check("guidance_scale" in known or generic, "guidance_scale", guidance_scale, remedy)
     idle = "true_cfg_scale" in known and not embeds_guidance(pipe)
-    remedy = f"{kind} leaves it aside: give None, and true_cfg_scale with a negative_prompt"
+    remedy = f"{kind} leaves it aside: give None or 1, and true_cfg_scale with a negative_prompt"
     check(not idle, "guidance_scale", guidance_scale, remedy)
 
 
 def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any]) -> int:
     """Network evaluations of one step for one prompt."""
-    known = parameters(pipe)
+    known, guider = parameters(pipe), getattr(pipe, "guider", None)
+    if guider is not None:  # as new: at a run's end it may have stopped guiding
+        return int(guider.new().num_conditions) if guider.get_state()["enabled"] else 1
 
     def value(name: str) -> float:
         given = options.get(name, known[name].default if name in known else None)
@@ -47,7 +61,8 @@ def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any
         negative = any(name.startswith("negative_prompt") and options[name] for name in options)
         return 2 if value("true_cfg_scale") > 1 and negative else 1
     scale = value("guidance_scale") if guidance_scale is None else guidance_scale
-    guided = scale > 1
+    least = 0 if type(pipe).__name__.startswith(FROM_ZERO) else 1
+    guided = scale > least and not embeds_guidance(pipe)
     if "image_guidance_scale" in known:  # InstructPix2Pix
         return 3 if guided and value("image_guidance_scale") >= 1 else 1
     return 1 + guided + (value("pag_scale") > 0)
@@ -61,15 +76,15 @@ def pictures_of(result: Any) -> Any:
     return result  # a modular pipeline's, which is asked for them by name
 
 
-class _Asked(Exception):
-    """A pipeline has come as far as `set_timesteps`."""
+class _Asked(BaseException):
+    """A pipeline has come as far as `set_timesteps`. Modular ones log any Exception, many times."""
 
 
 @contextmanager
 def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
     """A copy of a scheduler that learns the `mu` it is given, and stops the run there.
 
-    Nothing but the prompt is encoded until then.
+    Nothing is computed until then but what encodes prompts and given pictures.
     """
     found: list[float | None] = []
     kind = type(scheduler)
@@ -91,3 +106,26 @@ def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
         yield asking, found
     what = f"{kind.__name__}, which its pipeline asks for no steps"
     check(bool(found), "pipe.scheduler", what, "use a fixed shift")
+
+
+@contextmanager
+def one_step_more(pipe: Pipeline) -> Iterator[None]:
+    """Within it, a modular pipeline's guider expects one step more than the pipeline is asked for.
+
+    It does not guide beyond the number that it expects, and a recorder goes on to timestep 0.
+    """
+    own = getattr(pipe, "guider", None)
+    if own is None:
+        yield
+        return
+    kind = type(own)
+
+    def set_state(self: Any, step: int, num_inference_steps: int, timestep: Any) -> None:
+        kind.set_state(self, step, num_inference_steps + 1, timestep)
+
+    pipe.guider = copy.copy(own)
+    pipe.guider.__class__ = type(kind.__name__, (kind,), {"set_state": set_state})
+    try:
+        yield
+    finally:
+        pipe.guider = own

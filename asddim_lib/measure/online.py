@@ -17,8 +17,8 @@ from asddim_lib.core.step import predict
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.measure.recording import frozen
-from asddim_lib.measure.replay import Capture, Replay
-from asddim_lib.models.load import Pipeline, network, networks
+from asddim_lib.measure.replay import Capture, Replay, replayed
+from asddim_lib.models.load import Pipeline, network
 from asddim_lib.schedulers import ASDDIMScheduler
 from asddim_lib.schedulers.online import OnlineScheduler
 from asddim_lib.schedulers.recorder import Visit
@@ -75,7 +75,7 @@ def online(
     rename = network(pipe).register_forward_pre_hook(session.rename, with_kwargs=True)
     pipe.scheduler = scheduler
     try:
-        with frozen(networks(pipe)):
+        with frozen(replayed(pipe)):
             yield session.record
     finally:
         pipe.scheduler = own
@@ -105,7 +105,7 @@ class _Session:
     def measure(self, step: int, visit: Visit, alpha: Tensor) -> None:
         """Measures g at a step, where it is due, and lays the steps after it again."""
         calls = self.capture.calls
-        sizes = [len(output) for *_, output in calls]
+        sizes = [len(call.output) for call in calls]
         steps, evaluations = self.scheduler.grid.shape[1], sum(sizes) // len(visit.sample)
         if step == 0:
             self.record.nfe, self.record.measured = 0, {}
@@ -123,7 +123,7 @@ class _Session:
             self.record.nfe += evaluations * spent
             self.record.measured[step] = values.tolist()
             self.scheduler.lay_again(step, values if self.per_image else values.mean(keepdims=True))
-        self.capture.calls = []
+        self.capture.take()
         self.record.grids = self.scheduler.grid.tolist()
 
     def rename(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

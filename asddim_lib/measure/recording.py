@@ -15,8 +15,8 @@ from asddim_lib.core.sensitivity import PRODUCTS
 from asddim_lib.errors import check
 from asddim_lib.evidence.adjoint import carry_back
 from asddim_lib.evidence.trajectory import Trajectory
-from asddim_lib.measure.replay import Capture, Replay
-from asddim_lib.models.load import networks
+from asddim_lib.measure.calls import one_step_more
+from asddim_lib.measure.replay import Capture, Replay, replayed
 from asddim_lib.schedulers.laying import prepared
 from asddim_lib.schedulers.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
 
@@ -33,7 +33,7 @@ def record_path(run: Run, steps: int, adjoint_probes: int, also: Measure | None)
     check(2 <= steps <= size, "num_steps", steps, f"give 2 to {size}")
     check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
     recorder = _recorder(run)
-    with torch.inference_mode(False), torch.no_grad(), frozen(networks(run.pipe)):
+    with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
         parts = [
             _record_batch(run, batch, recorder, steps, adjoint_probes, also)
             for batch in run.batches()
@@ -67,32 +67,43 @@ def _record_batch(
     run: Run, batch: slice, recorder: Any, steps: int, probes: int, also: Measure | None
 ) -> Trajectory:
     replays: list[Replay] = []
+    sweeps: list[Tensor] = []
     given = {"guidance_scale": run.guidance_scale, **run.options}
     capture = Capture(run.pipe, given) if probes or also else None
+    generators = run.generators(batch)
 
     def visited(visit: Visit) -> None:
         if capture is None:
             return
         replay = _replay(capture, visit, recorder.coordinates)
-        if probes:
-            replays.append(replay)
         if also is not None:
             also(replay, visit.scaled, torch.tensor(visit.timestep))
+        if not probes:
+            return
+        replays.append(replay)
+        if visit.timestep == 0:  # the last one; after the call a pipeline may change its network
+            sigmas = _sigmas(run, recorder)
+            for _ in range(probes):
+                sweeps.append(_sweep(replays, recorder.visits, sigmas, generators))
 
     recorder.start(visited)
-    generators = run.generators(batch)
     try:
-        how = {"num_inference_steps": steps, "output_type": "latent"}
-        run.call(batch, recorder, generators, **how)
+        with one_step_more(run.pipe):
+            how = {"num_inference_steps": steps, "output_type": "latent"}
+            run.call(batch, recorder, generators, **how)
     finally:
         if capture is not None:
             capture.remove()
+    _check_ended(run, recorder)
     path = _trajectory(recorder)
-    if not probes:
-        return path
-    sigmas = path.sigmas(run.schedule)
-    sweeps = [_sweep(replays, recorder.visits, sigmas, generators) for _ in range(probes)]
-    return replace(path, adjoints=torch.stack(sweeps))
+    return replace(path, adjoints=torch.stack(sweeps)) if probes else path
+
+
+def _check_ended(run: Run, recorder: Any) -> None:
+    points = [visit.timestep for visit in recorder.visits]
+    what = f"{type(run.pipe).__name__}, which stops at timestep {points[-1] if points else None}"
+    remedy = "let it draw to the end: leave out denoising_end and the like"
+    check(bool(points) and points[-1] == 0, "pipe", what, remedy)
 
 
 def _replay(capture: Capture, visit: Visit, coordinates: Coordinates) -> Replay:
@@ -113,10 +124,21 @@ def _trajectory(recorder: Any) -> Trajectory:
         for name in ("scaled", "epsilon")
     )
     timesteps = [visit.timestep for visit in recorder.visits]
-    flow = recorder.coordinates.kind == "flow"  # it ends at clean data
-    alpha_end = 1.0 if flow else float(recorder.final_alpha_cumprod)
     end = recorder.landed.flatten(1).cpu()
-    return Trajectory(timesteps, samples, noises, end, alpha_end)
+    return Trajectory(timesteps, samples, noises, end, _alpha_end(recorder))
+
+
+def _alpha_end(recorder: Any) -> float:
+    """ᾱ where the path ends: clean data for a flow model."""
+    flow = recorder.coordinates.kind == "flow"
+    return 1.0 if flow else float(recorder.final_alpha_cumprod)
+
+
+def _sigmas(run: Run, recorder: Any) -> Tensor:
+    """`Trajectory.sigmas` of a path that has not landed yet."""
+    points = [visit.timestep for visit in recorder.visits]
+    nothing = torch.empty(0)
+    return Trajectory(points, nothing, nothing, nothing, _alpha_end(recorder)).sigmas(run.schedule)
 
 
 def _sweep(

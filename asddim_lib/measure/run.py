@@ -159,8 +159,10 @@ class Run:
             ends.append(drawn.flatten(1))
         return torch.cat(ends).float().cpu()
 
-    def pictures(self, **steps: Any) -> Drawn:
-        """Pictures, with what `steps` says: num_inference_steps, timesteps or sigmas.
+    def pictures(self, grid: Sequence[Any] | None = None, **steps: Any) -> Drawn:
+        """Pictures on a grid, as `ends` takes it.
+
+        Or with what `steps` says: num_inference_steps, or the pipeline's own timesteps or sigmas.
 
         Where memory runs out, half as many are drawn at once, with a warning: each picture has its
         own noise, so that it stays the same up to the rounding of sums. A pipeline without
@@ -169,7 +171,7 @@ class Run:
         """
         size = min(self.batch_size, len(self.prompts))
         try:
-            return self._pictures(**steps)
+            return self._pictures(grid, steps)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -182,11 +184,13 @@ class Run:
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return replace(self, batch_size=half).pictures(**steps)
+        return replace(self, batch_size=half).pictures(grid, **steps)
 
     @torch.no_grad()
-    def _pictures(self, **steps: Any) -> Drawn:
+    def _pictures(self, grid: Sequence[Any] | None, steps: dict[str, Any]) -> Drawn:
         scheduler = self.scheduler or self.pipe.scheduler
+        if grid is not None:
+            scheduler, steps = hold(scheduler, grid), {**steps, "num_inference_steps": len(grid)}
         images, latents, finite, begun = [], [], [], time.perf_counter()
         last = torch.empty(0)
 

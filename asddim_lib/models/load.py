@@ -16,8 +16,8 @@ from asddim_lib.errors import WrongUse, check
 #: Any diffusers pipeline. Its attributes depend on its class, so a type checker cannot know them.
 Pipeline = Any
 
-#: The paper's models: the hub's id and a fixed revision.
-HUB = {
+#: Models by a short name: the hub's id, and a fixed revision of the paper's two.
+HUB: dict[str, tuple[str, str | None]] = {
     "sd15": (
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
@@ -26,7 +26,14 @@ HUB = {
         "stabilityai/stable-diffusion-xl-base-1.0",
         "462165984030d82259a11f4367a4eed129e94a7b",
     ),
+    "sd3": ("stabilityai/stable-diffusion-3.5-medium", None),
+    "flux": ("black-forest-labs/FLUX.1-dev", None),
+    "pixart": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", None),
+    "qwen-image": ("Qwen/Qwen-Image", None),
+    "wan": ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", None),
 }
+#: The models that come along, and their folders under the data.
+BUNDLED = {"bundled": "model", "bundled-flow": "flow"}
 
 #: Ways to save memory, each applied to a pipeline for a device. Tiles of a picture are decoded
 #: separately, and their seams can show.
@@ -61,7 +68,7 @@ def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any
     except Exception as error:  # JSON, hub and OS errors share no base class
         raise WrongUse(
             f"model is {str(model)!r}, which has no scheduler config that could be read; "
-            "give bundled, a folder or a hub id"
+            "give bundled, bundled-flow, a folder or a hub id"
         ) from error
 
 
@@ -76,9 +83,10 @@ def load_pipeline(
 ) -> Pipeline:
     """Loads the diffusers pipeline of `model`, as `dtype` on `device`.
 
-    `model` is bundled, sd15, sdxl, a folder, a hub id, or a single .safetensors or .ckpt file. A
-    single file does not name its class: `pipeline_class` does, as a class or its name in
-    diffusers. sd15 and sdxl have a fixed revision.
+    `model` is bundled or bundled-flow, a name of `HUB` (sd15, sdxl, sd3, flux, pixart, qwen-image,
+    wan), a folder, a hub id, or a single .safetensors or .ckpt file. A single file does not name
+    its class: `pipeline_class` does, as a class or its name in diffusers. sd15 and sdxl have a
+    fixed revision.
 
     `save_memory` holds any of vae-slicing (pictures are decoded one by one), vae-tiling (each of
     them in tiles) and offload (each part is on the device only while it runs, which needs an
@@ -113,8 +121,8 @@ def load_pipeline(
 
 def _source(model: str | os.PathLike) -> tuple[str, str | None]:
     """The folder, file or hub id of a model, and its revision where that is fixed."""
-    if str(model) == "bundled":
-        return str(data_folder() / "model"), None
+    if str(model) in BUNDLED:
+        return str(data_folder() / BUNDLED[str(model)]), None
     return HUB.get(str(model), (str(model), None))
 
 
@@ -124,7 +132,7 @@ def _load(
     name, (source, revision) = str(model), _source(model)
     local = Path(source).exists()
     remedy = "install asddim-lib again, or check out the data folder"
-    check(local or name != "bundled", "model", f"'bundled' (looked in {source})", remedy)
+    check(local or name not in BUNDLED, "model", f"{name!r} (looked in {source})", remedy)
     if source.endswith(_SINGLE_FILE) and not Path(source).is_dir():
         load = _file_loader(source, pipeline_class)
         options = {"dtype": dtype, **options}

@@ -47,6 +47,8 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     coordinates = Coordinates.of(source, mu=0.0)  # its kind and end do not depend on the shift
     end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
+    if coordinates.kind == "flow" and "flow_shift" in known:
+        changes |= _flow_settings(source)
     if "final_sigmas_type" in known:
         changes["final_sigmas_type"] = end
     if "set_alpha_to_one" in known:
@@ -55,6 +57,13 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     able = bool(movable) or end == "zero" or coordinates.kind == "flow"
     check(able, "end", end, f"{kind.__name__} always ends at zero: use end='zero'")
     return kind.from_config({**source, **changes})
+
+
+def _flow_settings(source: dict[str, Any]) -> dict[str, Any]:
+    """A flow scheduler's settings in the words of UniPC and DPM-Solver."""
+    shift = source["flow_shift"] if source.get("use_flow_sigmas") else source["shift"]
+    flow = {"use_flow_sigmas": True, "flow_shift": shift}
+    return {**flow, "prediction_type": "flow_prediction"}
 
 
 def takes(scheduler: Any) -> str:
@@ -78,7 +87,8 @@ def lay(scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | Non
     argument = takes(scheduler)
     remedy = "it takes no grid: use ASDDIMScheduler, ASFlowScheduler or UniPCGridScheduler"
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
-    how: dict[str, Any] = {argument: _given(scheduler, grid)}
+    given = _given(scheduler, grid)
+    how: dict[str, Any] = {argument: given if argument == "timesteps" else np.asarray(given)}
     how |= {} if mu is None else {"mu": mu}
     scheduler.set_timesteps(device=device, **how)
     check_laid(scheduler, grid, mu)

@@ -6,13 +6,37 @@ from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
+from asddim_lib.core.coordinates import is_flow
+from asddim_lib.errors import check
 from asddim_lib.schedulers.asddim import ASDDIMScheduler
+from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.unipc import UniPCGridScheduler
 
-#: Euler's method is DDIM's in other variables, and the one that flow matching has.
+#: Of variance-preserving models. Euler's method is DDIM's in other variables.
 SOLVERS: dict[str, tuple[Any, int]] = {
     "ddim": (ASDDIMScheduler, 1),
     "dpm++": (DPMSolverMultistepScheduler, 2),
     "unipc": (UniPCGridScheduler, 2),
     "euler": (EulerDiscreteScheduler, 1),
 }
+#: Of flow-matching models, those that take any grid.
+FLOW_SOLVERS: dict[str, tuple[Any, int]] = {
+    "euler": (ASFlowScheduler, 1),
+    "unipc": (UniPCGridScheduler, 2),
+}
+
+
+def solver_of(name: str, scheduler: Any) -> tuple[Any, int]:
+    """The scheduler class of a solver, and its order, for the model of a scheduler or its config.
+
+    Raises WrongUse for a solver that such a model does not have.
+    """
+    known = FLOW_SOLVERS if is_flow(scheduler) else SOLVERS
+    kind = "flow-matching" if known is FLOW_SOLVERS else "variance-preserving"
+    check(name in known, "solver", name, f"for a {kind} model use some of {', '.join(known)}")
+    return known[name]
+
+
+def own_scheduler(scheduler: Any) -> Any:
+    """The class of ours that takes the place of a scheduler of this kind."""
+    return ASFlowScheduler if is_flow(scheduler) else ASDDIMScheduler

@@ -36,7 +36,8 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         when they are no grid, and for flow matching, which takes sigmas.
         """
         if timesteps is None:
-            super().set_timesteps(num_inference_steps, device, sigmas, mu)
+            given = None if sigmas is None else np.asarray(sigmas)  # diffusers' takes no list
+            super().set_timesteps(num_inference_steps, device, given, mu)
             return
         flow = self.config["use_flow_sigmas"]
         check(not flow, "timesteps", "given", "use_flow_sigmas is on: give sigmas")
