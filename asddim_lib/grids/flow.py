@@ -31,21 +31,33 @@ def check_sigmas(name: str, sigmas: Any) -> None:
     check(right, name, values, "give strictly falling sigmas in (0, 1], without the 0 at the end")
 
 
-def evenly_spaced(sigmas: Any) -> bool:
-    """Whether sigmas are what a pipeline gives by itself: evenly spaced, from 1 down to 1/K.
+def of_a_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) -> bool:
+    """Whether a pipeline asks for these by itself, whatever its user says.
 
-    FLUX, Chroma, Qwen-Image, Z-Image, HunyuanVideo and LTX give these to any scheduler.
+    Nothing; or evenly spaced sigmas, from 1 down to 1/K (FLUX, Chroma, Lumina 2, Qwen-Image,
+    HunyuanVideo, LTX); or evenly spaced whole timesteps, from T down to 1, and also their sigmas
+    (CogView 4, GLM-Image).
     """
-    values = np.asarray(sigmas, np.float64)
-    even = np.linspace(1, 1 / max(1, len(values)), len(values))
-    return np.allclose(values, even, atol=1e-6)
+    if sigmas is None:
+        return timesteps is None
+    steps = len(sigmas)
+    if timesteps is None:
+        return _near(sigmas, np.linspace(1, 1 / max(1, steps), steps))
+    size = num_train_timesteps
+    cog, glm = np.linspace(size, 1, steps), np.linspace(size, 1, steps + 1)[:-1]
+    even = next((e for e in (cog.astype(int), glm.astype(int)) if _near(timesteps, e)), None)
+    return even is not None and _near(sigmas, even / size)
+
+
+def _near(given: Any, values: np.ndarray) -> bool:
+    return len(given) == len(values) and np.allclose(np.asarray(given, float), values, atol=1e-6)
 
 
 def with_boundary(levels: np.ndarray, boundary: float) -> np.ndarray:
     """The grid with a step that begins at the boundary between two networks.
 
     The node that is nearest moves just below it: a pipeline asks the network of high noise at the
-    boundary itself. Raises WrongUse for fewer than two nodes.
+    boundary itself. Raises WrongUse for fewer than two nodes, or where none is left above it.
     """
     remedy = "give at least 2: a step above the boundary and one below it"
     check(len(levels) > 1, "num_inference_steps", len(levels), remedy)
@@ -53,7 +65,7 @@ def with_boundary(levels: np.ndarray, boundary: float) -> np.ndarray:
     nearest = int(inner[np.abs(levels[inner] - boundary).argmin()])
     moved = levels.copy()
     moved[nearest] = boundary - 1e-4
-    falling = bool((np.diff(moved) < 0).all())
-    what = f"{boundary}, with no node above it"
-    check(falling, "boundary", what, "give more steps, or a grid that begins above it")
+    falling = bool((np.diff([*moved, 0.0]) < 0).all())
+    what = f"{boundary}, where no step can begin"
+    check(falling, "boundary", what, "give a grid that begins above it and goes on below it")
     return moved

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 
 from asddim_lib.core.coordinates import Coordinates, completed, with_fixed_shift
 from asddim_lib.errors import check
-from asddim_lib.grids.flow import check_sigmas, evenly_spaced, flow_levels, with_boundary
+from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline, with_boundary
 from asddim_lib.grids.methods import check_allocation
 
 
@@ -61,6 +61,7 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         check_allocation(allocation)
         if grid is not None:
             check_sigmas("grid", grid)
+            self.register_to_config(grid=[float(sigma) for sigma in grid])  # as a file holds it
         remedy = "give the share of noise where the second network begins, such as 0.875"
         check(boundary is None or 0 < boundary < 1, "boundary", boundary, remedy)
         super().__init__(
@@ -109,10 +110,12 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         known = mu is not None or not self.config["use_dynamic_shifting"]
         remedy = "this scheduler's shift depends on the picture's size: a pipeline gives it"
         check(known, "mu", mu, remedy)
-        given = timesteps is not None or (sigmas is not None and not evenly_spaced(sigmas))
-        if given or not self.lays:
+        size, inverted = self.config["num_train_timesteps"], self.config["invert_sigmas"]
+        if not (self.lays and of_a_pipeline(sigmas, timesteps, size)):
             super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
             return
+        remedy = "its levels are turned round: use it without allocation, grid and boundary"
+        check(not inverted, "invert_sigmas", inverted, remedy)
         steps = len(sigmas) if sigmas is not None else num_inference_steps
         check(steps is not None, "num_inference_steps", steps, "give a number of steps")
         self._lay(self._levels(int(steps or 0), mu), device)
@@ -131,7 +134,8 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
             check(len(held) == steps, "num_inference_steps", steps, remedy)
             levels = np.asarray(held, np.float64)
         else:
-            levels = flow_levels(with_fixed_shift(completed(self), mu), steps)
+            config = {**completed(self), "shift": self.shift}  # `set_shift` may have moved it
+            levels = flow_levels(with_fixed_shift(config, mu), steps)
         boundary = self.config["boundary"]
         return levels if boundary is None else with_boundary(levels, boundary)
 
@@ -146,11 +150,11 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A source scheduler's config in the words of flow matching's Euler, all of it said."""
     source = completed(config)
-    if source.pop("use_flow_sigmas", False):  # a solver's, which has DDPM's settings beside them
-        source["shift"] = source.pop("flow_shift")
-        source = {k: v for k, v in source.items() if "beta" not in k or k.startswith("use_")}
-    changed = {**source, **changes}
+    changed = {**source, **changes, "invert_sigmas": False}  # turned round it is of no other kind
     remedy = "its samples are not flow matching's: use ASDDIMScheduler"
     kind = Coordinates.of(changed, mu=0.0).kind  # any shift tells the kind
     check(kind == "flow", "config", f"of a {kind} scheduler", remedy)
+    if source.pop("use_flow_sigmas", False):  # a solver's, which has DDPM's settings beside them
+        source["shift"] = source.pop("flow_shift")
+        source = {k: v for k, v in source.items() if "beta" not in k or k.startswith("use_")}
     return source
