@@ -18,9 +18,11 @@ from asddim_lib.experiment import evaluate as experiment
 from asddim_lib.experiment.setting import METHODS as NAMED
 from asddim_lib.grids.methods import ALLOCATIONS, METHODS
 from asddim_lib.measure import calibrate as measure
-from asddim_lib.models import load, prompts
-from asddim_lib.schedulers.solvers import SOLVERS
+from asddim_lib.measure import run
+from asddim_lib.models import load
+from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
 from asddim_lib.tune import search
+from tests.tiny import sd
 
 PURPOSE = {
     "calibrate": "Measures how sensitive the model is",
@@ -145,13 +147,13 @@ def test_wrong_use_ends_in_one_line_and_exit_code_2(arguments, message, monkeypa
     assert message in err
 
 
-def test_choose_refuses_a_flow_model_in_one_line(monkeypatch, capsys):
+def test_choose_refuses_a_solver_that_a_flow_model_lacks(monkeypatch, capsys):
     pipe = SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
-    for solver in SOLVERS:
+    for solver in set(SOLVERS) - set(FLOW_SOLVERS):
         code, _, err = run_main(["choose", "--solver", solver], monkeypatch, capsys)
         assert (code, len(err.splitlines())) == (2, 1)
-        assert "model is bundled, a flow-matching model; " in err
+        assert f"solver is {solver}; for a flow-matching model use some of euler, unipc" in err
 
 
 def raising(error):
@@ -234,17 +236,6 @@ class Pipe:
         return SimpleNamespace(images=[Image.new("RGB", (8, 8))])
 
 
-def test_generate_lays_the_scheduler_s_own_spacing_unless_told(monkeypatch):
-    pipe, solver = Pipe(), Pipe().scheduler
-    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
-    monkeypatch.setattr(prompts, "check_prompts", lambda *_, **__: None)
-    arguments = ["generate", "boot", "--steps", "6", "--guidance-scale", "0", "--json"]
-    done = CliRunner().invoke(app, arguments)
-    solver.set_timesteps(6)
-    assert json.loads(done.stdout)["timesteps"] == solver.timesteps.tolist()
-    assert pipe.arguments["guidance_scale"] == 0
-
-
 class ReachedError(Exception):
     """Ends a command once it has called what is watched."""
 
@@ -254,7 +245,7 @@ class ReachedError(Exception):
     ("arguments", "module", "name"),
     [
         ("calibrate p.json", measure, "calibrate"),
-        ("generate boot", prompts, "check_prompts"),
+        ("generate boot", run, "Run"),
         ("choose", search, "solution"),
         ("evaluate", experiment, "evaluate"),
         ("compare", experiment, "evaluate"),
@@ -265,7 +256,8 @@ def test_truncate_reaches_what_reads_the_prompts(arguments, module, name, given,
         setting = named if "truncate" in named else vars(values[2])
         raise ReachedError(setting["truncate"])
 
-    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: Pipe())
+    tiny = sd()[0]
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: tiny)
     monkeypatch.setattr(module, name, watched)
     done = CliRunner().invoke(app, [*arguments.split(), *(["--truncate"] if given else [])])
     assert isinstance(done.exception, ReachedError), done.exception

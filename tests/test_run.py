@@ -25,7 +25,7 @@ from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.schedulers import recorder
 from asddim_lib.tune.search import direct_search, distances
 from tests import tiny
-from tests.tiny import PICTURE, PLAIN, controlnet, img2img, inpaint, parts, sd, sd3, sdxl, unet
+from tests.tiny import PICTURE, PLAIN, controlnet, img2img, inpaint, parts, sd, sdxl, unet
 
 PROMPTS = ["a red boot", "a blue bag"]
 SOLVERS = [ASDDIMScheduler, DPMSolverMultistepScheduler, UniPCGridScheduler, EulerDiscreteScheduler]
@@ -174,17 +174,12 @@ def test_every_recorded_row_obeys_its_own_update(build, prediction_type):
     assert len(profile.g) == len(profile.timesteps)
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (pag, "StableDiffusionPAGPipeline, whose way of guiding is not known"),
-        (controlnet, "whose ControlNet sees the sample too"),
-    ],
-)
-def test_what_cannot_be_replayed_is_refused_by_name(build, message):
-    pipe, how = build()
+def test_a_way_of_guiding_that_is_not_known_is_refused_by_name():
+    pipe, how = pag()
+    how |= {"pag_adaptive_scale": 0.001}  # a scale that falls from step to step
     for measure in ({"estimator": "vjp"}, {"estimator": "path", "adjoint_probes": 1}):
-        with pytest.raises(WrongUse, match=f"{message}.*estimator='path'"):
+        line = "StableDiffusionPAGPipeline, whose way of guiding is not known.*estimator='path'"
+        with pytest.raises(WrongUse, match=line):
             calibrate(quiet(pipe), PROMPTS[:1], num_steps=3, **measure, **how)
 
 
@@ -233,12 +228,6 @@ def test_a_pipeline_that_moves_its_samples_is_refused():
     pipe, how = inpaint_4()
     with pytest.raises(WrongUse, match="samples is changed between steps by the pipeline"):
         record(quiet(pipe), PROMPTS[:1], num_steps=4, **how)
-
-
-def test_a_flow_pipeline_is_refused_where_its_path_is_not_ddim_s():
-    pipe, how = sd3()
-    with pytest.raises(WrongUse, match="a flow-matching scheduler's"):
-        calibrate(quiet(pipe), PROMPTS[:1], num_steps=3, **how)
 
 
 def test_guidance_zero_is_no_guidance():

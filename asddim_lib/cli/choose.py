@@ -73,7 +73,6 @@ def choose(
 
     Example: asddim choose --steps 8 --solver unipc
     """
-    from asddim_lib.core.coordinates import completed, with_fixed_shift
     from asddim_lib.grids.grid import numbers
     from asddim_lib.measure.run import Run
     from asddim_lib.models.load import load_pipeline
@@ -81,24 +80,35 @@ def choose(
     from asddim_lib.schedulers.laying import prepared
     from asddim_lib.schedulers.solvers import solver_of
 
-    names, kind = words("grids", grids), torch_dtype(dtype)
+    names, kind = _checked(words("grids", grids), solver), torch_dtype(dtype)
     texts = list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=kind, **given)
     scheduler, order = solver_of(solver, pipe.scheduler)
     pipe.scheduler = prepared(scheduler, pipe.scheduler)
     run = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=truncate)
-    config = with_fixed_shift(completed(pipe.scheduler), run.mu)
-    trials = {name: numbers(config, steps, {"allocation": name}) for name in names}
+    trials = {name: numbers(run.config, steps, {"allocation": name}) for name in names}
     if profile is not None:
         made_for = {"model": model, "guidance_scale": guidance_scale, "schedule": run.schedule}
-        trials |= _measured(config, steps, order, profile, made_for)
-    how = {"guidance_scale": guidance_scale, "seed": SEED, "truncate": truncate, "options": options}
-    apart = _distances(pipe, texts, trials, reference_steps, search, how)
+        trials |= _measured(run.config, steps, order, profile, made_for)
+    how = {"guidance_scale": guidance_scale, "truncate": truncate, "options": options}
+    apart = _distances(pipe, texts, trials, reference_steps, search, {**how, "seed": SEED})
     worst_first = sorted(apart, key=apart.__getitem__, reverse=True)
     value = [{"grid": n, "distance": apart[n], "timesteps": trials[n]} for n in worst_first]
     lines = [f"{apart[n]:8.4f}  {n:28s} {trials[n]}" for n in worst_first]
     say(value, "\n".join(lines), as_json)
+
+
+def _checked(grids: tuple[str, ...], solver: str) -> tuple[str, ...]:
+    """The allocations, refused together with the solver before the model is loaded."""
+    from asddim_lib.errors import check
+    from asddim_lib.grids.methods import check_allocation
+    from asddim_lib.schedulers.solvers import SOLVERS
+
+    check(solver in SOLVERS, "solver", solver, f"use one of {', '.join(SOLVERS)}")
+    for name in grids:
+        check_allocation(name)
+    return grids
 
 
 def _measured(

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.core.coordinates import completed, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
@@ -201,8 +200,7 @@ class _Finder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The scheduler's config, with the shift that belongs to the pictures' size."""
-        run = Run(self.pipe, ["a picture"], None, self.scale, options=self.setting.options)
-        return with_fixed_shift(completed(self.pipe.scheduler), run.mu)
+        return Run(self.pipe, ["a"], None, self.scale, options=self.setting.options).config
 
     def _grid(self, cell: Cell, **more: Any) -> Any:
         return grid_for(self.config, cell, self.setting, self.profile, **more)

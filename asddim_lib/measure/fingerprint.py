@@ -28,14 +28,15 @@ def of_pipeline(pipe: Pipeline) -> str:
     scales. A setting of no known kind enters by its class alone.
     """
     digest = hashlib.sha256()
-    settings = _settings(pipe)  # what begins with _ is a call's own: it comes and goes
-    _add(digest, type(pipe).__name__, {k: v for k, v in settings.items() if k[:1] != "_"})
+    _add(digest, type(pipe).__name__, _lasting(pipe))
     for name, part in sorted(pipe.components.items()):
         digest.update(name.encode())
         if isinstance(part, nn.Module):
             _add_module(digest, part)
         elif hasattr(part, "set_timesteps"):
             _add(digest, type(part).__name__, completed(part))
+        elif hasattr(part, "get_state"):  # a modular pipeline's guider
+            _add(digest, type(part).__name__, _lasting(part), part.get_state()["enabled"])
         elif hasattr(part, "backend_tokenizer"):
             words = json.loads(part.backend_tokenizer.to_str())
             rest = {k: v for k, v in words.items() if k not in ("truncation", "padding")}
@@ -83,6 +84,11 @@ def _settings(thing: Any) -> dict[str, Any]:
     elif config is not None and hasattr(config, "to_dict"):
         settings["config"] = _plain(config.to_dict())
     return settings
+
+
+def _lasting(thing: Any) -> dict[str, Any]:
+    """Its settings but for those that begin with _: a call's own come and go."""
+    return {k: v for k, v in _settings(thing).items() if k[:1] != "_"}
 
 
 def _is_plain(value: Any) -> bool:

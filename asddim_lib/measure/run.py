@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates
+from asddim_lib.core.coordinates import Coordinates, completed, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.trajectory import Trajectory
@@ -37,6 +37,7 @@ OWN = {
     "num_inference_steps": "give it to path, ends or pictures",
     "timesteps": "give the grid to ends or pictures",
     "sigmas": "give the grid to ends or pictures",
+    "denoising_end": "leave it out: grids that are cut end at different levels",
 }
 
 
@@ -127,7 +128,12 @@ class Run:
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule of the pipeline's own scheduler, at these pictures' size."""
-        return NoiseSchedule.from_config(self.pipe.scheduler, self.mu)
+        return NoiseSchedule.from_config(self.config)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The config of the pipeline's own scheduler, with the shift for these pictures' size."""
+        return with_fixed_shift(completed(self.pipe.scheduler), self.mu)
 
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""

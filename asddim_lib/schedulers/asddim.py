@@ -230,7 +230,7 @@ class ASDDIMScheduler(DDIMScheduler):
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A source scheduler's config in DDIM's words, all of it said."""
     source = completed(config)
-    coordinates = Coordinates.of({**source, **changes})
+    coordinates = Coordinates.of({**source, **changes}, mu=0.0)  # any shift tells a flow model's
     words = {"flow": "a flow-matching", "edm": "an EDM"}
     kind = words.get(coordinates.kind, coordinates.kind)
     remedy = "its samples are not DDIM's: give the grid to its own scheduler, by sigmas(…)"

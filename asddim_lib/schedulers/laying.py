@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,8 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     coordinates = Coordinates.of(source, mu=0.0)  # its kind and end do not depend on the shift
     end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
-    if coordinates.kind == "flow" and "flow_shift" in known:
-        changes |= _flow_settings(source)
+    if coordinates.kind == "flow":
+        changes |= _flow_settings(source, known)
     if "final_sigmas_type" in known:
         changes["final_sigmas_type"] = end
     if "set_alpha_to_one" in known:
@@ -59,9 +59,11 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     return kind.from_config({**source, **changes})
 
 
-def _flow_settings(source: dict[str, Any]) -> dict[str, Any]:
-    """A flow scheduler's settings in the words of UniPC and DPM-Solver."""
+def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """A flow scheduler's settings in another one's words: Euler's, or UniPC's and DPM-Solver's."""
     shift = source["flow_shift"] if source.get("use_flow_sigmas") else source["shift"]
+    if "flow_shift" not in known:
+        return {"shift": shift} if "shift" in known else {}
     flow = {"use_flow_sigmas": True, "flow_shift": shift}
     return {**flow, "prediction_type": "flow_prediction"}
 
@@ -146,14 +148,15 @@ def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> 
         )
 
 
-def _given(scheduler: Any, grid: Sequence[Any]) -> list[Any]:
-    """A grid as a scheduler's `set_timesteps` takes it."""
+def _given(scheduler: Any, grid: Sequence[Any]) -> Any:
+    """A grid as a scheduler's `set_timesteps` takes it: UniPC multiplies, and so needs an array."""
     coordinates = Coordinates.of(scheduler, mu=0.0)
+    if coordinates.kind == "flow":
+        numbered = _numbered(grid)
+        return (np.asarray(grid) + 1) / len(coordinates.betas) if numbered else np.array(grid)
     if takes(scheduler) == "timesteps" or not _numbered(grid):
         return list(grid)
     numbers = np.asarray(grid, int)
-    if coordinates.kind == "flow":
-        return ((numbers + 1) / len(coordinates.betas)).tolist()
     levels = NoiseSchedule(coordinates.betas).finite_sigmas[numbers].tolist()
     return levels if coordinates.kind == "edm" else [*levels, 0.0]
 
