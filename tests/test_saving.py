@@ -10,6 +10,7 @@ import asddim_lib
 from asddim_lib import (
     ASDDIMInverseScheduler,
     ASDDIMScheduler,
+    ASFlowScheduler,
     SensitivityProfile,
     UniPCGridScheduler,
     load_pipeline,
@@ -37,7 +38,7 @@ def picture(pipe):
 
 def test_the_list_is_whole():
     classes = {v for v in exported.values() if isinstance(v, type)}
-    assert classes == set(SCHEDULERS)
+    assert classes == {*SCHEDULERS, ASFlowScheduler}  # which `test_flow_config.py` saves
 
 
 @pytest.mark.parametrize("load", [DiffusionPipeline.from_pretrained, load_pipeline])
@@ -61,7 +62,7 @@ def test_a_saved_pipeline_comes_back_as_it_was(kind, load, tmp_path):
     assert type(load(tmp_path / "again").scheduler) is kind
 
 
-@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.parametrize("kind", [*SCHEDULERS, ASFlowScheduler])
 def test_a_file_names_the_package_alone(kind):
     """Inner files may move: what is saved must not name them."""
     assert kind.__module__ == "asddim_lib"

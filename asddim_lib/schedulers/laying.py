@@ -12,6 +12,7 @@ import numpy as np
 from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse, check
+from asddim_lib.grids.flow import check_sigmas
 from asddim_lib.grids.grid import check_timesteps
 
 #: Settings with which a scheduler makes levels of its own, and the value that leaves a grid alone.
@@ -83,8 +84,8 @@ def lay(scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | Non
     """Lays a grid: numbers of levels (timesteps), or for a flow or EDM scheduler also sigmas.
 
     Sigmas are as `grids.sigmas` gives them, before the shift. `mu` is the shift that depends on the
-    picture's size, as a pipeline gives it. Raises WrongUse where the scheduler takes no grid, or
-    holds another one afterwards.
+    picture's size, as a pipeline gives it. Raises WrongUse for what is no grid, and where the
+    scheduler takes none or holds another one afterwards.
     """
     argument = takes(scheduler)
     remedy = "it takes no grid: use ASDDIMScheduler, ASFlowScheduler or UniPCGridScheduler"
@@ -152,8 +153,11 @@ def _given(scheduler: Any, grid: Sequence[Any]) -> Any:
     """A grid as a scheduler's `set_timesteps` takes it: UniPC multiplies, and so needs an array."""
     coordinates = Coordinates.of(scheduler, mu=0.0)
     if coordinates.kind == "flow":
-        numbered = _numbered(grid)
-        return (np.asarray(grid) + 1) / len(coordinates.betas) if numbered else np.array(grid)
+        size = len(coordinates.betas)
+        if _numbered(grid):
+            return (np.array(check_timesteps(grid, size)) + 1) / size
+        check_sigmas("grid", grid)
+        return np.array([float(sigma) for sigma in grid])
     if takes(scheduler) == "timesteps" or not _numbered(grid):
         return list(grid)
     numbers = np.asarray(grid, int)
