@@ -27,6 +27,7 @@ CHANGED = {
     "ddim": {"samples": 100},
     "equations": {"contract": "./book/equations.yml"},
     "experiment": {"steps": [4], "count": 8},
+    "flow": {"steps": 10},
     "judging": {"repeats": 3},
     "low-noise": {"steps": 14},
     "model": {"steps": 15},

@@ -151,6 +151,12 @@ def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
     assembly.assemble(runs, data)
 
 
+@app.command("assemble-flow")
+def assemble_flow(runs: Runs = RUNS, data: Path = DATA) -> None:
+    """Puts the flow-matching model into Stable Diffusion 3's folder format."""
+    assembly.assemble_flow(runs, data)
+
+
 @app.command("report")
 def make_report(
     data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0

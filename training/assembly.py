@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from asddim_lib import metrics
-from training import clip
+from training import clip, flow
 from training.compositions import ALL, Scene, draw_scene, sample
 from training.photographs import load_photographs
 from training.unet import SCHEDULE
@@ -37,6 +37,14 @@ def real(count: int, seed: int, half: int | None = None) -> tuple[list[Scene], t
     photographs = load_photographs("test", half)
     scenes, pictures = zip(*(sample(seed, i, photographs, ALL) for i in range(count)), strict=True)
     return list(scenes), torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def _forget_paths(model: Path) -> None:
+    """diffusers notes where a part was read from: a path of this machine."""
+    for config in model.glob("*/config.json"):
+        held = json.loads(config.read_text())
+        held.pop("_name_or_path", None)
+        config.write_text(json.dumps(held, indent=2) + "\n")
 
 
 def unpack(data: Path, runs: Path) -> None:
@@ -62,12 +70,7 @@ def assemble(runs: Path, data: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(data / "model")
-    for config in data.glob(
-        "model/*/config.json"
-    ):  # diffusers notes where a part was read from: a path of this machine
-        held = json.loads(config.read_text())
-        held.pop("_name_or_path", None)
-        config.write_text(json.dumps(held, indent=2) + "\n")
+    _forget_paths(data / "model")
     # Two parts that transformers 5 would write for itself alone: the originals are kept.
     for name in ("tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/model.safetensors"):
         shutil.copy(parts / name, data / "model" / name)
@@ -86,13 +89,23 @@ def assemble(runs: Path, data: Path) -> None:
     )
 
 
+def assemble_flow(runs: Path, data: Path) -> None:
+    """Puts the flow-matching model into Stable Diffusion 3's folder format, in float16."""
+    parts = runs / "parts"
+    pipe = flow.make_pipeline(parts, parts / "transformer").to(torch.float16)
+    pipe.save_pretrained(data / "flow")
+    _forget_paths(data / "flow")
+    record = json.dumps(history(runs, data / "training.json"), indent=1) + "\n"
+    (data / "training.json").write_text(record)
+
+
 def history(runs: Path, file: Path) -> dict[str, list[dict]]:
     """Every part's runs in order: those on record in `file`, and the run under `runs`.
 
     A run that began with fresh weights replaces the part's earlier runs.
     """
     held: dict[str, list[dict]] = json.loads(file.read_text()) if file.exists() else {}
-    for name in ("clip", "vae", "judge", "unet"):
+    for name in ("clip", "vae", "judge", "unet", "clip_2", "flow"):
         if (runs / name / "record.json").exists():
             curve = [
                 json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()
