@@ -19,8 +19,8 @@ from asddim_lib.evidence.trajectory import ORDERS, Trajectory, mean_shares, squa
 from asddim_lib.files import DamagedFile, load_tensors, save_tensors
 from asddim_lib.grids.uniform import uniform
 from asddim_lib.measure.fingerprint import of_pipeline, of_values
-from asddim_lib.measure.replay import Replay, check_derivatives
-from asddim_lib.measure.run import Run
+from asddim_lib.measure.replay import REMEDY, Replay, check_derivatives
+from asddim_lib.measure.run import Run, out_of_memory
 from asddim_lib.models.load import Pipeline, network
 
 log = logging.getLogger(__name__)
@@ -131,17 +131,41 @@ def _profile(
 def _kept(run: Run, how: dict[str, Any], file: Path | None) -> dict[str, Tensor]:
     """Loads a batch's part from the file; if it is missing or damaged, measures and saves it."""
     if file is None:
-        return _measured(run, **how)
+        return _within_memory(run, how)
     try:
         return load_tensors(file)[0]
     except FileNotFoundError:
         pass
     except DamagedFile as error:
         log.warning("%s; measuring again", error)
-    tensors = _measured(run, **how)
+    tensors = _within_memory(run, how)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(file, tensors, "")
     return tensors
+
+
+def _within_memory(run: Run, how: dict[str, Any]) -> dict[str, Tensor]:
+    """A batch's part; where memory runs out, of half as many prompts at a time, with a warning.
+
+    Raises WrongUse where it does not suffice for the derivatives of one.
+    """
+    try:
+        return _measured(run, **how)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    count = len(run.prompts)
+    remedy = f"the device has no memory for one prompt's derivatives ({reason}); {REMEDY}"
+    check(count > 1, "batch_size", 1, remedy)
+    text = "no memory to measure %d prompts at once (%s); measuring %d at once"
+    log.warning(text, count, reason, count // 2)
+    smaller = replace(run, batch_size=count // 2)
+    assert run.seeds is not None
+    batches = (_batch(smaller, start, run.seeds[0]) for start in range(0, count, count // 2))
+    parts = [_within_memory(batch, how) for batch in batches]
+    joined = {n: torch.cat([part[n] for part in parts], -1) for n in parts[0] if n != "timesteps"}
+    return {"timesteps": parts[0]["timesteps"], **joined}
 
 
 def _measured(

@@ -179,7 +179,7 @@ class Run:
         try:
             return self._pictures(grid, steps)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         remedy = f"no memory for one picture ({reason}); take a smaller dtype or another device"
@@ -274,6 +274,7 @@ def draw(
     return run.pictures(**steps)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a device's memory did not suffice."""
     known = ("out of memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)
