@@ -58,7 +58,8 @@ def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any
         return float(given or 0.0)
 
     if "true_cfg_scale" in known:
-        negative = any(name.startswith("negative_prompt") and options[name] for name in options)
+        named = (given for name, given in options.items() if name.startswith("negative_prompt"))
+        negative = any(given is not None for given in named)  # an empty one is one, too
         return 2 if value("true_cfg_scale") > 1 and negative else 1
     scale = value("guidance_scale") if guidance_scale is None else guidance_scale
     least = 0 if type(pipe).__name__.startswith(FROM_ZERO) else 1

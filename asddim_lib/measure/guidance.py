@@ -24,7 +24,7 @@ Combine = Callable[[list[Tensor]], Tensor]
 def guidance_scales(pipe: Any, options: Mapping[str, Any]) -> list[float]:
     """The guidance scales that a pipeline may have used, in its call's words."""
     known = parameters(pipe)
-    names = ("guidance_scale", "true_cfg_scale", "guidance_scale_2")
+    names = ("guidance_scale", "true_cfg_scale", "guidance_scale_2", "pag_scale")
     held = [getattr(pipe, f"_{name}", getattr(pipe, name, None)) for name in names]
     given = [options.get(name, known[name].default) for name in names if name in known]
     numbers = [float(value) for value in (*held, *given) if isinstance(value, (int, float))]
@@ -56,7 +56,7 @@ def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Combine]:
     if count == 1:
         yield lambda p: p[0]
     if count == 2:
-        for scale in (*scales, *(1 + scale for scale in scales)):  # Z-Image adds to the prompt's
+        for scale in (*scales, *(1 + scale for scale in scales)):  # Z-Image and PAG add
             for without, with_prompt in ((0, 1), (1, 0)):
                 yield from _classifier_free(pipe, scale, without, with_prompt)
     if count == 3:
