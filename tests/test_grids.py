@@ -168,5 +168,8 @@ def test_flow_matching_lands_on_the_grid(shift, allocation):
 def test_flow_matching_refuses_what_it_cannot_know():
     with pytest.raises(ValueError, match="sigmas"):
         timesteps(FlowMatchEulerDiscreteScheduler(), 8)
-    with pytest.raises(ValueError, match="use_dynamic_shifting"):
-        sigmas(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 8)
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="mu is None; its shift depends on the picture's size"):
+        sigmas(dynamic, 8)
+    fixed = FlowMatchEulerDiscreteScheduler(shift=float(np.exp(0.7)))
+    np.testing.assert_allclose(sigmas(dynamic, 8, mu=0.7), sigmas(fixed, 8))
