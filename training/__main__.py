@@ -168,6 +168,17 @@ def make_report(
     report.report(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
 
 
+@app.command("report-flow")
+def make_flow_report(
+    data: Path = DATA, prompts: int = 200, steps: int = 50, guidance_scale: float = 3.0
+) -> None:
+    """Measures the shipped flow-matching model on unseen prompts.
+
+    Writes data/quality_flow.json and data/samples_flow.png.
+    """
+    report.report_flow(data, prompts=prompts, steps=steps, guidance_scale=guidance_scale)
+
+
 if __name__ == "__main__":
     try:
         app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,7 +141,8 @@ def _load(
     else:
         load = _class(pipeline_class or "DiffusionPipeline").from_pretrained
         checker = {"safety_checker": None, "requires_safety_checker": False}
-        options = {**(checker if name == "sd15" else {}), "revision": revision, **options}
+        left_out = {**_left_out(Path(source)), **(checker if name == "sd15" else {})}
+        options = {**left_out, "revision": revision, **options}
         options = {"dtype": dtype, "use_safetensors": True, **options}
         fetch = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         damaged = "its files are damaged; fetch the folder again"
@@ -155,6 +157,21 @@ def _load(
         raise WrongUse(
             f"model is {name!r}, which could not be loaded ({reason}); {remedy}"
         ) from error
+
+
+def _left_out(folder: Path) -> dict[str, None]:
+    """The parts that a folder says it lacks, such as Stable Diffusion 3's T5.
+
+    diffusers asks for those by name, unless it is told None.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return {}
+    try:
+        parts = json.loads(index.read_text())
+    except ValueError:  # diffusers says what is wrong with it
+        return {}
+    return {name: None for name, part in parts.items() if part == [None, None]}
 
 
 def _file_loader(source: str, pipeline_class: Any) -> Callable[..., Pipeline]:
