@@ -41,13 +41,12 @@ def falling(draw, least=1, most=12):
 
 @st.composite
 def asked(draw):
-    """What a pipeline may ask `set_timesteps` for, and the number of steps."""
+    """What a pipeline may ask `set_timesteps` for, timesteps in shares of T; and how many steps."""
     values = draw(falling())
     steps = len(values)
     even = np.linspace(1, 1 / steps, steps)
-    times = [1000 * value for value in values]
     ways = [{"num_inference_steps": steps}, {"sigmas": values}, {"sigmas": even}]
-    ways += [{"timesteps": times}, {"timesteps": times, "sigmas": even}]
+    ways += [{"timesteps": values}, {"timesteps": values, "sigmas": even}]
     return draw(st.sampled_from(ways)), steps
 
 
@@ -66,6 +65,8 @@ def line(error):
 def test_without_a_grid_it_is_diffusers_own_to_the_bit(config, flag, ask, data):
     config = {**config, **({flag: True} if flag else {})}
     how, steps = ask
+    if "timesteps" in how:
+        how = {**how, "timesteps": [config["num_train_timesteps"] * t for t in how["timesteps"]]}
     assume(steps > 1 or not config["shift_terminal"])  # diffusers divides 0 by 0
     needed = config["use_dynamic_shifting"]
     mu = data.draw(st.floats(0.1, 3) if needed else st.none() | st.floats(0.1, 3))
@@ -146,6 +147,17 @@ def test_a_shift_set_later_counts_as_in_diffusers():
         scheduler.set_shift(5.0)
         scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
     torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "logsnr"])
+def test_each_run_begins_anew(allocation):
+    scheduler, x = ASFlowScheduler(allocation=allocation), torch.ones(1, 4)
+    for steps in (4, 3):
+        scheduler.set_timesteps(steps)
+        assert scheduler.begin_index is None
+        assert scheduler.step_index is None
+        scheduler.set_begin_index(1)
+        scheduler.step(x, scheduler.timesteps[1], x)
 
 
 @pytest.mark.parametrize("how", [{}, {"allocation": "logsnr"}, {"grid": [1.0, 0.5]}])
