@@ -18,6 +18,7 @@ from asddim_lib.evidence.profile import SensitivityProfile, fingerprint
 from asddim_lib.evidence.trajectory import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.files import DamagedFile, load_tensors, save_tensors
 from asddim_lib.grids.uniform import uniform
+from asddim_lib.measure.calls import per_prompt
 from asddim_lib.measure.fingerprint import of_pipeline, of_values
 from asddim_lib.measure.replay import REMEDY, Replay, check_derivatives
 from asddim_lib.measure.run import Run, out_of_memory
@@ -86,14 +87,12 @@ def _batch(run: Run, start: int, seed: int) -> Run:
     """The run of the prompts from `start` on, as many as are run at once."""
     prompts = list(run.prompts[start : start + run.batch_size])
     seeds = [seed + start + i for i in range(len(prompts))]
-    options = _cut(dict(run.options), start, prompts)
+    batch = slice(start, start + len(prompts))
+    options = {
+        name: value[batch] if per_prompt(value, len(run.prompts)) else value
+        for name, value in run.options.items()
+    }
     return replace(run, prompts=prompts, seeds=seeds, options=options)
-
-
-def _cut(options: dict[str, Any], start: int, batch: list[str]) -> dict[str, Any]:
-    """A batch's part of the options that hold one entry per prompt."""
-    lists = {k: v for k, v in options.items() if isinstance(v, list) and len(v) > start}
-    return options | {name: value[start : start + len(batch)] for name, value in lists.items()}
 
 
 def _profile(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from torch import Tensor
+
 from asddim_lib.errors import check
 from asddim_lib.models.load import Pipeline, network
 
@@ -67,6 +69,11 @@ def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any
     if "image_guidance_scale" in known:  # InstructPix2Pix
         return 3 if guided and value("image_guidance_scale") >= 1 else 1
     return 1 + guided + (value("pag_scale") > 0)
+
+
+def per_prompt(value: Any, count: int) -> bool:
+    """Whether an option holds an entry for each of `count` prompts, and not one thing for all."""
+    return isinstance(value, (list, Tensor)) and len(value) == count > 1
 
 
 def pictures_of(result: Any) -> Any:

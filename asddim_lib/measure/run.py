@@ -251,8 +251,7 @@ class Run:
             return [value] * size
         if name == "latents" and len(value) == 1:
             return value.to(network(self.pipe).dtype).repeat(size, *[1] * (value.ndim - 1))
-        per_prompt = isinstance(value, (list, Tensor)) and len(value) == len(self.prompts) > 1
-        return value[batch] if per_prompt else value
+        return value[batch] if calls.per_prompt(value, len(self.prompts)) else value
 
 
 def draw(
