@@ -38,6 +38,7 @@ from chapter import (
     write_notebook,
 )
 from provenance import status_page
+from support import support_page
 
 from asddim_lib.errors import WrongUse, check
 
@@ -69,6 +70,7 @@ def main(context: typer.Context) -> None:
     for name, file in executed.items():
         copy_if_changed(linked(file, name), STAGE / "chapters" / f"{name}.ipynb")
     (STAGE / "chapters" / "status.md").write_text(status_page(executed))
+    (STAGE / "chapters" / "support.md").write_text(support_page())
     jupyter_book()
     check_numbers(STAGE / "_build" / "html" / "chapters")
     print(f"open {(STAGE / '_build' / 'html' / 'index.html').relative_to(ROOT)}")

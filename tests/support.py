@@ -1,0 +1,294 @@
+"""What the pipelines of the zoo can do with this library, found by doing it.
+
+    python -m tests.support              writes data/support.csv, which the book's table shows
+    python -m tests.support sdxl flux-dev     prints what these two can do
+
+Each column is a function of an entry. It fails where the library does something wrong, and raises
+WrongUse where the library refuses.
+"""
+
+import csv
+import functools
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionInpaintPipeline
+
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, calibrate
+from asddim_lib.core.coordinates import Coordinates
+from asddim_lib.errors import WrongUse
+from asddim_lib.measure import calls, recording
+from asddim_lib.measure.calibrate import record
+from asddim_lib.measure.run import Run
+from asddim_lib.schedulers.laying import prepared
+from asddim_lib.tune.search import direct_search, distances, solution
+from tests import tiny, zoo
+from tests.zoo.first import built, counted
+
+FILE = Path(__file__).parents[1] / "data" / "support.csv"
+PROMPTS = ["a red boot", "a blue bag"]
+GRID = [960, 520, 130]
+#: Where a recorded path of four steps goes.
+POINTS = [999, 749, 499, 249, 0]
+
+
+#: What each checkpoint is called, by its name in the zoo; and three more pipelines, each of which
+#: is refused something.
+MODELS = {
+    "sd15": "Stable Diffusion 1.5",
+    "sd15-pag": "Stable Diffusion 1.5, perturbed attention",
+    "sd15-inpaint": "Stable Diffusion 1.5, inpainting with 4 channels",
+    "sd15-guess": "Stable Diffusion 1.5, ControlNet in guess mode",
+    "instruct-pix2pix": "InstructPix2Pix",
+    "sdxl": "SDXL",
+    "sdxl-base": "SDXL, stopped before its end for a refiner",
+    "sdxl-refiner": "SDXL refiner",
+    "sdxl-img2img": "SDXL, image-to-image",
+    "sdxl-inpaint": "SDXL, inpainting with 9 channels",
+    "sdxl-controlnet": "SDXL, ControlNet",
+    "modular-sdxl": "SDXL, modular",
+    "animatediff": "AnimateDiff",
+    "pixart-sigma": "PixArt-Σ",
+    "cogvideox": "CogVideoX",
+    "sana": "Sana",
+    "sd3": "Stable Diffusion 3",
+    "aura-flow": "AuraFlow",
+    "lumina2": "Lumina 2",
+    "flux-dev": "FLUX.1-dev",
+    "flux-kontext": "FLUX.1-Kontext",
+    "modular-flux": "FLUX.1-dev, modular",
+    "chroma": "Chroma1-HD",
+    "qwen-image": "Qwen-Image",
+    "z-image": "Z-Image",
+    "hunyuan-video": "HunyuanVideo",
+    "ltx": "LTX-Video",
+    "wan-2.1": "Wan 2.1",
+    "wan-2.2": "Wan 2.2",
+}
+
+
+def inpaint_4():
+    """Inpainting that puts the picture's known part back after each step."""
+    mask = (tiny.PICTURE[:, :1] > 0.5).float()
+    options = {"image": tiny.PICTURE, "mask_image": mask, "height": 64, "width": 64}
+    return StableDiffusionInpaintPipeline(**tiny.parts(), **tiny.PLAIN), options
+
+
+def guess():
+    """ControlNet without the prompt: it is called for the guided half alone."""
+    pipe, options = tiny.controlnet()
+    return pipe, {**options, "image": tiny.PICTURE, "guess_mode": True}
+
+
+MORE = {"sd15-inpaint": inpaint_4, "sd15-guess": guess, "sdxl-base": tiny.sdxl_base}
+ENTRIES = [*zoo.ZOO, *MORE]
+
+
+class Entry:
+    """A pipeline of the zoo, how it is called, and which of our schedulers draws it."""
+
+    def __init__(self, pipe, options):
+        self.pipe, self.options = pipe, options
+        self.pipe.set_progress_bar_config(disable=True)
+        guided = "true_cfg_scale" in self.options or getattr(self.pipe, "guider", None) is not None
+        self.guidance = None if guided else zoo.GUIDANCE
+        self.flow = Coordinates.of(self.pipe.scheduler, mu=0.0).kind == "flow"
+        self.scheduler = ASFlowScheduler if self.flow else ASDDIMScheduler
+
+    @property
+    def argument(self):
+        """The call's argument that takes a grid for our scheduler, if there is one."""
+        name = "sigmas" if self.flow else "timesteps"
+        return name if name in calls.parameters(self.pipe) else ""
+
+    def run(self, prompts=1, **changes):
+        how = {"guidance_scale": self.guidance, "options": self.options, **changes}
+        return Run(self.pipe, PROMPTS[:prompts], **how)
+
+    @contextmanager
+    def drawn_by(self, **settings):
+        """Within it, our scheduler is the pipeline's."""
+        own = self.pipe.scheduler
+        self.pipe.scheduler = self.scheduler.from_config(own.config, **settings)
+        try:
+            yield self.pipe.scheduler
+        finally:
+            self.pipe.scheduler = own
+
+    def levels(self, grid):
+        """The timesteps that stand for a grid of numbers: the same, or moved by the shift."""
+        config, mu = self.pipe.scheduler.config, self.run().mu
+        if not self.flow:
+            return grid
+        mix = (np.array(grid) + 1) / config["num_train_timesteps"]
+        shift = np.exp(mu) if mu is not None else config.get("flow_shift", config.get("shift"))
+        return 1000 * shift * mix / (1 + (shift - 1) * mix)
+
+    def watched(self, seen, nudge=None):
+        """Our scheduler on any grid, which ends where a recorded path ends."""
+        kind = watched(self.scheduler, seen, nudge)
+        return prepared(kind, self.pipe.scheduler, "zero" if self.flow else "sigma_min")
+
+
+@functools.cache
+def entry(name):
+    return Entry(*(MORE[name]() if name in MORE else built(name)))
+
+
+def watched(kind, seen, nudge):
+    """A scheduler class that lists each timestep and where its step leads.
+
+    After the first step the nudge, if there is one, is added to the sample.
+    """
+
+    class Watched(kind):
+        def step(self, model_output, timestep, sample, *rest, **more):
+            landed = super().step(model_output, timestep, sample, *rest, **more)
+            if nudge is not None and not seen:
+                landed[0].add_(nudge)
+            seen.append((float(timestep), landed[0]))
+            return landed
+
+    return Watched
+
+
+def draws(one):
+    """Our scheduler in the pipeline: its own levels, and latents that are finite."""
+    with one.drawn_by(allocation="logsnr") as scheduler:
+        assert zoo.draw(one.pipe, one.options).isfinite().all()
+        assert len(scheduler.timesteps) == 3
+
+
+def grid(one):
+    """The scheduler steps at the grid's levels, whether it is held or an argument of the call.
+
+    Image-to-image begins within the grid.
+    """
+    held, given = [], []
+    one.run(scheduler=one.watched(held)).ends(GRID)
+    wanted = one.levels(GRID)
+    if "strength" in one.options:
+        wanted = wanted[-len(held) :]
+    np.testing.assert_allclose([t for t, _ in held], wanted, rtol=1e-5)
+    if one.argument:
+        size = one.pipe.scheduler.config["num_train_timesteps"]
+        values = [(t + 1) / size for t in GRID] if one.flow else GRID
+        with one.drawn_by():
+            one.pipe.scheduler = one.watched(given)
+            zoo.draw(one.pipe, one.options, **{one.argument: values})
+        np.testing.assert_allclose([t for t, _ in given], wanted, rtol=1e-5)
+
+
+def path(one):
+    """A recorded path costs as many evaluations as drawing, and obeys its update to rounding."""
+    run = one.run(prompts=2)
+    with counted(one.pipe) as recorded:
+        path = run.path(4)
+    with counted(one.pipe) as drawn:
+        one.run(prompts=2, scheduler=one.watched([])).ends(POINTS)
+    assert sum(recorded) == sum(drawn) == len(path) * run.evaluations_per_step
+    y, sigmas = path.clean(run.schedule), path.sigmas(run.schedule)
+    landed = y[:-1] + sigmas.diff().reshape(-1, 1, 1) * path.noises.double()
+    length = y.norm(dim=2)
+    rounding = 4 * torch.finfo(torch.float32).eps * (length[:-1] + length[1:])
+    assert ((landed - y[1:]).norm(dim=2) <= rounding).all()
+
+
+def g(one):
+    """g by forward derivatives is finite, positive, and what differences along the probe give."""
+    found = {}
+    for estimator in ("jvp", "difference"):
+        how = {"guidance_scale": one.guidance, "num_steps": 3, "estimator": estimator}
+        found[estimator] = np.array(calibrate(one.pipe, PROMPTS[:1], **how, **one.options).g)
+    assert (found["jvp"] > 0).all()
+    assert np.isfinite(found["jvp"]).all()
+    np.testing.assert_allclose(found["jvp"], found["difference"], rtol=1e-3)
+
+
+def adjoint(one):
+    """An adjoint says what a nudge of the sample after the first step does to the path's end."""
+    kept = []
+
+    def keep(sigmas, transpose, probe):
+        kept.append(probe.double())
+        return carry_back(sigmas, transpose, probe)
+
+    carry_back, recording.carry_back = recording.carry_back, keep
+    try:
+        how = {"guidance_scale": one.guidance, "num_steps": 4, "adjoint_probes": 1}
+        path = record(one.pipe, PROMPTS[:1], **how, **one.options)
+    finally:
+        recording.carry_back = carry_back
+    (probe,), run, ends = kept, one.run(), []
+    nudge = torch.randn(probe.shape, generator=torch.Generator().manual_seed(1))
+    for size in (1e-2, -1e-2):
+        seen = []
+        one.run(scheduler=one.watched(seen, size * nudge)).ends(POINTS)
+        ends.append(seen[-1][1].double())
+    sigmas = path.sigmas(run.schedule)
+    signal = Coordinates.of(one.pipe.scheduler, run.mu).signal
+    scale = float(signal(sigmas[1]) / signal(sigmas[-1]))  # both are changes of y, not of x
+    effect = scale * ((ends[0] - ends[1]) / 2e-2 * probe).sum()
+    adjoint = path.adjoints[0, 1].double()
+    predicted = (adjoint * nudge.double().flatten(1)).sum()
+    assert abs(predicted - effect) < 3e-3 * adjoint.norm()
+
+
+def search(one):
+    """A search of a few steps ends no farther from the fine solution than its starts."""
+    starts = {"even": [999, 666, 333], "low": [900, 400, 50]}
+    how = {"guidance_scale": one.guidance, "options": one.options}
+    with one.drawn_by():
+        how["goal"] = solution(one.pipe, PROMPTS, reference_steps=4, **how)
+        apart = distances(one.pipe, PROMPTS, starts, **how)
+        found = direct_search(one.pipe, PROMPTS, list(starts.values()), budget=6, **how)
+        again = distances(one.pipe, PROMPTS, {"found": found.timesteps}, **how)["found"]
+    assert found.distance <= min(apart.values())
+    assert abs(again - found.distance) < 1e-6
+
+
+#: What is tried, under its heading in the table.
+COLUMNS = {
+    "draws": draws,
+    "grid honoured": grid,
+    "path recorded": path,
+    "g": g,
+    "adjoint": adjoint,
+    "search": search,
+}
+WORKS = "✓"
+
+
+def cell(name, column):
+    """What the table shows: that it works, or the reason why not."""
+    try:
+        COLUMNS[column](entry(name))
+    except WrongUse as reason:
+        return str(reason)
+    return WORKS
+
+
+def row(name):
+    """What stands before an entry's cells."""
+    one = entry(name)
+    way = f"`{one.argument}=`" if one.argument else "the scheduler"
+    return {"model": MODELS[name], "pipeline": type(one.pipe).__name__, "grid by": way}
+
+
+def write():
+    """Writes the table. A test fails where it is not what the pipelines do."""
+    rows = [row(name) | {column: cell(name, column) for column in COLUMNS} for name in MODELS]
+    with FILE.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        write()
+    for name in sys.argv[1:]:
+        print(name, *(f"{column}: {cell(name, column)}" for column in COLUMNS), sep="\n  ")
