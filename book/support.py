@@ -29,11 +29,11 @@ def letters_of(rows: list[dict[str, str]]) -> dict[str, str]:
 
 
 def table(rows: list[dict[str, str]], letters: dict[str, str]) -> str:
-    """The lines of the table: a model and its class, how a grid goes in, and what was tried."""
-    heads = list(rows[0])
+    """The lines of the table: a model above its class, how a grid goes in, and what was tried."""
+    heads = list(rows[0])[1:]
     lines = [f"| {' | '.join(heads)} |", "| " + " | ".join(["---"] * len(heads)) + " |"]
     for row in rows:
         model, pipeline, way, *cells = row.values()
         shown = (letters.get(cell, cell) for cell in cells)
-        lines.append(f"| {' | '.join([model, f'`{pipeline}`', way, *shown])} |")
+        lines.append(f"| {' | '.join([f'{model}<br>`{pipeline}`', way, *shown])} |")
     return "\n".join(lines)

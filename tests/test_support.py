@@ -81,8 +81,8 @@ def test_the_page_shows_each_cell_and_each_reason_once():
     assert len(letters) == len({c for row in EXPECTED.values() for c in row.values()}) - 1
     assert table(rows, letters) in page
     for row in rows:
-        (line,) = re.findall(rf"^\| {re.escape(row['model'])} \| .*$", page, re.MULTILINE)
-        cells = [part.strip() for part in line.strip("|").split("|")][3:]
+        (line,) = re.findall(rf"^\| {re.escape(row['model'])}<br>.*$", page, re.MULTILINE)
+        cells = [part.strip() for part in line.strip("|").split("|")][2:]
         back = {letter: reason for reason, letter in letters.items()}
         assert [back.get(cell, cell) for cell in cells] == list(row.values())[3:]
     assert all(page.count(reason) == 1 for reason in letters)
