@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from asddim_lib import metrics
 from training import clip, flow
@@ -48,14 +48,15 @@ def _forget_paths(model: Path) -> None:
 
 
 def unpack(data: Path, runs: Path) -> None:
-    """Puts the shipped autoencoder, tokenizer and first text tower under `runs`.
+    """Puts the shipped autoencoder, tokenizer and text towers under `runs`.
 
     The flow-matching transformer can then be trained without training those again.
     """
     parts = runs / "parts"
     for part in ("vae", "tokenizer"):
         shutil.copytree(data / "model" / part, parts / part, dirs_exist_ok=True)
-    clip.save_tower(CLIPModel.from_pretrained(data / "clip"), parts / clip.TOWERS["clip"])
+    for part, name in (("text_encoder", "clip"), ("text_encoder_2", "clip_2")):
+        shutil.copytree(data / "flow" / part, parts / clip.TOWERS[name], dirs_exist_ok=True)
 
 
 def assemble(runs: Path, data: Path) -> None:
