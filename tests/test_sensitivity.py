@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib import load_pipeline
 from asddim_lib.core.sensitivity import COST, gradient_norm
 from asddim_lib.errors import WrongUse
 from asddim_lib.measure.calibrate import record
 from asddim_lib.testing.mixtures import GaussianMixture
+from tests.tiny import sd
 
 DATA = GaussianMixture(
     2 * torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
@@ -96,23 +96,22 @@ def test_a_network_that_fails_is_named_with_its_timestep(how):
 
 
 @pytest.fixture(scope="module")
-def path():
+def places():
     """A network with fused attention, its text, and samples at high and low noise of its path."""
     prompts = ["a red boot on a white ground", "two blue bags on a tan ground"]
-    pipe = load_pipeline()
-    recorded = record(pipe, prompts, num_steps=12, guidance_scale=1.0)
+    pipe, _ = sd()
+    size = {"height": 32, "width": 32}
+    recorded = record(pipe, prompts, num_steps=12, guidance_scale=1.0, **size)
     text = pipe.encode_prompt(prompts, "cpu", 1, False)[0]
     samples = recorded.samples.reshape(len(recorded), -1, 4, 16, 16)
-    places = [(samples[k], torch.tensor(recorded.timesteps[k])) for k in (1, 11)]
-    return pipe.unet, text, places
+    processor = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor
+    assert type(processor).__name__ == "AttnProcessor2_0"
+    return pipe.unet, text, [(samples[k], torch.tensor(recorded.timesteps[k])) for k in (1, 11)]
 
 
 @pytest.mark.parametrize("how", ALL, ids=lambda how: next(iter(how.values())))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_and_fused_attention_agree_with_float32(path, how, dtype):
-    network, text, places = path
-    processor = network.mid_block.attentions[0].transformer_blocks[0].attn1.processor
-    assert type(processor).__name__ == "AttnProcessor2_0"
+def test_half_precision_and_fused_attention_agree_with_float32(places, how):
+    network, text, samples = places
 
     def measure(kind, x, t):
         cast = copy.deepcopy(network).to(kind)
@@ -120,9 +119,10 @@ def test_half_precision_and_fused_attention_agree_with_float32(path, how, dtype)
         generator = torch.Generator().manual_seed(0)
         return gradient_norm(eps, x.to(kind), t, probes=3, generator=generator, **how)[0]
 
-    for x, t in places:
+    for x, t in samples:
         exact = measure(torch.float32, x, t)
-        torch.testing.assert_close(measure(dtype, x, t), exact, rtol=0.03, atol=0)
+        for kind in (torch.bfloat16, torch.float16):
+            torch.testing.assert_close(measure(kind, x, t), exact, rtol=0.03, atol=0)
 
 
 def test_attention_kernels_are_restored():
