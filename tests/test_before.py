@@ -66,7 +66,13 @@ for _order in (2, 3):
     OPTIONS[f"order{_order}"] = {"order": _order}
 
 
-@pytest.mark.parametrize("name", GRIDS["timesteps"])
+#: A search of DMN is kept for its process: the tests with long ones take place in one.
+DMN = pytest.mark.xdist_group("dmn")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=DMN if "dmn" in n else ()) for n in GRIDS["timesteps"]]
+)
 def test_every_grid_is_what_it_was(name, profile, path):
     method, steps, option = re.fullmatch(r"(.+)-(\d+)(?:-(\w+))?", name).groups()
     needs = METHODS[method].needs

@@ -110,6 +110,7 @@ def test_paired_differences_are_those_of_the_records(folder):
     pd.testing.assert_frame_equal(again, pd.read_csv(folder / "paired.csv"), rtol=1e-6)
 
 
+@pytest.mark.xdist_group("dmn")  # its searches are those of test_before.py, kept in one process
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
 def test_grids_follow_from_the_setting(folder, pipe):
     said, setting, _, _ = opened(folder)
