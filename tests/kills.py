@@ -1,8 +1,8 @@
 """Kills an experiment at random moments: python -m tests.kills FOLDER PROCESSES KILLS.
 
-Prints how many killed runs were completed by the next one. The processes are forks of one that has
-all libraries and the model in memory, so that most of a run is work. The moments differ from run to
-run, since they are in seconds.
+PROCESSES may be several numbers, as 1,2. Prints how many killed runs of each were completed by the
+next one. The processes are forks of one that has all libraries and the model in memory, so that
+most of a run is work. The moments differ from run to run, since they are in seconds.
 """
 
 import os
@@ -21,7 +21,7 @@ from asddim_lib.experiment import evaluate as experiment
 from asddim_lib.experiment import setting as design
 from asddim_lib.experiment.shards import joined
 from asddim_lib.models.prompts import load_prompts
-from tests.tiny import sd
+from tests.tiny import coarse
 
 SETTING = design.Setting(
     methods=("ddim", "combined"),
@@ -85,17 +85,12 @@ def check(out: Path, whole: Path) -> None:
     pd.testing.assert_frame_equal(records, right, check_exact=True)
 
 
-if __name__ == "__main__":
-    folder, size, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    torch.set_num_threads(1)  # a fork of a process that has computed in many threads hangs
-    PIPE, TABLE = sd()[0], load_prompts("bundled", COUNT)
-    PIPE.set_progress_bar_config(disable=True)
-    # The first run imports what is imported late, so that no fork has to.
-    experiment.evaluate(PIPE, TABLE, SETTING, folder / "whole")
+def kill_again_and_again(folder: Path, size: int, kills: int, whole: Path) -> None:
+    """Kills runs of `size` processes until that many were killed, and compares all with `whole`."""
     begin = time.perf_counter()
     assert end(start(folder / "fork", 1))
     seconds = time.perf_counter() - begin
-    check(folder / "fork", folder / "whole")
+    check(folder / "fork", whole)
     runs, killed, rng = 0, 0, random.Random(size)
     while killed < kills:
         children = start(folder / str(runs), size)
@@ -103,10 +98,21 @@ if __name__ == "__main__":
         for child in rng.sample(children, size):
             os.kill(child, signal.SIGKILL)
         if end(children):
-            check(folder / str(runs), folder / "whole")
+            check(folder / str(runs), whole)
             runs += 1
         else:
             killed += 1
     assert end(start(folder / str(runs), size))
-    check(folder / str(runs), folder / "whole")
-    print(f"{killed} kills, {runs + 1} completed runs, {seconds:.1f} s for one without a kill")
+    check(folder / str(runs), whole)
+    print(f"{size} processes: {killed} kills, {runs + 1} completed runs, {seconds:.1f} s for one")
+
+
+if __name__ == "__main__":
+    place, sizes, number = Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
+    torch.set_num_threads(1)  # a fork of a process that has computed in many threads hangs
+    PIPE, TABLE = coarse(), load_prompts("bundled", COUNT)
+    PIPE.set_progress_bar_config(disable=True)
+    # The first run imports what is imported late, so that no fork has to.
+    experiment.evaluate(PIPE, TABLE, SETTING, place / "whole")
+    for processes in map(int, sizes):
+        kill_again_and_again(place / str(processes), processes, number, place / "whole")

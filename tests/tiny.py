@@ -74,19 +74,22 @@ def text(kind=CLIPTextModel, **changes):
     return kind(config).eval()
 
 
-def parts(**changes):
+def autoencoder(*channels):
     torch.manual_seed(2)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
+    return AutoencoderKL(
+        block_out_channels=channels,
         norm_num_groups=4,
         latent_channels=4,
         sample_size=64,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+    ).eval()
+
+
+def parts(**changes):
     words = CLIPTokenizer.from_pretrained(data_folder() / "model" / "tokenizer")
     return {
-        "vae": vae.eval(),
+        "vae": autoencoder(8, 16),
         "unet": unet(),
         "text_encoder": text(),
         "tokenizer": words,
@@ -100,6 +103,12 @@ PLAIN = {"safety_checker": None, "feature_extractor": None, "requires_safety_che
 
 def sd():
     return StableDiffusionPipeline(**parts(), **PLAIN), {}
+
+
+def coarse():
+    """Stable Diffusion whose pictures, as wide as the judge needs them, have 8 × 8 latents."""
+    made = parts(vae=autoencoder(8, 8, 8, 16), unet=unet(sample_size=8))
+    return StableDiffusionPipeline(**made, **PLAIN)
 
 
 def easy():
