@@ -1,11 +1,14 @@
 """A machine as Colab brings it, for the tests of the notebooks: a Python with packages but ours."""
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import tomllib
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -100,6 +103,25 @@ class Machine:
         """Executes a notebook on the machine."""
         fixed = ("-m", "papermill", "-k", "python3", "--no-progress-bar")
         return self.run(*fixed, *options, str(notebook), str(out), **places)
+
+    @contextmanager
+    def warm(self):
+        """Meanwhile the kernels of this machine's notebooks are forks of one process of it."""
+        script = str(ROOT / "tests" / "warm_kernels.py")
+        with tempfile.TemporaryDirectory() as folder:  # a socket's path may have 107 letters
+            address, spec = f"{folder}/socket", Path(folder) / "kernels" / "python3"
+            spec.mkdir(parents=True)
+            command = [self.python, "-S", script, "start", address, "-f", "{connection_file}"]
+            made = {"argv": command, "display_name": "Python 3", "language": "python"}
+            (spec / "kernel.json").write_text(json.dumps(made))
+            self.environment["JUPYTER_PATH"] = folder
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            how = {"cwd": self.home, "env": self.environment, **pipes}
+            with subprocess.Popen([self.python, script, "serve", address], **how) as server:
+                assert server.stdout.readline() == "ready\n"
+                yield
+                server.stdin.close()
+            del self.environment["JUPYTER_PATH"]
 
     def added(self):
         """The names in site-packages that were installed on the machine."""

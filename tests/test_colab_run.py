@@ -15,29 +15,32 @@ import yaml
 from leftovers import leftovers
 
 from tests.colab_machine import ADDRESS, PROJECT, ROOT, Machine, once, output, write_wheel
+from tests.tiny import coarse
 
 COMMIT = "0" * 40
 INSTALLED = {"asddim_lib", f"asddim_lib-{PROJECT['version']}.dist-info"}
 
+#: A tiny model on the machine, from the folder in which the chapters run.
+TINY = "../../tiny"
 #: Parameters of each chapter that has any, other than they stand there.
 CHANGED = {
-    "ablation": {"count": 8},
+    "ablation": {"count": 2},
     "audit": {"records": "results/"},
-    "clock": {"repeats": 2, "steps": [5, 8]},
+    "clock": {"repeats": 2, "steps": [2, 4]},
     "ddim": {"samples": 100},
     "equations": {"contract": "./book/equations.yml"},
-    "experiment": {"steps": [4], "count": 8},
+    "experiment": {"model": TINY, "steps": [4], "count": 8},
     "flow": {"steps": 10},
-    "judging": {"repeats": 3},
+    "judging": {"repeats": 3, "sizes": [250, 500, 1000]},
     "low-noise": {"steps": 14},
-    "model": {"steps": 15},
+    "model": {"steps": 5},
     "noise": {"seed": 5},
     "notation": {"steps": 20},
     "one-grid": {"p": 1.0},
     "peers": {"prompts_live": 2},
     "sensitivity": {"probes": 5},
-    "start": {"steps": 12},
-    "use": {"guidance_scale": 5.0},
+    "start": {"steps": 4},
+    "use": {"model": TINY, "steps": 5},
 }
 
 
@@ -160,8 +163,11 @@ def machine(tmp_path_factory, published, head):
         done = fresh.run("-c", colab.setup(head))
         assert done.returncode == 0, done.stderr
         assert fresh.added() == INSTALLED
+        coarse().save_pretrained(folder / "tiny")
 
-    return Machine(once(tmp_path_factory, "machine", make), published, make=False)
+    installed = Machine(once(tmp_path_factory, "machine", make), published, make=False)
+    with installed.warm():
+        yield installed
 
 
 #: Runs an exercise's check with functions that return None, which must fail.
