@@ -32,7 +32,8 @@ def test_the_interval_of_fid_is_that_of_torchmetrics_over_resamples():
     rng = np.random.default_rng(3)
     values = [metrics.fid(features[rng.integers(0, 80, 80)], reference) for _ in range(5)]
     half = metrics.fid_interval(features, reference, 5, 3)[1]
-    assert half == pytest.approx(1.959964 * np.std(values, ddof=1), rel=1e-6)
+    quantile = 2.776445  # Student's t with four degrees of freedom
+    assert half == pytest.approx(quantile * np.std(values, ddof=1), rel=1e-6)
 
 
 def test_fid_extrapolated_to_infinitely_many_pictures_is_near_the_closed_form():

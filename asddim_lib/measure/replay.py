@@ -124,6 +124,8 @@ class Replay:
         self._capture, self._visit, self._noise, self._factor = capture, visit, noise, factor
         pipe, self._calls = capture.pipe, capture.take()
         self._kind = type(pipe).__name__
+        # That of the weights: a quick network's samples are in float32 all the same.
+        self._dtype = next(networks(pipe)[0].parameters()).dtype
         check(bool(self._calls), "pipe", f"{self._kind}, without a network call", REMEDY)
         controls = [call.control for call in self._calls if call.control is not None]
         for call in (*self._calls, *controls):
@@ -139,7 +141,7 @@ class Replay:
         noise = self._noise(sample, self._combine(list(self._again(sample))))
         known = self._visit
         if torch.equal(x.detach(), known.scaled):
-            same = near(noise.detach(), known.epsilon, APART.get(x.dtype, 0.5))
+            same = near(noise.detach(), known.epsilon, APART.get(self._dtype, 0.5))
             what = f"{self._kind}, whose network answers otherwise when it is asked again"
             check(same, "pipe", what, REMEDY)
         return noise
