@@ -31,41 +31,73 @@ def bundled():
     return pipe
 
 
-@pytest.fixture
-def pipe(bundled):
-    """The bundled pipeline. Its scheduler is restored; a hook that a test leaves is an error."""
-    scheduler = bundled.scheduler
-    yield bundled
-    bundled.scheduler = scheduler
-    for network in (bundled.unet, bundled.text_encoder, bundled.vae):
+def lent(pipe):
+    """Lends a pipeline. Its scheduler is restored; a hook that a test leaves is an error."""
+    scheduler = pipe.scheduler
+    yield pipe
+    pipe.scheduler = scheduler
+    for network in (pipe.unet, pipe.text_encoder, pipe.vae):
         assert not network._forward_hooks
         assert not network._forward_pre_hooks
 
 
+@pytest.fixture
+def pipe(bundled):
+    """The bundled pipeline, restored after the test."""
+    yield from lent(bundled)
+
+
 @pytest.fixture(scope="session")
-def whole(bundled, tmp_path_factory):
+def shared_small():
+    """A tiny pipeline, made once, where any model proves a fact. Tests take `small`."""
+    from tests.tiny import coarse
+
+    made = coarse()
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture
+def small(shared_small):
+    """The tiny pipeline, restored after the test."""
+    yield from lent(shared_small)
+
+
+@pytest.fixture(scope="session")
+def whole(shared_small, tmp_path_factory):
     """The folder of a small run without a fault. Tests only read it."""
     from asddim_lib.experiment.evaluate import evaluate
     from tests.runs import SETTING, TABLE
 
     folder = tmp_path_factory.mktemp("whole")
-    evaluate(bundled, TABLE, SETTING, folder)
+    evaluate(shared_small, TABLE, SETTING, folder)
     return folder
+
+
+def give(pipe, monkeypatch):
+    """Every command now gets this pipeline instead of loading its own."""
+    from asddim_lib.models import load
+
+    scheduler = pipe.scheduler
+
+    def loaded(*_, **__):
+        pipe.scheduler = scheduler
+        return pipe
+
+    monkeypatch.setattr(load, "load_pipeline", loaded)
+    return pipe
 
 
 @pytest.fixture
 def preloaded(pipe, monkeypatch):
     """The bundled pipeline, which every command now gets instead of loading its own."""
-    from asddim_lib.models import load
+    return give(pipe, monkeypatch)
 
-    scheduler = pipe.scheduler
 
-    def give(*_, **__):
-        pipe.scheduler = scheduler
-        return pipe
-
-    monkeypatch.setattr(load, "load_pipeline", give)
-    return pipe
+@pytest.fixture
+def preloaded_small(small, monkeypatch):
+    """The tiny pipeline, which every command now gets instead of loading its own."""
+    return give(small, monkeypatch)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`calibrate` on the bundled pipeline: estimators, parts, a stop in the middle, and its count."""
+"""`calibrate` on bundled and tiny pipelines: estimators, parts, a stop, and what it counts."""
 
 from functools import wraps
 
@@ -13,22 +13,25 @@ PROMPTS = [
 ]
 
 
+SMALL = {"height": 32, "width": 32}
+
+
 @pytest.fixture
-def calls(pipe, monkeypatch):
+def calls(small, monkeypatch):
     """The batch size of every call of the network so far. A hook would change the fingerprint."""
-    sizes, forward = [], type(pipe.unet).forward
+    sizes, forward = [], type(small.unet).forward
 
     @wraps(forward)
     def counted(self, sample, *args, **named):
         sizes.append(len(sample))
         return forward(self, sample, *args, **named)
 
-    monkeypatch.setattr(type(pipe.unet), "forward", counted)
+    monkeypatch.setattr(type(small.unet), "forward", counted)
     return sizes
 
 
 def test_estimators_agree_on_a_real_network(pipe):
-    how = {"num_steps": 2, "probes": 4}
+    how = {"num_steps": 2, "probes": 4, **SMALL}
     vjp, jvp, difference = (
         calibrate(pipe, PROMPTS[:2], estimator=estimator, **how).g
         for estimator in ("vjp", "jvp", "difference")
@@ -39,19 +42,19 @@ def test_estimators_agree_on_a_real_network(pipe):
 
 def test_the_spectral_norm_is_below_the_frobenius_norm(pipe):
     """The largest singular value against the root of all their squares."""
-    spectral = calibrate(pipe, PROMPTS[:2], norm="spectral", num_steps=2, probes=4).g
-    frobenius = calibrate(pipe, PROMPTS[:2], num_steps=2, probes=4).g
+    spectral = calibrate(pipe, PROMPTS[:2], norm="spectral", num_steps=2, probes=4, **SMALL).g
+    frobenius = calibrate(pipe, PROMPTS[:2], num_steps=2, probes=4, **SMALL).g
     assert all(s < f for s, f in zip(spectral, frobenius, strict=True))
 
 
-def test_the_path_estimator_has_a_value_per_step(pipe):
+def test_the_path_estimator_has_a_value_per_step(small):
     """Three differences lie between three points and timestep 0."""
-    assert len(calibrate(pipe, PROMPTS[:2], estimator="path", num_steps=3).timesteps) == 3
+    assert len(calibrate(small, PROMPTS[:2], estimator="path", num_steps=3).timesteps) == 3
 
 
-def test_calibration_in_parts_equals_calibration_at_once(pipe):
+def test_calibration_in_parts_equals_calibration_at_once(small):
     how = {"num_steps": 3, "estimator": "path"}
-    whole, parts = (calibrate(pipe, PROMPTS, batch_size=size, **how).g for size in (3, 2))
+    whole, parts = (calibrate(small, PROMPTS, batch_size=size, **how).g for size in (3, 2))
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
@@ -59,7 +62,7 @@ HOW = {"num_steps": 2, "batch_size": 1, "adjoint_probes": 2}
 
 
 @pytest.fixture(scope="module")
-def stopped(bundled, tmp_path_factory):
+def stopped(shared_small, tmp_path_factory):
     """The cache of a calibration that is stopped after two of three parts, and a whole profile."""
     folder = tmp_path_factory.mktemp("parts")
 
@@ -68,38 +71,38 @@ def stopped(bundled, tmp_path_factory):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(bundled, PROMPTS, **HOW, cache=folder, progress=stop)
+        calibrate(shared_small, PROMPTS, **HOW, cache=folder, progress=stop)
     assert len(list(folder.iterdir())) == 2
-    return folder, calibrate(bundled, PROMPTS, **HOW)
+    return folder, calibrate(shared_small, PROMPTS, **HOW)
 
 
-def test_a_stopped_calibration_goes_on(pipe, stopped, calls):
+def test_a_stopped_calibration_goes_on(small, stopped, calls):
     folder, whole = stopped
     file = min(folder.iterdir())
     file.write_bytes(file.read_bytes()[:50])  # damaged: it is measured again
-    assert calibrate(pipe, PROMPTS, **HOW, cache=folder) == whole
+    assert calibrate(small, PROMPTS, **HOW, cache=folder) == whole
     spent = len(calls)
     calls.clear()
-    assert calibrate(pipe, PROMPTS, **HOW, cache=folder) == whole
+    assert calibrate(small, PROMPTS, **HOW, cache=folder) == whole
     assert not calls
-    calibrate(pipe, PROMPTS[:1], **HOW)
+    calibrate(small, PROMPTS[:1], **HOW)
     assert spent == 2 * len(calls)  # one part was kept, two were measured
 
 
 @pytest.mark.parametrize(
     "other", [{"guidance_scale": 3.0}, {"height": 32, "width": 32}, {"seed": 1}]
 )
-def test_a_cache_serves_no_other_calibration(pipe, stopped, calls, other):
+def test_a_cache_serves_no_other_calibration(small, stopped, calls, other):
     folder, whole = stopped
-    assert calibrate(pipe, PROMPTS[:1], **HOW, cache=folder, **other).g != whole.g
+    assert calibrate(small, PROMPTS[:1], **HOW, cache=folder, **other).g != whole.g
     assert calls
 
 
-def test_a_profile_counts_its_evaluations(pipe, calls):
+def test_a_profile_counts_its_evaluations(small, calls):
     """The path has 5 points; 4 of them have 2 probes each, and 3 sweeps go over all.
 
     Each probe is a call with its derivative, which counts as two more.
     """
-    profile = calibrate(pipe, PROMPTS[:2], num_steps=4, probes=2, adjoint_probes=3)
+    profile = calibrate(small, PROMPTS[:2], num_steps=4, probes=2, adjoint_probes=3)
     assert profile.evaluations == (5 + 4 * 2 * 3 + 5 * 3 * 3) * 2 * 2
     assert sum(calls) == (5 + 4 * 2 + 5 * 3) * 2 * 2

@@ -13,6 +13,8 @@ from asddim_lib.experiment.evaluate import evaluate, read_records
 from asddim_lib.measure.run import Drawn
 from tests.runs import SETTING, TABLE, assert_same, files, flip
 
+pytestmark = pytest.mark.xdist_group("damage")  # its runs are shared by its tests
+
 
 def test_any_flipped_byte_of_pictures_is_found(tmp_path):
     file, generator = tmp_path / "a.safetensors", torch.Generator().manual_seed(0)
@@ -39,18 +41,18 @@ def cut(file):
 
 
 @pytest.fixture(scope="module")
-def damaged(bundled, tmp_path_factory):
+def damaged(shared_small, tmp_path_factory):
     """A run of which one test damages files, and the next run mends them."""
     folder = tmp_path_factory.mktemp("damaged")
-    evaluate(bundled, TABLE, SETTING, folder)
+    evaluate(shared_small, TABLE, SETTING, folder)
     return folder
 
 
-def test_damaged_pictures_are_named_and_drawn_again(pipe, whole, damaged, warnings_of_the_library):
+def test_damaged_pictures_are_named_and_drawn_again(small, whole, damaged, warnings_of_the_library):
     first, second, *rest = files(damaged)
     flip(first, -1)
     second.write_bytes(second.read_bytes()[:100])
-    evaluate(pipe, TABLE, SETTING, damaged)
+    evaluate(small, TABLE, SETTING, damaged)
     assert_same(damaged, whole)
     text = warnings_of_the_library.text
     assert first.name in text
@@ -68,12 +70,12 @@ def test_damaged_pictures_are_named_and_drawn_again(pipe, whole, damaged, warnin
     ],
 )
 def test_damaged_records_are_named_and_made_again(
-    pipe, whole, damaged, damage, warnings_of_the_library
+    small, whole, damaged, damage, warnings_of_the_library
 ):
     damage(damaged / "records.parquet")
     with pytest.raises(ValueError, match=r"records\.parquet is damaged"):
         read_records(damaged)
-    evaluate(pipe, TABLE, SETTING, damaged)
+    evaluate(small, TABLE, SETTING, damaged)
     assert "records.parquet is damaged" in warnings_of_the_library.text
     assert "safetensors" not in warnings_of_the_library.text
     assert_same(damaged, whole)
@@ -83,10 +85,10 @@ MEASURED = replace(SETTING, methods=("ddim", "gradient", "oracle"), steps=(2,))
 
 
 @pytest.fixture(scope="module")
-def measured(bundled, tmp_path_factory):
+def measured(shared_small, tmp_path_factory):
     """The folder of a run that measures a profile and searches a grid, and its JSON files."""
     folder = tmp_path_factory.mktemp("measured")
-    evaluate(bundled, TABLE, MEASURED, folder, teach_on=2)
+    evaluate(shared_small, TABLE, MEASURED, folder, teach_on=2)
     texts = {file: file.read_text() for file in (folder / "images").glob("*.json")}
     names = {file.name for file in texts}
     assert names == {"claim.json", "tuning.json", "profile-g2.json", "grid-oracle-ddim-g2-k2.json"}
@@ -106,7 +108,7 @@ def _short_paths():
     [lambda file: flip(file, 20), lambda file: flip(file, -10), cut, lambda file: file.unlink()],
 )
 def test_claim_profile_and_grid_come_back_as_they_were(
-    pipe, measured, damage, warnings_of_the_library
+    small, measured, damage, warnings_of_the_library
 ):
     """They are made from the pictures and the model; another experiment is still refused."""
     folder, texts = measured
@@ -114,9 +116,9 @@ def test_claim_profile_and_grid_come_back_as_they_were(
         damage(file)
     named = (folder / "images" / "claim.json").exists()
     with pytest.raises(ValueError, match="pictures of another prompts"):
-        evaluate(pipe, TABLE.iloc[::-1], MEASURED, folder, teach_on=2)
+        evaluate(small, TABLE.iloc[::-1], MEASURED, folder, teach_on=2)
     assert ("claim.json is damaged" in warnings_of_the_library.text) == named
-    evaluate(pipe, TABLE, MEASURED, folder, teach_on=2)
+    evaluate(small, TABLE, MEASURED, folder, teach_on=2)
     assert {file: file.read_text() for file in texts} == texts
 
 
@@ -127,11 +129,11 @@ def test_claim_profile_and_grid_come_back_as_they_were(
         (TABLE["prompt"][0], r"tuning_prompts is .*, all of which are reported on, too"),
     ],
 )
-def test_a_folder_measured_on_other_prompts_is_refused(pipe, measured, prompt, message, tmp_path):
+def test_a_folder_measured_on_other_prompts_is_refused(small, measured, prompt, message, tmp_path):
     (tmp_path / "prompts.txt").write_text(prompt + "\n")
     other = replace(MEASURED, calibrate_on=2, tuning_prompts=str(tmp_path / "prompts.txt"))
     with pytest.raises(ValueError, match=message):
-        evaluate(pipe, TABLE, other, measured[0], teach_on=2)
+        evaluate(small, TABLE, other, measured[0], teach_on=2)
 
 
 @pytest.fixture
@@ -146,11 +148,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_run_on_a_full_disk_goes_on_when_there_is_room(pipe, whole, small_disk):
+def test_a_run_on_a_full_disk_goes_on_when_there_is_room(small, whole, small_disk):
     with pytest.raises(OSError, match=r"images/.* could not be written \(.*No space left"):
-        evaluate(pipe, TABLE, SETTING, small_disk)
+        evaluate(small, TABLE, SETTING, small_disk)
     assert 0 < len(files(small_disk)) < 12
     assert not list((small_disk / "images").glob(".part-*"))
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    evaluate(pipe, TABLE, SETTING, small_disk)
+    evaluate(small, TABLE, SETTING, small_disk)
     assert_same(small_disk, whole)

@@ -1,4 +1,4 @@
-"""The experiment on the bundled pipeline: drawing, going on, distances and the summary."""
+"""The experiment on tiny and bundled pipelines: drawing, going on, distances and the summary."""
 
 from pathlib import Path
 
@@ -31,6 +31,7 @@ def contents(folder):
     return {file: load(file.read_bytes())["images"] for file in files}
 
 
+pytestmark = pytest.mark.xdist_group("experiment")  # one run is shared by its tests
 SETTING = Setting(
     methods=("ddim", "combined"),
     steps=(3,),
@@ -41,23 +42,23 @@ SETTING = Setting(
 
 
 @pytest.fixture(scope="module")
-def run(bundled, tmp_path_factory):
+def run(shared_small, tmp_path_factory):
     """The folder and the grids of a run of two methods and three solvers."""
     folder = tmp_path_factory.mktemp("run")
-    profile = calibrate(bundled, PROMPTS[:2], num_steps=3)
-    laid = grids_of(bundled.scheduler, SETTING, profile)
-    generate(bundled, PROMPTS, SETTING, laid, folder)
+    profile = calibrate(shared_small, PROMPTS[:2], num_steps=3)
+    laid = grids_of(shared_small.scheduler, SETTING, profile)
+    generate(shared_small, PROMPTS, SETTING, laid, folder)
     return folder, laid
 
 
-def test_missing_and_damaged_files_are_drawn_again(pipe, run):
+def test_missing_and_damaged_files_are_drawn_again(small, run):
     folder, laid = run
     before = contents(folder)
     first, second, *rest = before
     first.write_bytes(first.read_bytes()[:100])
     second.unlink()
     times = {file: file.stat().st_mtime_ns for file in rest}
-    generate(pipe, PROMPTS, SETTING, laid, folder)
+    generate(small, PROMPTS, SETTING, laid, folder)
     after = contents(folder)
     assert list(after) == list(before)
     assert all(torch.equal(after[file], images) for file, images in before.items())
@@ -73,14 +74,14 @@ def test_every_picture_is_judged(run):
     assert set(records["nfe"]) == {6}
 
 
-def test_a_folder_of_other_pictures_is_refused(pipe, run):
+def test_a_folder_of_other_pictures_is_refused(small, run):
     folder, laid = run
     other = Setting(methods=("ddim",), steps=(3,), batch_size=3)
     with pytest.raises(ValueError, match="another batch_size"):
-        generate(pipe, PROMPTS, other, laid, folder)
+        generate(small, PROMPTS, other, laid, folder)
     moved = {**laid, Cell("ddim", 3, 7.5): [900, 500, 100]}
     with pytest.raises(ValueError, match=r"another grid of ddim-ddim-g7\.5-k3"):
-        generate(pipe, PROMPTS, SETTING, moved, folder)
+        generate(small, PROMPTS, SETTING, moved, folder)
 
 
 def test_paired_differences_are_those_of_the_same_picture():
@@ -97,16 +98,16 @@ def test_paired_differences_are_those_of_the_same_picture():
         paired(pd.DataFrame(rows), "c", "distance")
 
 
-def test_distance_is_that_of_the_latents_from_the_fine_solution(pipe, tmp_path):
+def test_distance_is_that_of_the_latents_from_the_fine_solution(small, tmp_path):
     setting = Setting(methods=("ddim-trailing",), steps=(2, 8), reference_steps=16, batch_size=3)
-    generate(pipe, PROMPTS, setting, grids_of(pipe.scheduler, setting), tmp_path)
+    generate(small, PROMPTS, setting, grids_of(small.scheduler, setting), tmp_path)
     records, _ = judge(TABLE, setting, tmp_path)
-    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="trailing")
+    small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config, allocation="trailing")
 
     def ends(steps):
         generators = [torch.Generator().manual_seed(i) for i in range(3)]
         how = {"num_inference_steps": steps, "generator": generators, "output_type": "latent"}
-        return pipe(PROMPTS, **how).images.flatten(1)
+        return small(PROMPTS, **how).images.flatten(1)
 
     goal = ends(16)
     spread = (goal - goal.mean(0)).norm(dim=1).square().mean().sqrt()
@@ -136,11 +137,11 @@ def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path, monkeypatch):
     assert summary["distance"][1] <= summary["distance"][0] * 1.5
 
 
-def test_a_record_from_elsewhere_does_not_stop_a_new_run(pipe, tmp_path):
+def test_a_record_from_elsewhere_does_not_stop_a_new_run(small, tmp_path):
     record = ROOT / "results" / "guidance-7.5" / "steps-20"
     for file in record.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     setting = Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,), calibrate_on=1)
-    evaluate(pipe, load_prompts("bundled-tune", 4), setting, tmp_path)
+    evaluate(small, load_prompts("bundled-tune", 4), setting, tmp_path)
     assert list(pd.read_csv(tmp_path / "summary.csv")["steps"]) == [1]

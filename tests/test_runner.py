@@ -67,14 +67,14 @@ def test_provenance_says_what_the_figures_were_measured_against(whole):
     assert re.fullmatch("[0-9a-f]{16}", provenance["reference_sha256"])
 
 
-def test_shards_of_machines_that_share_a_folder_add_up(pipe, whole, tmp_path):
+def test_shards_of_machines_that_share_a_folder_add_up(small, whole, tmp_path):
     """Six turns have two methods each: shards 0 and 2 of 3 have two turns each."""
     for number in (2, 0):
-        rows = evaluate(pipe, TABLE, SETTING, tmp_path, shard=Shard(number, 3))
+        rows = evaluate(small, TABLE, SETTING, tmp_path, shard=Shard(number, 3))
         assert list(rows["shard"]) == [f"{number}/3"]
     assert len(files(tmp_path)) == 8
     assert not (tmp_path / "records.parquet").exists()
-    evaluate(pipe, TABLE, SETTING, tmp_path)  # draws the rest, and judges
+    evaluate(small, TABLE, SETTING, tmp_path)  # draws the rest, and judges
     assert_same(tmp_path, whole)
 
 
