@@ -123,8 +123,8 @@ def test_defaults_are_the_common_case():
         ),
         (
             lambda: flow_shift(np.ones(1), {"shift": 1.0, "use_dynamic_shifting": True}),
-            "use_dynamic_shifting is True; give a scheduler with a fixed shift: "
-            "from_config(…, use_dynamic_shifting=False, shift=…)",
+            "mu is None; its shift depends on the picture's size: give mu, as the pipeline gives "
+            "it",
         ),
         (
             lambda: predict(ONE, ONE, HALF, "score"),
