@@ -112,6 +112,15 @@ def test_it_comes_back_from_a_file_as_it_was(number, tmp_path):
     same(again.sigmas, made.sigmas)
 
 
+def test_a_grid_and_an_allocation_are_not_both_laid():
+    held = ASFlowScheduler(grid=[1.0, 0.5])
+    with pytest.raises(WrongUse, match=r"^allocation is logsnr; this scheduler holds a grid: .*$"):
+        ASFlowScheduler.from_config(held.config, allocation="logsnr")
+    other = ASFlowScheduler.from_config(held.config, allocation="logsnr", grid=None)
+    other.set_timesteps(3)
+    assert len(other.sigmas) == 4
+
+
 @pytest.mark.parametrize("number", range(2))
 def test_a_saved_pipeline_draws_the_same_picture(number, tmp_path):
     pipe, options = sd3()

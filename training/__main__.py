@@ -41,8 +41,7 @@ def train_clip(
     runs: Runs = RUNS, steps: int = 900, batch: int = 192, lr: float = 1.5e-3, seed: int = 1
 ) -> None:
     """Tokenizer and both CLIP towers, by contrast with near misses in every batch."""
-    options = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
-    clip.train(runs, runs / "parts", name="clip", **options)
+    clip.train(**locals(), out=runs / "parts", name="clip")  # its parameters are these options
 
 
 @app.command("clip-2")
@@ -50,8 +49,7 @@ def train_second_clip(
     runs: Runs = RUNS, steps: int = 600, batch: int = 128, lr: float = 1.5e-3, seed: int = 11
 ) -> None:
     """The second CLIP, whose text tower the flow-matching transformer has beside the first."""
-    options = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
-    clip.train(runs, runs / "parts", name="clip_2", **options)
+    clip.train(**locals(), out=runs / "parts", name="clip_2")
 
 
 @app.command("vae")
@@ -65,9 +63,7 @@ def train_vae(
     start: Start = None,
 ) -> None:
     """The autoencoder; with --start, its decoder only."""
-    vae.train(
-        runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, bf16=bf16, start=start
-    )
+    vae.train(**locals(), out=runs / "parts")
 
 
 @app.command("judge")
@@ -80,7 +76,7 @@ def train_judge(
     start: Start = None,
 ) -> None:
     """The judge, which no generator ever sees."""
-    judge.train(runs, runs / "parts", steps=steps, batch=batch, lr=lr, seed=seed, start=start)
+    judge.train(**locals(), out=runs / "parts")
 
 
 @app.command("unet")
@@ -98,17 +94,7 @@ def train_unet(
 
     A larger --steps goes on from a finished run.
     """
-    unet.train(
-        runs,
-        runs / "parts",
-        steps=steps,
-        batch=batch,
-        lr=lr,
-        seed=seed,
-        pictures=pictures,
-        bf16=bf16,
-        start=start,
-    )
+    unet.train(**locals(), out=runs / "parts")
 
 
 @app.command("flow")
@@ -123,17 +109,7 @@ def train_flow(
     start: Start = None,
 ) -> None:
     """The flow-matching transformer, on the latents of the finished autoencoder."""
-    flow.train(
-        runs,
-        runs / "parts",
-        steps=steps,
-        batch=batch,
-        lr=lr,
-        seed=seed,
-        pictures=pictures,
-        bf16=bf16,
-        start=start,
-    )
+    flow.train(**locals(), out=runs / "parts")
 
 
 @app.command("unpack")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.models.load import Pipeline, network
+from asddim_lib.schedulers.laying import with_set_timesteps
 
 #: Pipelines that add scale · (ε − ε without the prompt) to ε: at 0 they leave it out, not at 1.
 FROM_ZERO = ("ZImage", "Krea2")
@@ -95,24 +96,14 @@ def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
     Nothing is computed until then but what encodes prompts and given pictures.
     """
     found: list[float | None] = []
-    kind = type(scheduler)
 
-    def set_timesteps(
-        self: Any,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
+    def ask(asking: Any, device: Any, mu: float | None) -> None:
         found.append(mu)
         raise _Asked
 
-    asking = copy.copy(scheduler)
-    asking.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
     with suppress(_Asked):
-        yield asking, found
-    what = f"{kind.__name__}, which its pipeline asks for no steps"
+        yield with_set_timesteps(scheduler, ask), found
+    what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
     check(bool(found), "pipe.scheduler", what, "use a fixed shift")
 
 

@@ -61,6 +61,8 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         check_allocation(allocation)
         if grid is not None:
             check_sigmas("grid", grid)
+            remedy = "this scheduler holds a grid: give grid=None, or no allocation"
+            check(allocation == "uniform", "allocation", allocation, remedy)
             self.register_to_config(grid=[float(sigma) for sigma in grid])  # as a file holds it
         remedy = "give the share of noise where the second network begins, such as 0.875"
         check(boundary is None or 0 < boundary < 1, "boundary", boundary, remedy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,23 @@ def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
     """
     kind = type(scheduler)
 
+    def lay_held(held: Any, device: Any, mu: float | None) -> None:
+        holding, held.__class__ = held.__class__, kind
+        try:
+            lay(held, grid, device, mu)
+        finally:
+            held.__class__ = holding
+
+    return with_set_timesteps(scheduler, lay_held)
+
+
+def with_set_timesteps(scheduler: Any, act: Callable[[Any, Any, float | None], None]) -> Any:
+    """A copy of a scheduler whose `set_timesteps` calls `act(copy, device, mu)` instead.
+
+    Pipelines read the names in the signature, so it has all that any scheduler's has.
+    """
+    kind = type(scheduler)
+
     def set_timesteps(
         self: Any,
         num_inference_steps: int | None = None,
@@ -113,16 +130,11 @@ def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        self.__class__ = kind
-        try:
-            lay(self, grid, device, mu)
-        finally:
-            self.__class__ = holding
+        act(self, device, mu)
 
-    holding: Any = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
-    held = copy.copy(scheduler)
-    held.__class__ = holding
-    return held
+    changed = copy.copy(scheduler)
+    changed.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
+    return changed
 
 
 def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,9 +72,9 @@ class _Recording:
         self.landed = landed[0]
         return landed
 
+    @abstractmethod
     def _number(self, timestep: Any) -> int:
         """The number of the level that a step begins at."""
-        raise NotImplementedError
 
     def _visit(self, number: int, model_output: Tensor, sample: Tensor) -> Visit:
         schedule = self.coordinates
