@@ -37,7 +37,7 @@ CHANGED = {
     "noise": {"seed": 5},
     "notation": {"steps": 20},
     "one-grid": {"p": 1.0},
-    "peers": {"prompts_live": 2},
+    "peers": {"prompts_live": 2, "reference_steps": 40, "trials": 16},
     "sensitivity": {"probes": 5},
     "start": {"steps": 4},
     "use": {"model": TINY, "steps": 5},
