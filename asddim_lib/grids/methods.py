@@ -21,6 +21,7 @@ from asddim_lib.grids.comfy import COMFY
 from asddim_lib.grids.published import PROJECTS
 from asddim_lib.grids.rivals import RIVALS, Grid
 from asddim_lib.grids.searched import SEARCHED
+from asddim_lib.grids.stopping import STOPPING
 from asddim_lib.grids.uniform import SPACINGS, uniform
 
 #: What a scheduler's config holds of a method, and what it means where nothing is said.
@@ -147,6 +148,8 @@ _SUMMARIES = {
     "ays-svd": "Align Your Steps, as published for Stable Video Diffusion, whose σ begins at 700",
     "oracle": "the least summed deviation from a recorded path, by dynamic programming",
     "gits": "GITS' shortest path (Chen et al. 2024)",
+    "tors": "the recorded path turns alike in each step (TORS, Zhou et al. 2026)",
+    "constant-rate": "the predicted sample changes alike in each step (CRS, Okada et al. 2026)",
     "dual-path": "the least error at the path's end, with signs, by local search",
 }
 
@@ -175,7 +178,7 @@ def _table() -> Iterable[Method]:
         yield Method(name, "nothing", _SUMMARIES[name], partial(_spaced, spacing=name))
     for name in RIVALS:
         yield Method(name, "nothing", _SUMMARIES[name], _laid(RIVALS[name]))
-    for name, (summary, grid) in {**PROJECTS, **COMFY}.items():
+    for name, (summary, grid) in {**PROJECTS, **COMFY, **STOPPING}.items():
         yield Method(name, "nothing", summary, _laid(grid))
     for name in SEARCHED:
         needs = "adjoints" if name == "dual-path" else "path"

@@ -15,6 +15,7 @@ from torch import Tensor
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.trajectory import Trajectory
+from asddim_lib.grids.change import constant_rate, tors
 
 
 def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
@@ -153,9 +154,11 @@ def _descend(cost: Callable[[list[int]], float], nodes: list[int], last: int) ->
     return nodes
 
 
-#: Grids that need a recorded path; the last also needs its adjoints.
+#: Grids that need a recorded path; dual-path also needs its adjoints.
 SEARCHED: dict[str, Callable[[Trajectory, NoiseSchedule, int], list[int]]] = {
     "oracle": oracle,
     "gits": gits,
+    "tors": tors,
+    "constant-rate": constant_rate,
     "dual-path": dual_path,
 }
