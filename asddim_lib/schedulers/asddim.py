@@ -15,11 +15,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from asddim_lib.core.coordinates import Coordinates, completed
+from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
 from asddim_lib.grids.grid import timesteps as make_timesteps
 from asddim_lib.grids.methods import check_allocation
+from asddim_lib.schedulers import told
 
 
 class ASDDIMScheduler(DDIMScheduler):
@@ -29,6 +31,11 @@ class ASDDIMScheduler(DDIMScheduler):
     or a profile; `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of Eqs 10–12; and `profile`, a
     calibrated profile's `to_dict()`. Without an allocation it is DDIM on its own `timestep_spacing`
     and equals diffusers' to the bit, except where diffusers steps beside its own grid.
+
+    `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
+    this share of the step ahead in log σ, or behind for a share below 0 (`schedulers.told`). The
+    last step counts as one to timestep 0. `timesteps` are then the told times, as floats: `step`
+    and `add_noise` know by them the levels, which are unchanged and stand in `numbers`.
 
     >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """
@@ -61,8 +68,10 @@ class ASDDIMScheduler(DDIMScheduler):
         eps: float = 1e-8,
         reading: str = "intent",
         profile: dict[str, Any] | None = None,
+        look_ahead: float = 0.0,
     ) -> None:
         check_allocation(allocation)
+        told.check_look_ahead(look_ahead)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -117,8 +126,18 @@ class ASDDIMScheduler(DDIMScheduler):
             grid = check_timesteps(timesteps, self.config["num_train_timesteps"])
         self._check_start(grid[0])
         self.num_inference_steps = len(grid)
-        self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
+        self.numbers = grid
+        self._told = self._look_ahead()
+        self.timesteps = self._told.to(device=device)
         self._lay(grid)
+
+    def _look_ahead(self) -> Tensor:
+        """What the network is told at each step: whole timesteps, or the times looked ahead."""
+        ahead = self.config["look_ahead"]
+        if ahead == 0:
+            return torch.tensor(self.numbers, dtype=torch.int64)
+        schedule = NoiseSchedule.from_config(self.config)
+        return told.of_schedule(schedule.finite_sigmas[self.numbers], ahead, schedule)
 
     def _lay(self, grid: list[int]) -> None:
         """Tables over all timesteps, so that `step` looks values up and waits for no device."""
@@ -128,6 +147,7 @@ class ASDDIMScheduler(DDIMScheduler):
         lower = self._alphas[rising[(place - 1).clamp(min=0)]]
         self._alphas_next = torch.where(place > 0, lower, final)
         self._tables: dict[torch.device, Tensor] = {}
+        self._steps: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _check_start(self, first: int) -> None:
         silent = bool((self.betas[: first + 1] == 1).any())  # nothing of the picture is left
@@ -137,7 +157,11 @@ class ASDDIMScheduler(DDIMScheduler):
         check(not blind, "timesteps", what, remedy)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ x₀ + √(1 − ᾱ) ε, of the samples' shape, with one timestep per sample (Eq 1)."""
+        """√ᾱ x₀ + √(1 − ᾱ) ε, of the samples' shape, with one timestep per sample (Eq 1).
+
+        With `look_ahead` a float is a told time, whose step's own level counts. Whole numbers are
+        timesteps of the noise schedule, as they always are.
+        """
         signal, deviation = self._roots(original_samples, timesteps)
         return signal * original_samples + deviation * noise
 
@@ -149,6 +173,8 @@ class ASDDIMScheduler(DDIMScheduler):
     def _roots(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ and √(1 − ᾱ) per sample: roots in float32, and then the sample's dtype."""
         alphas = self._alphas.to(sample.device)
+        if timesteps.is_floating_point():
+            timesteps = self._number(timesteps, sample.device)
         levels = alphas.index_select(0, timesteps.to(sample.device, torch.int64).reshape(-1))
         levels = levels.reshape(-1, *[1] * (sample.ndim - 1))
         return (levels**0.5).to(sample.dtype), ((1 - levels) ** 0.5).to(sample.dtype)
@@ -168,12 +194,14 @@ class ASDDIMScheduler(DDIMScheduler):
 
         Arguments and results are those of diffusers' `DDIMScheduler.step`. `timestep` may hold one
         timestep per sample. The scheduler keeps no state of a run, and nothing waits for a device.
-        Raises WrongUse, on a CPU, for a network output that is not finite.
+        Raises WrongUse, on a CPU, for a network output that is not finite; with `look_ahead` also
+        for a timestep that is none of `timesteps`.
         """
         laid = self.num_inference_steps is not None
         check(laid, "num_inference_steps", None, "call set_timesteps first")
-        self._check_finite(model_output, timestep)
-        alpha, alpha_next = self._levels(timestep, sample)
+        number = self._number(timestep, sample.device)
+        self._check_finite(model_output, number)
+        alpha, alpha_next = self._levels(number, sample)
         if eta > 0 and variance_noise is None:
             variance_noise = randn_tensor(
                 model_output.shape,
@@ -195,6 +223,18 @@ class ASDDIMScheduler(DDIMScheduler):
         previous, original = previous.to(sample.dtype), original.to(sample.dtype)
         return DDIMSchedulerOutput(previous, original) if return_dict else (previous, original)
 
+    def _number(self, timestep: Any, device: torch.device) -> Any:
+        """The timestep of the noise schedule where the step begins that is told `timestep`."""
+        if self.config["look_ahead"] == 0:
+            return timestep
+        laid = self.num_inference_steps is not None
+        check(laid, "num_inference_steps", None, "call set_timesteps first")
+        if device not in self._steps:
+            self._steps[device] = (self._told.to(device), torch.tensor(self.numbers).to(device))
+        times, numbers = self._steps[device]
+        given = torch.as_tensor(timestep, device=device)
+        return numbers.index_select(0, told.step_of(given, times).reshape(-1)).reshape(given.shape)
+
     def _levels(self, timestep: int | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """ᾱ at the timestep and at the grid's next smaller one, float32, on the sample's device."""
         tables = self._tables.get(sample.device)
@@ -215,7 +255,7 @@ class ASDDIMScheduler(DDIMScheduler):
         if math.isfinite(least) and math.isfinite(greatest):
             return
         t = int(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-        step, sigma = int((self.timesteps.cpu() > t).sum()), (1 - float(self._alphas[t])) ** 0.5
+        step, sigma = sum(n > t for n in self.numbers), (1 - float(self._alphas[t])) ** 0.5
         what = f"not finite at step {step} (timestep {t}, σ {sigma:.4f})"
         remedy = "look at the sample there, or run the network in float32"
         check(False, "model_output", what, remedy)

@@ -63,7 +63,7 @@ class _Recording:
         """As the scheduler's own `step`, and keeps the visit."""
         check(eta == 0, "eta", eta, "a path is recorded without noise: leave it out")
         self._check_unmoved(sample)
-        number = self._number(timestep)
+        number = self._begins(timestep)
         visit = self._visit(number, model_output, sample)
         self.visits.append(visit)
         if self._on_visit is not None:
@@ -73,8 +73,13 @@ class _Recording:
         return landed
 
     @abstractmethod
-    def _number(self, timestep: Any) -> int:
+    def _begins(self, timestep: Any) -> int:
         """The number of the level that a step begins at."""
+
+    def _check_told(self) -> None:
+        ahead = self.config["look_ahead"]  # type: ignore[attr-defined]
+        remedy = "a path is recorded at its own times: build the recorder by `laying.prepared`"
+        check(ahead == 0, "look_ahead", ahead, remedy)
 
     def _visit(self, number: int, model_output: Tensor, sample: Tensor) -> Visit:
         schedule = self.coordinates
@@ -105,17 +110,18 @@ class RecorderScheduler(_Recording, ASDDIMScheduler):  # type: ignore[misc]
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
-        """Lays the grid and goes on to timestep 0."""
+        """Lays the grid and goes on to timestep 0. Raises WrongUse for a `look_ahead`."""
+        self._check_told()
         super().set_timesteps(num_inference_steps, device, timesteps)
         if int(self.timesteps[-1]) > 0:
             super().set_timesteps(timesteps=[*self.timesteps.tolist(), 0], device=device)
         self.coordinates = Coordinates.of(self)
 
-    def _number(self, timestep: Any) -> int:
+    def _begins(self, timestep: Any) -> int:
         return int(timestep)
 
 
-class FlowRecorderScheduler(_Recording, ASFlowScheduler):
+class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
     """Euler for flow matching that keeps every visit.
 
     K evenly spaced levels and the last one before clean data, moved by the scheduler's shift,
@@ -130,7 +136,11 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """Lays the grid, with the shift that `mu` gives where it depends on the picture's size."""
+        """Lays the grid, with the shift that `mu` gives where it depends on the picture's size.
+
+        Raises WrongUse for a `look_ahead`.
+        """
+        self._check_told()
         self.coordinates = Coordinates.of(self, mu)
         size = len(self.coordinates.betas)
         steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)
@@ -140,7 +150,7 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):
         shift = {"shift": self.coordinates.shift}
         self._lay(flow_shift(mix, {**self.config, **shift, "use_dynamic_shifting": False}), device)
 
-    def _number(self, timestep: Any) -> int:
+    def _begins(self, timestep: Any) -> int:
         if self.step_index is None:
             self._init_step_index(timestep)
         return self.numbers[int(self.step_index or 0)]

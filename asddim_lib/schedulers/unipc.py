@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import UniPCMultistepScheduler
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from asddim_lib.core.coordinates import completed, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
+from asddim_lib.schedulers import told
 
 
 class UniPCGridScheduler(UniPCMultistepScheduler):
     """diffusers' UniPC, whose `set_timesteps`, and so a pipeline's call, also takes `timesteps=`.
 
+    `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
+    this share of the step ahead in log σ, or behind for a share below 0 (`schedulers.told`). The
+    last step counts as one to the lowest level. `timesteps` are then the told times, as floats;
+    `sigmas`, and so the steps and `add_noise`, are unchanged. It makes UniPC a method of order 1.
+
     >>> pipe.scheduler = UniPCGridScheduler.from_config(pipe.scheduler.config)
     >>> pipe(prompt, timesteps=timesteps(pipe.scheduler, 10, allocation="logsnr"))
     """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        solver_order: int = 2,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        predict_x0: bool = True,
+        solver_type: str = "bh2",
+        lower_order_final: bool = True,
+        disable_corrector: list[int] = [],  # noqa: B006 - diffusers' own default, never written to
+        solver_p: Any = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        final_sigmas_type: str = "zero",
+        rescale_betas_zero_snr: bool = False,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        shift_terminal: float | None = None,
+        look_ahead: float = 0.0,
+    ) -> None:
+        told.check_look_ahead(look_ahead)
+        theirs = inspect.signature(UniPCMultistepScheduler.__init__).parameters
+        super().__init__(**{name: self.config[name] for name in theirs if name in self.config})
 
     def set_timesteps(
         self,
@@ -38,7 +85,19 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         if timesteps is None:
             given = None if sigmas is None else np.asarray(sigmas)  # diffusers' takes no list
             super().set_timesteps(num_inference_steps, device, given, mu)
-            return
+        else:
+            self._lay(timesteps, device)
+        if self.config["look_ahead"] != 0:
+            self.timesteps = self._told(mu).to(device=device)
+
+    def _told(self, mu: float | None) -> Tensor:
+        """What the network is told at each step (K)."""
+        levels, ahead = self.sigmas[:-1].double().numpy(), self.config["look_ahead"]
+        if self.config["use_flow_sigmas"]:
+            return told.of_flow(levels, ahead, with_fixed_shift(completed(self), mu))
+        return told.of_schedule(levels, ahead, NoiseSchedule.from_config(self.config))
+
+    def _lay(self, timesteps: Any, device: str | torch.device | None) -> None:
         flow = self.config["use_flow_sigmas"]
         check(not flow, "timesteps", "given", "use_flow_sigmas is on: give sigmas")
         grid = check_timesteps(timesteps, self.config["num_train_timesteps"])
