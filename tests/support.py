@@ -8,28 +8,26 @@ WrongUse where the library refuses.
 """
 
 import csv
-import functools
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from diffusers import StableDiffusionInpaintPipeline
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler, calibrate
+from asddim_lib import calibrate
 from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure import calls, recording
+from asddim_lib.measure import recording
 from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.run import Run
-from asddim_lib.schedulers.laying import prepared
+from asddim_lib.measure.decoding import decode
 from asddim_lib.tune.search import direct_search, distances, solution
-from tests import tiny, zoo
-from tests.zoo.first import built, counted
+from tests import zoo
+from tests.zoo.entry import ENTRIES as ENTRIES
+from tests.zoo.entry import PROMPTS, entry
+from tests.zoo.first import counted
 
 FILE = Path(__file__).parents[1] / "data" / "support.csv"
-PROMPTS = ["a red boot", "a blue bag"]
 GRID = [960, 520, 130]
 #: Where a recorded path of four steps goes.
 POINTS = [999, 749, 499, 249, 0]
@@ -68,91 +66,6 @@ MODELS = {
     "wan-2.1": "Wan 2.1",
     "wan-2.2": "Wan 2.2",
 }
-
-
-def inpaint_4():
-    """Inpainting that puts the picture's known part back after each step."""
-    mask = (tiny.PICTURE[:, :1] > 0.5).float()
-    options = {"image": tiny.PICTURE, "mask_image": mask, "height": 64, "width": 64}
-    return StableDiffusionInpaintPipeline(**tiny.parts(), **tiny.PLAIN), options
-
-
-def guess():
-    """ControlNet without the prompt: it is called for the guided half alone."""
-    pipe, options = tiny.controlnet()
-    return pipe, {**options, "image": tiny.PICTURE, "guess_mode": True}
-
-
-MORE = {"sd15-inpaint": inpaint_4, "sd15-guess": guess, "sdxl-base": tiny.sdxl_base}
-ENTRIES = [*zoo.ZOO, *MORE]
-
-
-class Entry:
-    """A pipeline of the zoo, how it is called, and which of our schedulers draws it."""
-
-    def __init__(self, pipe, options):
-        self.pipe, self.options = pipe, options
-        self.pipe.set_progress_bar_config(disable=True)
-        guided = "true_cfg_scale" in self.options or getattr(self.pipe, "guider", None) is not None
-        self.guidance = None if guided else zoo.GUIDANCE
-        self.flow = Coordinates.of(self.pipe.scheduler, mu=0.0).kind == "flow"
-        self.scheduler = ASFlowScheduler if self.flow else ASDDIMScheduler
-
-    @property
-    def argument(self):
-        """The call's argument that takes a grid for our scheduler, if there is one."""
-        name = "sigmas" if self.flow else "timesteps"
-        return name if name in calls.parameters(self.pipe) else ""
-
-    def run(self, prompts=1, **changes):
-        how = {"guidance_scale": self.guidance, "options": self.options, **changes}
-        return Run(self.pipe, PROMPTS[:prompts], **how)
-
-    @contextmanager
-    def drawn_by(self, **settings):
-        """Within it, our scheduler is the pipeline's."""
-        own = self.pipe.scheduler
-        self.pipe.scheduler = self.scheduler.from_config(own.config, **settings)
-        try:
-            yield self.pipe.scheduler
-        finally:
-            self.pipe.scheduler = own
-
-    def levels(self, grid):
-        """The timesteps that stand for a grid of numbers: the same, or moved by the shift."""
-        config, mu = self.pipe.scheduler.config, self.run().mu
-        if not self.flow:
-            return grid
-        mix = (np.array(grid) + 1) / config["num_train_timesteps"]
-        shift = np.exp(mu) if mu is not None else config.get("flow_shift", config.get("shift"))
-        return 1000 * shift * mix / (1 + (shift - 1) * mix)
-
-    def watched(self, seen, nudge=None):
-        """Our scheduler on any grid, which ends where a recorded path ends."""
-        kind = watched(self.scheduler, seen, nudge)
-        return prepared(kind, self.pipe.scheduler, "zero" if self.flow else "sigma_min")
-
-
-@functools.cache
-def entry(name):
-    return Entry(*(MORE[name]() if name in MORE else built(name)))
-
-
-def watched(kind, seen, nudge):
-    """A scheduler class that lists each timestep and where its step leads.
-
-    After the first step the nudge, if there is one, is added to the sample.
-    """
-
-    class Watched(kind):
-        def step(self, model_output, timestep, sample, *rest, **more):
-            landed = super().step(model_output, timestep, sample, *rest, **more)
-            if nudge is not None and not seen:
-                landed[0].add_(nudge)
-            seen.append((float(timestep), landed[0]))
-            return landed
-
-    return Watched
 
 
 def draws(one):
@@ -237,6 +150,21 @@ def adjoint(one):
     assert abs(predicted - effect) < 3e-3 * adjoint.norm()
 
 
+def decoded(one):
+    """`decode` gives the pipeline's own pictures, and their derivative by the final latents."""
+    run = one.run(scheduler=one.watched([]))
+    ends, drawn = run.ends(GRID), run.pictures(GRID).images
+    latents = ends.clone().requires_grad_()
+    shown = decode(run, latents)
+    assert (shown.detach() - drawn / 255).abs().max() < 0.6 / 255
+    weights = torch.randn(shown.shape, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((weights * shown).sum(), latents)
+    # Sana's decoder has kinks, so that its differences are off by up to a tenth.
+    nudge = 1e-2 * gradient / gradient.norm()
+    above, below = ((weights * decode(run, ends + s * nudge)).double().sum() for s in (1, -1))
+    assert float(above - below) / 2e-2 == pytest.approx(float(gradient.norm()), rel=0.1)
+
+
 def search(one):
     """A search of a few steps ends no farther from the fine solution than its starts."""
     starts = {"even": [999, 666, 333], "low": [900, 400, 50]}
@@ -257,6 +185,7 @@ COLUMNS = {
     "path recorded": path,
     "g": g,
     "adjoint": adjoint,
+    "decoded": decoded,
     "search": search,
 }
 WORKS = "✓"

@@ -96,6 +96,8 @@ RUNS = {
     "another picture": {"options": {"image": Image.new("RGB", (4, 4), (0, 0, 1))}},
     "truncate": {"truncate": True},
     "end": {"end": "zero"},
+    "scheduler": {"scheduler": ASDDIMScheduler()},
+    "its settings": {"scheduler": ASDDIMScheduler(look_ahead=0.2)},
 }
 
 

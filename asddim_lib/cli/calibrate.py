@@ -39,6 +39,20 @@ Probes = Annotated[
         "each costs three evaluations per timestep."
     ),
 ]
+FeatureProbes = Annotated[
+    int,
+    typer.Option(
+        help="Sweeps of what an image encoder sees of each error, which feature-weighted grids "
+        "need; each costs as much."
+    ),
+]
+EncoderName = Annotated[
+    str,
+    typer.Option(
+        help="A folder or hub id: CLIP, SigLIP or DINOv2.",
+        show_default="the bundled CLIP for a bundled model, else CLIP ViT-L/14",
+    ),
+]
 Quick = Annotated[
     bool,
     typer.Option(
@@ -63,6 +77,8 @@ def calibrate(
     num_steps: PathSteps = 32,
     estimator: Estimator = "vjp",
     adjoint_probes: Probes = 0,
+    feature_probes: FeatureProbes = 0,
+    encoder: EncoderName = "",
     quick: Quick = False,
     call: Call = "",
     truncate: Truncate = False,
@@ -87,24 +103,27 @@ def calibrate(
     from asddim_lib.models.prompts import load_prompts
 
     if quick:
-        count, num_steps, estimator, adjoint_probes = 1, 32, "path", 0
+        count, num_steps, estimator, adjoint_probes, feature_probes = 1, 32, "path", 0, 0
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=kind, **given)
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
     how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}
+    how |= {"feature_probes": feature_probes, "encoder": encoder or None}
     how |= {"adjoint_probes": adjoint_probes, "truncate": truncate, "cache": cache or CACHE}
     shown = {"progress": lambda batches: tqdm(batches, unit="batch"), **options}
     profile = measure(pipe, texts, **how, **shown)
     profile.save(out)
     schedule = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=True).schedule
-    _show(out, profile, schedule, bool(adjoint_probes), as_json)
+    _show(out, profile, schedule, as_json)
 
 
-def _show(out: Path, profile: Any, schedule: Any, carried: bool, as_json: bool) -> None:
+def _show(out: Path, profile: Any, schedule: Any, as_json: bool) -> None:
     """Prints what was measured, and which allocation the profile serves best."""
-    best = "dual-weighted" if carried else "equidistributed"
-    p, lam, excess = profile.fit(schedule, carried=carried)
+    names = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
+    kind = next(kind for kind in names if kind in (profile.local_error or {}))
+    best = names[kind]
+    p, lam, excess = profile.fit(schedule, kind=kind)
     value = {"profile": str(out), "evaluations": profile.evaluations, "prompts": profile.samples}
     value |= {"timesteps": len(profile.timesteps), "allocation": best}
     count = f"{profile.samples} prompt{'s' if profile.samples > 1 else ''}"

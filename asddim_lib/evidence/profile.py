@@ -19,6 +19,9 @@ from asddim_lib.evidence.trajectory import spread
 from asddim_lib.files import write_whole
 
 SCHEMA = 3
+#: Where the error of a step is weighed: on the path, in the final latents, in their embedding.
+KINDS = ("made", "carried", "seen")
+_NEEDED = {"made": "", "carried": ", with adjoint_probes", "seen": ", with feature_probes"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class SensitivityProfile:
     of it. `evaluations` counts the network evaluations spent: a derivative counts as two, guidance
     doubles. `local_error` has the path's N timesteps and, by the solver's order, how many steps
     each of the N − 1 stretches between them deserves: `made` for the error where it is made,
-    `carried` for what of it reaches the picture. `schedule` is the noise schedule's `fingerprint`.
+    `carried` for what of it reaches the picture, `seen` for what an image encoder sees of it there.
+    `schedule` is the noise schedule's `fingerprint`.
     Raises WrongUse for values that no measurement gives.
     """
 
@@ -59,7 +63,7 @@ class SensitivityProfile:
         measured = self.local_error or {"timesteps": self.timesteps}
         check("timesteps" in measured, "profile local_error", "without timesteps", remedy)
         _check_falling("profile local_error timesteps", measured["timesteps"])
-        for kind in ("made", "carried"):
+        for kind in KINDS:
             for order, counts in measured.get(kind, {}).items():
                 name = f"profile local_error {kind} of order {order}"
                 even = len(counts) == len(measured["timesteps"]) - 1
@@ -75,18 +79,19 @@ class SensitivityProfile:
         known = np.asarray(self.timesteps[::-1])
         return np.exp(np.interp(np.arange(len(schedule)), known, np.log(self.g[::-1])))
 
-    def density(self, schedule: NoiseSchedule, order: int = 1, carried: bool = False) -> np.ndarray:
+    def density(self, schedule: NoiseSchedule, order: int = 1, kind: str = "made") -> np.ndarray:
         """How many steps of a solver of this order each training timestep deserves, up to a factor.
 
+        `kind` is one of `KINDS`.
         The array goes from timestep 0 to the first of the path: to T − 1, unless the path began
         lower, as an image-to-image pipeline's does. Raises WrongUse when that was not measured, or
         for a profile of another noise schedule.
         """
         self.check_schedule(schedule)
-        kind = "carried" if carried else "made"
+        check(kind in KINDS, "kind", kind, f"use one of {', '.join(KINDS)}")
         measured = self.local_error or {}
         known = measured.get(kind, {})
-        remedy = f"calibrate again{', with adjoint_probes' if carried else ''}"
+        remedy = f"calibrate again{_NEEDED[kind]}"
         what = f"without the error {kind} at order {order}"
         check(str(order) in known, "profile", what, remedy)
         return spread(known[str(order)], measured["timesteps"])
@@ -101,14 +106,14 @@ class SensitivityProfile:
         check(first < len(schedule), "profile", beyond, "calibrate again")
 
     def fit(
-        self, schedule: NoiseSchedule, order: int = 1, carried: bool = True
+        self, schedule: NoiseSchedule, order: int = 1, kind: str = "carried"
     ) -> tuple[float, float, float]:
         """The paper's p and λ whose density comes nearest to `density`.
 
         The third number is by what factor their error still exceeds that of the density itself
         (`allocation.fit_paper`).
         """
-        density = self.density(schedule, order, carried)
+        density = self.density(schedule, order, kind)
         g, variance = self.at(schedule), schedule.variance
         return fit_paper(variance[: len(density)], g[: len(density)], density, order)
 

@@ -98,10 +98,10 @@ def _fitted(schedule: NoiseSchedule, steps: int, options: Options) -> list[int]:
     return allocate(options.cut(step_sizes(noise_weights(schedule.variance, p), factor)), steps)
 
 
-def _density(schedule: NoiseSchedule, steps: int, options: Options, carried: bool) -> list[int]:
+def _density(schedule: NoiseSchedule, steps: int, options: Options, kind: str) -> list[int]:
     temper = options.temper
     check(0 <= temper <= 1, "temper", temper, "give a number from 0 (uniform) to 1 (the density)")
-    density = options.cut(_profile(options).density(schedule, options.order, carried))
+    density = options.cut(_profile(options).density(schedule, options.order, kind))
     wanted = len(options.cut(schedule.betas))
     remedy = f"give begin={len(density) - 1} or less, or calibrate along the whole path"
     check(len(density) == wanted, "profile", f"of timesteps 0 … {len(density) - 1}", remedy)
@@ -163,9 +163,11 @@ def _own() -> Iterable[Method]:
     text = "combined, with the p and λ nearest to dual-weighted"
     yield Method("fitted", "profile", text, _fitted)
     text = "each step makes the same measured error (de Boor 1973)"
-    yield Method("equidistributed", "profile", text, partial(_density, carried=False))
+    yield Method("equidistributed", "profile", text, partial(_density, kind="made"))
     text = "each step's error, carried to the picture, is the same"
-    yield Method("dual-weighted", "profile", text, partial(_density, carried=True))
+    yield Method("dual-weighted", "profile", text, partial(_density, kind="carried"))
+    text = "each step's error, as an image encoder sees it in the picture, is the same"
+    yield Method("feature-weighted", "profile", text, partial(_density, kind="seen"))
 
 
 def _of(kind: str) -> Lay:

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from asddim_lib.core.sensitivity import COST, gradient_norm
 from asddim_lib.errors import check
-from asddim_lib.evidence.profile import SensitivityProfile, fingerprint
+from asddim_lib.evidence.profile import KINDS, SensitivityProfile, fingerprint
 from asddim_lib.evidence.trajectory import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.files import DamagedFile, load_tensors, save_tensors
 from asddim_lib.grids.uniform import uniform
-from asddim_lib.measure.calls import per_prompt
+from asddim_lib.measure.decoding import feature_directions
 from asddim_lib.measure.fingerprint import of_pipeline, of_values
 from asddim_lib.measure.replay import REMEDY, Replay, check_derivatives
 from asddim_lib.measure.run import Run, out_of_memory
+from asddim_lib.metrics.encoders import Encoder, encoder_for
 from asddim_lib.models.load import Pipeline, network
+from asddim_lib.schedulers.solvers import own_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ def calibrate(
     estimator: str | None = None,
     probes: int = 1,
     adjoint_probes: int = 0,
+    feature_probes: int = 0,
+    encoder: str | Encoder | None = None,
     batch_size: int = 8,
     seed: int = 0,
     truncate: bool = False,
@@ -48,7 +52,8 @@ def calibrate(
 
     The pipeline runs over `num_steps` evenly spaced timesteps. `norm`, `estimator` and `probes` are
     `gradient_norm`'s; the estimator `path` costs nothing and takes ‖Δε‖ / ‖Δx‖ between neighbouring
-    timesteps. `adjoint_probes` sweeps also measure how much of each error reaches the picture.
+    timesteps. `adjoint_probes` sweeps also measure how much of each error reaches the picture, and
+    `feature_probes` sweeps how much of it an image `encoder` sees there (`encoder_for`).
     Prompt i starts from the noise of seed `seed` + i; g is the mean over prompts. Prompts, batches,
     `truncate` and `options` (height, negative_prompt, …) are as in `Run`.
     With a `cache` folder each batch is kept under a name made of all that it depends on, so that
@@ -56,19 +61,29 @@ def calibrate(
     Raises WrongUse for wrong prompts, a pipeline whose guidance cannot be replayed (where the
     estimator needs it), or when the network returns a number that is not finite.
     """
-    method = _method(pipe, norm, estimator, adjoint_probes)
-    everything = Run(pipe, prompts, None, guidance_scale, batch_size, options, truncate)
+    method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
+    seeds = range(seed, seed + len(prompts))
+    everything = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
     how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
     how |= {"adjoint_probes": adjoint_probes}
-    identity = of_pipeline(pipe) if cache is not None else ""
+    if feature_probes:
+        how |= {"feature_probes": feature_probes, "encoder": encoder_for(pipe, encoder)}
+    identity = _identity(pipe, how) if cache is not None else ""
     parts = []
     for start in progress(range(0, len(everything.prompts), batch_size)):
-        run = _batch(everything, start, seed)
+        run = everything.part(slice(start, start + batch_size))
         file = None
         if cache is not None:
-            file = Path(cache) / f"{of_values(identity, run.inputs, how)}.safetensors"
+            file = Path(cache) / f"{of_values(identity, run.inputs)}.safetensors"
         parts.append(_kept(run, how, file))
     return _profile(everything, parts, how, seed)
+
+
+def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
+    """The hash of all that a part depends on beside its run's inputs."""
+    plain = {name: value for name, value in how.items() if name != "encoder"}
+    weights = dict(how["encoder"].network.state_dict()) if "encoder" in how else {}
+    return of_values(of_pipeline(pipe), plain, weights)
 
 
 def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: int) -> str:
@@ -83,18 +98,6 @@ def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: in
     return method
 
 
-def _batch(run: Run, start: int, seed: int) -> Run:
-    """The run of the prompts from `start` on, as many as are run at once."""
-    prompts = list(run.prompts[start : start + run.batch_size])
-    seeds = [seed + start + i for i in range(len(prompts))]
-    batch = slice(start, start + len(prompts))
-    options = {
-        name: value[batch] if per_prompt(value, len(run.prompts)) else value
-        for name, value in run.options.items()
-    }
-    return replace(run, prompts=prompts, seeds=seeds, options=options)
-
-
 def _profile(
     run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed: int
 ) -> SensitivityProfile:
@@ -103,13 +106,17 @@ def _profile(
     grid, g, count = parts[0]["timesteps"].tolist(), joined["g"].double(), len(run.prompts)
     error = (g.std(1) / count**0.5).tolist() if count > 1 else [None] * len(g)
     local: dict[str, Any] = {"timesteps": grid}
-    for kind in ("made", "carried"):
+    for kind in KINDS:
         orders = [order for order in ORDERS if f"{kind}/{order}" in joined]
         shares = {str(o): mean_shares(joined[f"{kind}/{o}"], o).tolist() for o in orders}
         local |= {kind: shares} if shares else {}
+    local |= {"encoder": how["encoder"].name} if "encoder" in how else {}
     method = how["estimator"]
     derivative = 0 if method == "path" else how["probes"] * COST[how["norm"]][method]
-    each = len(grid) * (1 + 3 * how["adjoint_probes"]) + len(g) * derivative
+    sweeps, ends = how["adjoint_probes"] + how.get("feature_probes", 0), 0
+    if "encoder" in how:
+        ends = how["num_steps"] + 1
+    each = len(grid) * (1 + 3 * sweeps) + len(g) * derivative + ends
     return SensitivityProfile(
         timesteps=grid[: len(g)],
         g=g.mean(1).tolist(),
@@ -160,20 +167,25 @@ def _within_memory(run: Run, how: dict[str, Any]) -> dict[str, Tensor]:
     text = "no memory to measure %d prompts at once (%s); measuring %d at once"
     log.warning(text, count, reason, count // 2)
     smaller = replace(run, batch_size=count // 2)
-    assert run.seeds is not None
-    batches = (_batch(smaller, start, run.seeds[0]) for start in range(0, count, count // 2))
-    parts = [_within_memory(batch, how) for batch in batches]
+    parts = [_within_memory(smaller.part(batch), how) for batch in smaller.batches()]
     joined = {n: torch.cat([part[n] for part in parts], -1) for n in parts[0] if n != "timesteps"}
     return {"timesteps": parts[0]["timesteps"], **joined}
 
 
 def _measured(
-    run: Run, num_steps: int, norm: str, estimator: str, probes: int, adjoint_probes: int
+    run: Run,
+    num_steps: int,
+    norm: str,
+    estimator: str,
+    probes: int,
+    adjoint_probes: int,
+    feature_probes: int = 0,
+    encoder: Encoder | None = None,
 ) -> dict[str, Tensor]:
     """A batch's part of a profile.
 
-    g is timesteps × n. Each order's squared errors stand on each stretch, as made (× n) and as
-    carried (× probes n).
+    g is timesteps × n. Each order's squared errors stand on each stretch, as made (× n), as carried
+    to the end and as seen there (× probes n).
     """
     schedule = run.schedule
     regular = set(uniform("trailing", len(schedule), num_steps))
@@ -187,7 +199,8 @@ def _measured(
             rows.append(gradient_norm(eps, x, t, generator=generator, **kind)[0].cpu())
 
     along = estimator == "path"
-    path = run.path(num_steps, adjoint_probes, None if along else measure)
+    seen = _seen(run, num_steps, feature_probes, encoder) if encoder else None
+    path = run.path(num_steps, adjoint_probes, None if along else measure, seen)
     _check_finite(path, run)
     if along:
         changed, moved = (v.double().diff(dim=0).norm(dim=2) for v in (path.noises, path.samples))
@@ -195,9 +208,22 @@ def _measured(
     parts = {"timesteps": torch.tensor(path.timesteps), "g": torch.stack(rows)}
     for order in (order for order in ORDERS if order < len(path.timesteps)):
         parts[f"made/{order}"] = squares(path, schedule, order)
-        if path.adjoints is not None:
-            parts[f"carried/{order}"] = squares(path, schedule, order, carried=True)
+        if path.adjoints is None:
+            continue
+        arrived = squares(path, schedule, order, carried=True)
+        carried = adjoint_probes * len(run.prompts)
+        if adjoint_probes:
+            parts[f"carried/{order}"] = arrived[:, :carried]
+        if feature_probes:
+            parts[f"seen/{order}"] = arrived[:, carried:]
     return {name: part.contiguous() for name, part in parts.items()}  # as safetensors wants it
+
+
+def _seen(run: Run, num_steps: int, count: int, encoder: Encoder) -> Tensor:
+    """Directions of the path's end, as an image encoder sees it: count × n × d."""
+    drawn = run.prepared_with(own_scheduler(run.pipe.scheduler))
+    ends = drawn.ends(uniform("trailing", len(run.schedule), num_steps))
+    return feature_directions(run, ends, encoder, count)
 
 
 def _check_finite(path: Trajectory, run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,22 +27,43 @@ if TYPE_CHECKING:
 Measure = Callable[[Replay, Tensor, Tensor], None]
 
 
-def record_path(run: Run, steps: int, adjoint_probes: int, also: Measure | None) -> Trajectory:
+@dataclass(frozen=True)
+class Probes:
+    """The directions of a path's end to sweep back from: `count` random ones, then `given` ones.
+
+    Those are … × n × d, for all prompts of a run.
+    """
+
+    count: int
+    given: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.count > 0 or self.given is not None
+
+    def of(self, batch: slice, like: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
+        """Those of a batch, each in the shape of its samples."""
+        shape = (1, *like.shape[1:])
+        for _ in range(self.count):
+            yield torch.cat([torch.randn(shape, generator=one) for one in generators]).to(like)
+        for probe in [] if self.given is None else self.given[:, batch]:
+            yield probe.reshape(like.shape).to(like)
+
+
+def record_path(run: Run, steps: int, probes: Probes, also: Measure | None) -> Trajectory:
     """What `Run.path` returns."""
     size = len(run.schedule)
     check(2 <= steps <= size, "num_steps", steps, f"give 2 to {size}")
-    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
+    check(probes.count >= 0, "adjoint_probes", probes.count, "give at least 0")
     recorder = _recorder(run)
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
         parts = [
-            _record_batch(run, batch, recorder, steps, adjoint_probes, also)
-            for batch in run.batches()
+            _record_batch(run, batch, recorder, steps, probes, also) for batch in run.batches()
         ]
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], -2)
 
-    adjoints = joined("adjoints") if adjoint_probes else None
+    adjoints = joined("adjoints") if probes else None
     ends, noises = joined("end"), joined("noises")
     return replace(parts[0], samples=joined("samples"), noises=noises, end=ends, adjoints=adjoints)
 
@@ -64,7 +85,7 @@ def _recorder(run: Run) -> Any:
 
 
 def _record_batch(
-    run: Run, batch: slice, recorder: Any, steps: int, probes: int, also: Measure | None
+    run: Run, batch: slice, recorder: Any, steps: int, probes: Probes, also: Measure | None
 ) -> Trajectory:
     replays: list[Replay] = []
     sweeps: list[Tensor] = []
@@ -83,8 +104,8 @@ def _record_batch(
         replays.append(replay)
         if visit.timestep == 0:  # the last one; after the call a pipeline may change its network
             sigmas = _sigmas(run, recorder)
-            for _ in range(probes):
-                sweeps.append(_sweep(replays, recorder.visits, sigmas, generators))
+            for probe in probes.of(batch, visit.scaled, generators):
+                sweeps.append(_sweep(replays, recorder.visits, sigmas, probe))
 
     recorder.start(visited)
     try:
@@ -141,13 +162,8 @@ def _sigmas(run: Run, recorder: Any) -> Tensor:
     return Trajectory(points, nothing, nothing, nothing, _alpha_end(recorder)).sigmas(run.schedule)
 
 
-def _sweep(
-    replays: list[Replay], visits: list[Visit], sigmas: Tensor, generators: list[torch.Generator]
-) -> Tensor:
-    """One sweep back over a batch's path, along a random direction per image: N × n × d."""
-    like = visits[0].scaled
-    shape = (1, *like.shape[1:])
-    probe = torch.cat([torch.randn(shape, generator=one) for one in generators]).to(like)
+def _sweep(replays: list[Replay], visits: list[Visit], sigmas: Tensor, probe: Tensor) -> Tensor:
+    """One sweep back over a batch's path, along a direction per image: N × n × d."""
 
     def transpose(k: int, v: Tensor) -> Tensor:
         return PRODUCTS["vjp"](replays[k], visits[k].scaled, torch.tensor(visits[k].timestep), v)

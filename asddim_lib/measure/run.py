@@ -19,7 +19,7 @@ from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.trajectory import Trajectory
 from asddim_lib.measure import calls, fingerprint
-from asddim_lib.measure.recording import Measure, record_path
+from asddim_lib.measure.recording import Measure, Probes, record_path
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
@@ -106,7 +106,7 @@ class Run:
     def inputs(self) -> list[Any]:
         """What the results depend on beside the pipeline itself."""
         scheduler = self.scheduler or self.pipe.scheduler
-        levels = vars(Coordinates.of(scheduler, self.mu))
+        levels = vars(Coordinates.of(scheduler, self.mu)) | {"config": completed(scheduler)}
         own = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
         return [*own, self.batch_size, self.end, type(scheduler).__name__, levels]
 
@@ -135,20 +135,35 @@ class Run:
         """The config of the pipeline's own scheduler, with the shift for these pictures' size."""
         return with_fixed_shift(completed(self.pipe.scheduler), self.mu)
 
+    def part(self, batch: slice) -> Run:
+        """The run of some of the prompts, with their own seeds and options."""
+        assert self.seeds is not None
+        options = {
+            name: value[batch] if calls.per_prompt(value, len(self.prompts)) else value
+            for name, value in self.options.items()
+        }
+        prompts, seeds = self.prompts[batch], self.seeds[batch]
+        return replace(self, prompts=prompts, seeds=seeds, options=options)
+
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""
         return replace(self, scheduler=prepared(kind, self.pipe.scheduler, self.end))
 
     def path(
-        self, steps: int = 64, adjoint_probes: int = 0, also: Measure | None = None
+        self,
+        steps: int = 64,
+        adjoint_probes: int = 0,
+        also: Measure | None = None,
+        directions: Tensor | None = None,
     ) -> Trajectory:
         """DDIM's path over `steps` evenly spaced timesteps and timestep 0, where it ends.
 
-        One evaluation per point, and `adjoint_probes` sweeps back over it, three more each. `also`
-        is handed every point. Latents come flattened, d numbers each. Raises WrongUse for a
-        pipeline or options whose samples follow another path.
+        One evaluation per point, and sweeps back over it, three more each: `adjoint_probes` along
+        random directions of the end, then one along each of `directions` (count × n × d). `also` is
+        handed every point. Latents come flattened, d numbers each. Raises WrongUse for a pipeline
+        or options whose samples follow another path.
         """
-        return record_path(self, steps, adjoint_probes, also)
+        return record_path(self, steps, Probes(adjoint_probes, directions), also)
 
     @torch.no_grad()
     def ends(self, grid: Sequence[Any]) -> Tensor:
