@@ -1,13 +1,15 @@
 """Prints costs, each beside that of the alternative, measured in one run.
 
-python -m tests.bench [imports step estimators grids quick images]
+python -m tests.bench [imports step flow estimators grids models quick images]
 """
 
+import statistics
 import subprocess
 import sys
 import time
 import timeit
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pandas as pd
 import torch
 from diffusers import DDIMScheduler
 
-from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline, timesteps
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.sensitivity import COST
 from asddim_lib.experiment.setting import FINE_STEPS
@@ -24,7 +26,7 @@ from asddim_lib.files import write_whole
 from asddim_lib.grids.rivals import _least_dmn_bound, dmn
 from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.run import draw
+from asddim_lib.measure.run import Run, draw
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.models.quick import quicken
@@ -65,6 +67,66 @@ def step() -> None:
         call = partial(scheduler.step, x, scheduler.timesteps[20], x)
         seconds = min(timeit.repeat(call, number=300, repeat=5)) / 300
         print(f"{kind.__name__:16s} {seconds * 1e6:7.1f} µs per step")
+
+
+def flow(steps: int = 20, repeat: int = 15) -> None:
+    """A picture by our flow scheduler beside diffusers' own: all of it, and the scheduler's part.
+
+    Writes results/compare/flow.csv.
+    """
+    pipe, rows = load_pipeline("bundled-flow"), []
+    own = pipe.scheduler
+    ours = ASFlowScheduler.from_config(own.config, allocation="trailing")
+    run = Run(pipe, list(load_prompts("bundled", 1)["prompt"]), [0], 3.0)
+    seconds: dict[str, list[float]] = {type(scheduler).__name__: [] for scheduler in (own, ours)}
+    for _ in range(repeat):
+        for scheduler in (own, ours):
+            drawn = replace(run, scheduler=scheduler).pictures(num_inference_steps=steps)
+            seconds[type(scheduler).__name__].append(drawn.seconds)
+    x = torch.randn(1, 4, 16, 16)
+    for scheduler in (own, ours):
+        name = type(scheduler).__name__
+        alone = min(timeit.repeat(partial(_walk, scheduler, steps, x), number=20, repeat=5)) / 20
+        picture = statistics.median(seconds[name])
+        rows.append({"scheduler": name, "picture, s": picture, "its own part, s": alone})
+    table = pd.DataFrame(rows)
+    table["its own part, %"] = 100 * table["its own part, s"] / table["picture, s"]
+    print(f"{steps} steps under guidance, medians of {repeat} pictures in turn")
+    print(table.to_string(index=False))
+    write("flow.csv", table.to_dict("records"))
+
+
+def _walk(scheduler: Any, steps: int, x: torch.Tensor) -> None:
+    """All that a scheduler does for a picture."""
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x, return_dict=False)[0]
+
+
+def models() -> None:
+    """A calibration's cost beside a guided picture's of 50 steps, on both bundled models.
+
+    Writes results/compare/models.csv.
+    """
+    rows, prompts = [], list(load_prompts("bundled-tune", 16)["prompt"])
+    for model, options in (("bundled", {}), ("bundled-flow", {"max_sequence_length": 1})):
+        pipe = load_pipeline(model)
+        run = Run(pipe, prompts[:1], [0], 3.0, 1, options)
+        run.pictures(num_inference_steps=2)
+        times = [run.pictures(num_inference_steps=50).seconds for _ in range(5)]
+        picture = statistics.median(times)
+        for grid, count, how in (
+            ("equidistributed, quick", 1, {"num_steps": 32, "estimator": "path"}),
+            ("gradient (Eq 8)", 1, {"num_steps": 20}),
+            ("dual-weighted", 16, {"num_steps": 64, "estimator": "path", "adjoint_probes": 2}),
+        ):
+            given = {"guidance_scale": 3.0, "batch_size": 16, **how, **options}
+            profile, seconds = timed(partial(calibrate, pipe, prompts[:count], **given))
+            row = {"model": model, "picture, s": picture, "grid": grid, "prompts": count}
+            row |= {"evaluations": profile.evaluations, "seconds": seconds}
+            rows.append({**row, "pictures": seconds / picture})
+            print(f"{model:13s} {grid:24s} {seconds:6.1f} s, {seconds / picture:6.2f} pictures")
+    write("models.csv", rows)
 
 
 def estimators(pipe: Pipeline) -> None:
@@ -206,8 +268,10 @@ if __name__ == "__main__":
     parts = {
         "imports": imports,
         "step": step,
+        "flow": flow,
         "estimators": lambda: estimators(bundled),
         "grids": lambda: grids(bundled),
+        "models": models,
         "quick": quick,
         "images": lambda: images(bundled),
     }
