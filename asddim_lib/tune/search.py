@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -79,16 +79,34 @@ def direct_search(
     grids = [numbers_of(pipe.scheduler, start) for start in starts]
     best, grid = min((cost(start), start) for start in grids)
     last = cost.spent + (budget - len(grid)) * cost.per_step  # one more trial would go beyond
+    size = len(cost.run.schedule)
+    grid, best = pattern_search(cost, grid, best, size, lambda: cost.spent <= last)
+    return Found(grid, best, cost.spent)
+
+
+def pattern_search(
+    cost: Callable[[list[int]], float],
+    grid: list[int],
+    best: float,
+    size: int,
+    affordable: Callable[[], bool] = lambda: True,
+) -> tuple[list[int], float]:
+    """The grid near `grid`, whose cost is `best`, that costs least, and its cost.
+
+    Each timestep is moved towards its neighbours, and the ends 0 … `size` − 1, by a share of the
+    gap; what is better is kept, and where nothing is, the share halves. No trial is made once one
+    is not `affordable`.
+    """
     share = 0.4
-    while share > 0.02 and cost.spent <= last:
+    while share > 0.02 and affordable():
         before = best
         for k in range(len(grid)):
-            for trial in _moved(grid, k, share, len(cost.run.schedule)):
-                if cost.spent <= last and (apart := cost(trial)) < best:
+            for trial in _moved(grid, k, share, size):
+                if affordable() and (apart := cost(trial)) < best:
                     best, grid = apart, trial
                     break
         share /= 2 if best == before else 1
-    return Found(grid, best, cost.spent)
+    return grid, best
 
 
 def _moved(grid: list[int], k: int, share: float, size: int) -> list[list[int]]:
