@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asddim_lib.schedulers import ASDDIMInverseScheduler as ASDDIMInverseScheduler
     from asddim_lib.schedulers import ASDDIMScheduler as ASDDIMScheduler
     from asddim_lib.schedulers import ASFlowScheduler as ASFlowScheduler
+    from asddim_lib.schedulers import DPMSolverGridScheduler as DPMSolverGridScheduler
     from asddim_lib.schedulers import UniPCGridScheduler as UniPCGridScheduler
 
 __version__ = "0.2.0"
@@ -24,6 +25,7 @@ _HOMES = {
     "ASDDIMInverseScheduler": "asddim_lib.schedulers",
     "ASDDIMScheduler": "asddim_lib.schedulers",
     "ASFlowScheduler": "asddim_lib.schedulers",
+    "DPMSolverGridScheduler": "asddim_lib.schedulers",
     "SensitivityProfile": "asddim_lib.evidence.profile",
     "UniPCGridScheduler": "asddim_lib.schedulers",
     "calibrate": "asddim_lib.measure.calibrate",

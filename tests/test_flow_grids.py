@@ -14,7 +14,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler, UniPCGridScheduler, sigmas
+from asddim_lib import (
+    ASDDIMScheduler,
+    ASFlowScheduler,
+    DPMSolverGridScheduler,
+    UniPCGridScheduler,
+    sigmas,
+)
 from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.errors import WrongUse
 from asddim_lib.grids.flow import with_boundary
@@ -143,9 +149,10 @@ def test_each_expert_of_wan_is_called_on_its_own_side(steps, allocation):
 
 
 def kinds(name):
+    solvers = [UniPCGridScheduler, DPMSolverGridScheduler]
     if name in FLOWING:
-        return [ASFlowScheduler, FlowMatchEulerDiscreteScheduler, UniPCGridScheduler]
-    return [ASDDIMScheduler, UniPCGridScheduler]
+        return [ASFlowScheduler, FlowMatchEulerDiscreteScheduler, *solvers]
+    return [ASDDIMScheduler, *solvers]
 
 
 def shift_of(run):

@@ -11,6 +11,7 @@ from asddim_lib import (
     ASDDIMInverseScheduler,
     ASDDIMScheduler,
     ASFlowScheduler,
+    DPMSolverGridScheduler,
     SensitivityProfile,
     UniPCGridScheduler,
     load_pipeline,
@@ -20,7 +21,8 @@ from asddim_lib.evidence.profile import fingerprint
 from asddim_lib.schedulers import __dict__ as exported
 from tests.tiny import sd
 
-SCHEDULERS = [ASDDIMScheduler, ASDDIMInverseScheduler, UniPCGridScheduler]
+SOLVERS = [UniPCGridScheduler, DPMSolverGridScheduler]
+SCHEDULERS = [ASDDIMScheduler, ASDDIMInverseScheduler, *SOLVERS]
 
 
 def profile(scheduler):
@@ -46,7 +48,7 @@ def test_the_list_is_whole():
 def test_a_saved_pipeline_comes_back_as_it_was(kind, load, tmp_path):
     pipe, _ = sd()
     changes = {}
-    if kind is not UniPCGridScheduler:
+    if kind not in SOLVERS:
         changes = {"allocation": "combined", "lam": 2.0, "profile": profile(pipe.scheduler)}
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **changes)
     pipe.save_pretrained(tmp_path)

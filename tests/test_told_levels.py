@@ -148,12 +148,13 @@ def test_the_number_is_saved(kind, tmp_path):
     assert kind.from_config(again.config).config["look_ahead"] == -0.25
 
 
-def test_unipc_has_diffusers_settings_and_one_more():
+def test_unipc_has_diffusers_settings_and_two_more():
+    own = {"look_ahead", "grid"}
     ours, theirs = (
         inspect.signature(kind.__init__).parameters
         for kind in (UniPCGridScheduler, UniPCMultistepScheduler)
     )
-    assert {name: p.default for name, p in ours.items() if name != "look_ahead"} == {
+    assert {name: p.default for name, p in ours.items() if name not in own} == {
         name: p.default for name, p in theirs.items()
     }
     config = DPMSolverMultistepScheduler(**SD, solver_order=3, solver_type="heun").config

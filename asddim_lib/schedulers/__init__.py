@@ -6,9 +6,16 @@ files can move, and `import asddim_lib` is all that loading needs.
 """
 
 from asddim_lib.schedulers.asddim import ASDDIMScheduler as ASDDIMScheduler
+from asddim_lib.schedulers.dpm import DPMSolverGridScheduler as DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler as ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler as ASDDIMInverseScheduler
 from asddim_lib.schedulers.unipc import UniPCGridScheduler as UniPCGridScheduler
 
-for _scheduler in (ASDDIMScheduler, ASDDIMInverseScheduler, ASFlowScheduler, UniPCGridScheduler):
+for _scheduler in (
+    ASDDIMScheduler,
+    ASDDIMInverseScheduler,
+    ASFlowScheduler,
+    DPMSolverGridScheduler,
+    UniPCGridScheduler,
+):
     _scheduler.__module__ = "asddim_lib"

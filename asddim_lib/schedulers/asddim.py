@@ -21,7 +21,7 @@ from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
 from asddim_lib.grids.grid import timesteps as make_timesteps
 from asddim_lib.grids.methods import check_allocation
-from asddim_lib.schedulers import told
+from asddim_lib.schedulers import held, told
 
 
 class ASDDIMScheduler(DDIMScheduler):
@@ -29,8 +29,9 @@ class ASDDIMScheduler(DDIMScheduler):
 
     It takes DDIM's settings, and: `allocation`, a name from the table of methods that needs nothing
     or a profile; `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of Eqs 10–12; and `profile`, a
-    calibrated profile's `to_dict()`. Without an allocation it is DDIM on its own `timestep_spacing`
-    and equals diffusers' to the bit, except where diffusers steps beside its own grid.
+    calibrated profile's `to_dict()`. Or `grid`, timesteps that it holds: `set_timesteps` lays them
+    for `len(grid)` steps. Without any it is DDIM on its own `timestep_spacing` and equals
+    diffusers' to the bit, except where diffusers steps beside its own grid.
 
     `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
     this share of the step ahead in log σ, or behind for a share below 0 (`schedulers.told`). The
@@ -69,6 +70,7 @@ class ASDDIMScheduler(DDIMScheduler):
         reading: str = "intent",
         profile: dict[str, Any] | None = None,
         look_ahead: float = 0.0,
+        grid: list[int] | None = None,
     ) -> None:
         check_allocation(allocation)
         told.check_look_ahead(look_ahead)
@@ -90,6 +92,9 @@ class ASDDIMScheduler(DDIMScheduler):
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
         self._alphas = self.alphas_cumprod.cpu().clone()  # diffusers' add_noise moves its own
+        if grid is not None:
+            held.check_alone(allocation)
+            self.register_to_config(grid=held.kept(grid, self))
 
     @classmethod
     def from_config(
@@ -111,16 +116,19 @@ class ASDDIMScheduler(DDIMScheduler):
         device: str | torch.device | None = None,
         timesteps: Any = None,
     ) -> None:
-        """Lays the grid: K steps by this scheduler's allocation, or the given `timesteps`.
+        """Lays the grid: K steps by its allocation or held grid, or the given `timesteps`.
 
         Given ones (a list, array or tensor) are strictly decreasing whole numbers, 0 … T − 1.
-        Raises WrongUse when both or neither are given, when one is out of range, and for a first
-        timestep of pure noise when the network predicts that noise.
+        Raises WrongUse when both or neither are given, when one is out of range, for a K that a
+        held grid has not, and for a first timestep of pure noise when the network predicts that.
         """
         given = "both given" if timesteps is not None else "neither given"
         one = (num_inference_steps is None) != (timesteps is None)
         check(one, "num_inference_steps and timesteps", given, "give one")
-        if num_inference_steps is not None:
+        if num_inference_steps is not None and self.config["grid"] is not None:
+            grid = list(self.config["grid"])
+            held.check_steps(grid, num_inference_steps)
+        elif num_inference_steps is not None:
             grid = make_timesteps(self.config, num_inference_steps)
         else:
             grid = check_timesteps(timesteps, self.config["num_train_timesteps"])

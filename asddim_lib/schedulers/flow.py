@@ -15,7 +15,7 @@ from asddim_lib.core.coordinates import Coordinates, completed, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline, with_boundary
 from asddim_lib.grids.methods import check_allocation
-from asddim_lib.schedulers import told
+from asddim_lib.schedulers import held, told
 
 
 class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
@@ -69,7 +69,8 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         check_allocation(allocation)
         told.check_look_ahead(look_ahead)
         if grid is not None:
-            _check_held(grid, allocation)
+            check_sigmas("grid", grid)
+            held.check_alone(allocation)
             self.register_to_config(grid=[float(sigma) for sigma in grid])  # as a file holds it
         remedy = "give the share of noise where the second network begins, such as 0.875"
         check(boundary is None or 0 < boundary < 1, "boundary", boundary, remedy)
@@ -143,11 +144,10 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
 
     def _levels(self, steps: int, mu: float | None) -> np.ndarray:
         """The K levels of noise, falling, as the network sees them."""
-        held = self.config["grid"]
-        if held is not None:
-            remedy = f"this scheduler holds a grid of {len(held)} sigmas: give {len(held)}"
-            check(len(held) == steps, "num_inference_steps", steps, remedy)
-            levels = np.asarray(held, np.float64)
+        grid = self.config["grid"]
+        if grid is not None:
+            held.check_steps(grid, steps)
+            levels = np.asarray(grid, np.float64)
         else:
             levels = flow_levels(self._shifted(mu), steps)
         boundary = self.config["boundary"]
@@ -191,12 +191,6 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         self.timesteps = self.sigmas[:-1] * self.config["num_train_timesteps"]
         self._step_index = None
         self._begin_index = None
-
-
-def _check_held(grid: list[float], allocation: str) -> None:
-    check_sigmas("grid", grid)
-    remedy = "this scheduler holds a grid: give grid=None, or no allocation"
-    check(allocation == "uniform", "allocation", allocation, remedy)
 
 
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.flow import check_sigmas
 from asddim_lib.grids.grid import check_timesteps
+from asddim_lib.schedulers.asddim import ASDDIMScheduler
+from asddim_lib.schedulers.dpm import DPMSolverGridScheduler
+from asddim_lib.schedulers.flow import ASFlowScheduler
+from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
+from asddim_lib.schedulers.unipc import UniPCGridScheduler
 
 #: Settings with which a scheduler makes levels of its own, and the value that leaves a grid alone.
 OVERRIDES: dict[str, Any] = {
@@ -32,6 +44,15 @@ OWN: dict[str, Any] = {"allocation": "uniform", "profile": None, "grid": None, "
 #: A setting of our own schedulers that tells the network other times: no part of a measurement.
 TOLD: dict[str, Any] = {"look_ahead": 0.0}
 ENDS = ("zero", "sigma_min")
+#: Which scheduler of ours is the same method as each of diffusers', and can hold a grid.
+_COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
+    (ASDDIMInverseScheduler, ASDDIMInverseScheduler),
+    (DDIMScheduler, ASDDIMScheduler),
+    (EulerDiscreteScheduler, ASDDIMScheduler),
+    (FlowMatchEulerDiscreteScheduler, ASFlowScheduler),
+    (UniPCMultistepScheduler, UniPCGridScheduler),
+    (DPMSolverMultistepScheduler, DPMSolverGridScheduler),
+)
 
 
 def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
@@ -90,7 +111,7 @@ def lay(scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | Non
     scheduler takes none or holds another one afterwards.
     """
     argument = takes(scheduler)
-    remedy = "it takes no grid: use ASDDIMScheduler, ASFlowScheduler or UniPCGridScheduler"
+    remedy = "it takes no grid: use ASDDIM, ASFlow, UniPCGrid or DPMSolverGridScheduler"
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
     given = _given(scheduler, grid)
     how: dict[str, Any] = {argument: given if argument == "timesteps" else np.asarray(given)}
@@ -115,6 +136,31 @@ def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
             held.__class__ = holding
 
     return with_set_timesteps(scheduler, lay_held)
+
+
+def holding(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any:
+    """A scheduler of ours, of the same kind, that holds this grid in its config.
+
+    It is built from the scheduler's own config, is ready for `pipe.scheduler`, and is saved with
+    the pipeline; call that with `num_inference_steps=len(grid)`. Its levels are those that `lay`
+    gives, whatever levels the config asks for, and so an `allocation` and a `boundary` are left
+    out. Grid and `mu` are as `lay` takes them: the shift is put on sigmas here, once and for all,
+    and a shift that a pipeline gives later moves them no more. Raises WrongUse for what is no grid,
+    and for a scheduler that no class of ours is the same method as.
+    """
+    own = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
+    remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
+    check(own is not None, "scheduler", type(scheduler).__name__, remedy)
+    if Coordinates.of(scheduler, mu=0.0).kind == "flow":
+        kept = np.minimum(_meant(scheduler, grid, mu), 1.0).tolist()  # a shift may round 1 up
+    else:
+        kept = list(grid)
+    # What an earlier class has left in the config counts for nothing, but for CogVideoX's levels.
+    known = {*inspect.signature(type(scheduler).__init__).parameters}
+    known |= {"_class_name", "snr_shift_scale"}
+    config = {name: value for name, value in completed(scheduler).items() if name in known}
+    plain = {name: value for name, value in OWN.items() if name in config}
+    return own.from_config({**config, **plain, "grid": kept})  # type: ignore[union-attr]
 
 
 def with_set_timesteps(scheduler: Any, act: Callable[[Any, Any, float | None], None]) -> Any:

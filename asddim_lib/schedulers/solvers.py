@@ -9,20 +9,23 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from asddim_lib.core.coordinates import is_flow
 from asddim_lib.errors import check
 from asddim_lib.schedulers.asddim import ASDDIMScheduler
+from asddim_lib.schedulers.dpm import DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.unipc import UniPCGridScheduler
 
-#: Of variance-preserving models. Euler's method is DDIM's in other variables.
+#: Of variance-preserving models. Euler's method is DDIM's in other variables. DPM-Solver++ is
+#: diffusers' own, which takes any grid there; `laying.holding` gives the one that saves it.
 SOLVERS: dict[str, tuple[Any, int]] = {
     "ddim": (ASDDIMScheduler, 1),
     "dpm++": (DPMSolverMultistepScheduler, 2),
     "unipc": (UniPCGridScheduler, 2),
     "euler": (EulerDiscreteScheduler, 1),
 }
-#: Of flow-matching models, those that take any grid.
+#: Of flow-matching models, those that take any grid. diffusers' DPM-Solver++ takes none there.
 FLOW_SOLVERS: dict[str, tuple[Any, int]] = {
     "euler": (ASFlowScheduler, 1),
     "unipc": (UniPCGridScheduler, 2),
+    "dpm++": (DPMSolverGridScheduler, 2),
 }
 
 

@@ -16,7 +16,7 @@ from asddim_lib.core.coordinates import completed, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
-from asddim_lib.schedulers import told
+from asddim_lib.schedulers import held, told
 
 
 class UniPCGridScheduler(UniPCMultistepScheduler):
@@ -26,6 +26,11 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
     this share of the step ahead in log σ, or behind for a share below 0 (`schedulers.told`). The
     last step counts as one to the lowest level. `timesteps` are then the told times, as floats;
     `sigmas`, and so the steps and `add_noise`, are unchanged. It makes UniPC a method of order 1.
+
+    `grid` is a list of timesteps that the scheduler holds, and saves; with `use_flow_sigmas` it is
+    one of σ in (0, 1] as the network is to see them, after the shift. `set_timesteps` lays it for
+    `len(grid)` steps. Timesteps that a call gives go before it, and so do a flow model's sigmas,
+    unless they are evenly spaced: that is what a pipeline gives by itself.
 
     >>> pipe.scheduler = UniPCGridScheduler.from_config(pipe.scheduler.config)
     >>> pipe(prompt, timesteps=timesteps(pipe.scheduler, 10, allocation="logsnr"))
@@ -64,10 +69,13 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         sigma_max: float | None = None,
         shift_terminal: float | None = None,
         look_ahead: float = 0.0,
+        grid: list[Any] | None = None,
     ) -> None:
         told.check_look_ahead(look_ahead)
         theirs = inspect.signature(UniPCMultistepScheduler.__init__).parameters
         super().__init__(**{name: self.config[name] for name in theirs if name in self.config})
+        if grid is not None:
+            self.register_to_config(grid=held.kept(grid, self))
 
     def set_timesteps(
         self,
@@ -77,12 +85,19 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """As diffusers', or lays the given `timesteps`: strictly decreasing, 0 … T − 1.
+        """Lays the held grid, or the given `timesteps`; or as diffusers', where there are neither.
 
-        They stand as given, whatever Karras or other levels the config asks for. Raises WrongUse
-        when they are no grid, and for flow matching, which takes sigmas.
+        Timesteps fall strictly within 0 … T − 1. A grid stands as given, whatever Karras or other
+        levels the config asks for. Raises WrongUse for what is no grid, for a number of steps that
+        the held grid has not, for a missing `mu` beside it, and for a flow model's timesteps: it
+        takes sigmas.
         """
-        if timesteps is None:
+        grid = held.asked(self, num_inference_steps, sigmas, timesteps)
+        if grid is not None and self.config["use_flow_sigmas"]:
+            self._lay_sigmas(grid, device, mu)
+        elif grid is not None:
+            self._lay(grid, device)
+        elif timesteps is None:
             given = None if sigmas is None else np.asarray(sigmas)  # diffusers' takes no list
             super().set_timesteps(num_inference_steps, device, given, mu)
         else:
@@ -107,6 +122,33 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
         self.sigmas = torch.from_numpy(np.array([*levels[grid], last], np.float32))
 
+    def _lay_sigmas(
+        self, grid: list[float], device: str | torch.device | None, mu: float | None
+    ) -> None:
+        """Lays sigmas that have the shift in them, as diffusers' lays those without it."""
+        known = mu is not None or not self.config["use_dynamic_shifting"]
+        remedy = "this scheduler's shift depends on the picture's size: a pipeline gives it"
+        check(known, "mu", mu, remedy)
+        super().set_timesteps(len(grid), device, mu=mu)  # forgets the last run
+        levels = np.array(grid)
+        levels[0] = min(levels[0], 1 - 1e-6)  # at pure noise its log of the signal is infinite
+        last = 0.0 if self.config["final_sigmas_type"] == "zero" else levels[-1]
+        times = (levels * self.config["num_train_timesteps"]).astype(np.int64)
+        self.timesteps = torch.from_numpy(times).to(device=device)
+        self.sigmas = torch.from_numpy(np.array([*levels, last], np.float32))
+        self.num_inference_steps = len(grid)
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """As diffusers'; on a held grid it is the first of several steps that are told one time.
+
+        diffusers takes the second of them, and so would leave a step of the grid out.
+        """
+        if self.config["grid"] is None:
+            return super().index_for_timestep(timestep, schedule_timesteps)
+        times = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        found = (times == timestep).nonzero()
+        return int(found[0]) if len(found) else len(times) - 1
+
     def step(
         self,
         model_output: Tensor,
@@ -116,10 +158,7 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         **options: Any,
     ) -> SchedulerOutput | tuple[Tensor]:
         """As diffusers'. A last step of no length, from timestep 0 to σ_min, changes nothing."""
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        here = int(self.step_index)
-        if self.sigmas[here] == self.sigmas[here + 1]:  # diffusers' would divide 0 by 0
+        if held.rests(self, timestep):
             self._step_index += 1
             return SchedulerOutput(sample) if return_dict else (sample,)
         return super().step(model_output, timestep, sample, return_dict=return_dict, **options)
