@@ -1,6 +1,10 @@
 """Fixtures that several files of tests share."""
 
 import logging
+import os
+
+# Nothing is fetched. Without this, each model that is missing is asked for again and again, online.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest

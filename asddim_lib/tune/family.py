@@ -7,10 +7,11 @@ made equal, the power that its density is raised to, and where the first step be
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from asddim_lib.core.coordinates import is_flow
-from asddim_lib.errors import WrongUse
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
 from asddim_lib.grids.grid import numbers
@@ -19,43 +20,70 @@ from asddim_lib.grids.methods import METHODS
 #: What a user would pick instead. The last two are searched on a recorded path.
 PEERS = ("trailing", "leading", "karras", "logsnr", "beta", "arctan", "ays-sd15", "gits", "tors")
 FLOW_PEERS = ("trailing", "karras", "beta", "beta57", "linear_quadratic", "logsnr", "gits", "tors")
+#: The name of what the pipeline's own scheduler lays, which is always a peer.
+OWN = "as it is"
 #: The densities by what is weighed, the last of them first.
 DENSITIES = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
 TEMPERS = (1.0, 0.5)
 #: How far below T the first step begins, in steps of an even grid.
 LATER = (0.0, 1.0)
+#: The largest number of grids in `family`: two densities are measured.
+MOST = 2 * len(TEMPERS) * len(LATER)
 
 
-def peers(config: Any, steps: int, path: Trajectory | None, order: int = 1) -> dict[str, list[int]]:
-    """The grids of `PEERS`, or `FLOW_PEERS`, by name, each different from those before it.
+def peer_names(config: Any, names: Sequence[str] | None = None) -> list[str]:
+    """The names of `PEERS`, or `FLOW_PEERS`, unless others are given.
 
-    A grid that has no such number of steps is left out.
+    Raises WrongUse for a name that no grid has.
+    """
+    chosen = list(names or (FLOW_PEERS if is_flow(config) else PEERS))
+    for name in chosen:
+        laid = name in METHODS and METHODS[name].needs in ("nothing", "path")
+        check(laid, "peer", name, "name a grid that needs nothing or a path (asddim methods)")
+    return chosen
+
+
+def peers(
+    config: Any, steps: int, names: Sequence[str], path: Trajectory | None, order: int = 1
+) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """The peers' grids by name, `OWN` among them, and why each of the others is left out.
+
+    A peer is left out where it has no such number of steps, where its grid is another one's, and
+    where it needs a path and there is none.
     """
     found: dict[str, list[int]] = {}
-    for name in FLOW_PEERS if is_flow(config) else PEERS:
-        how: dict[str, Any] = {"allocation": name, "order": order}
-        if METHODS[name].needs == "path":
+    left_out: dict[str, str] = {}
+    for name in [*names, OWN]:
+        how: dict[str, Any] = {} if name == OWN else {"allocation": name, "order": order}
+        if name != OWN and METHODS[name].needs == "path":
             if path is None:
+                left_out[name] = "it needs a recorded path, which the plan leaves out"
                 continue
             how["path"] = path
         try:
             grid = numbers(config, steps, how)
-        except WrongUse:
+        except WrongUse as error:
+            left_out[name] = str(error)
             continue
-        if grid not in found.values():
+        same = next((other for other, laid in found.items() if laid == grid), None)
+        if same is None:
             found[name] = grid
-    return found
+        else:
+            left_out[name] = f"it is the same grid as {same}"
+    return found, left_out
 
 
 def family(
     config: Any, steps: int, profile: SensitivityProfile, order: int = 1
 ) -> dict[str, list[int]]:
-    """Grids of the profile's densities, by name: kind, power, and how much later it begins."""
+    """Grids of the profile's densities, by name: kind, power, and where the first step begins."""
     found: dict[str, list[int]] = {}
     size = int(config["num_train_timesteps"])
     measured = [kind for kind in DENSITIES if kind in (profile.local_error or {})]
     for kind, temper, later in itertools.product(measured, TEMPERS, LATER):
         begin = size - 1 - round(later * size / steps)
+        if begin + 1 < steps:  # as many timesteps as steps must be left
+            continue
         how = {"allocation": DENSITIES[kind], "profile": profile, "temper": temper}
         grid = numbers(config, steps, {**how, "begin": begin, "order": order})
         if grid not in found.values():

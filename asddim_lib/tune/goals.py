@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.uniform import uniform
 from asddim_lib.measure.fingerprint import of_values
-from asddim_lib.measure.run import Run
+from asddim_lib.measure.run import Run, out_of_memory
 from asddim_lib.metrics.clip import load_clip
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.metrics.encoders import Encoder, encoder_for
@@ -27,38 +27,52 @@ from asddim_lib.schedulers.solvers import own_scheduler
 
 #: Added to seeds for fine pictures of other noise.
 OTHER_SEEDS = 10**6
+#: What is looked at, by name: `seen` (n × d), and `checked` by a second encoder, if there is one.
+Seen = dict[str, Tensor]
 
 
 class Goal(ABC):
-    """What of a picture is looked at, and how far it is from what is wanted: lower is better."""
+    """What of a picture is looked at, and how far it is from what is wanted: lower is better.
+
+    A new goal defines `name`, `look` and `losses`, and hands its object to `tune`.
+    """
 
     name: ClassVar[str]
-    #: Whether `wanted` needs fine pictures of the prompts' own noise, and of other noise.
-    fine, others = True, False
+    #: Whether fine pictures of other noise are wanted, too.
+    others: ClassVar[bool] = False
 
-    @abstractmethod
-    def look(self, run: Run, grid: Sequence[int]) -> Tensor:
-        """What is looked at (n × d) in the pictures that a run draws on a grid."""
-
-    @abstractmethod
-    def losses(self, seen: Tensor, wanted: dict[str, Tensor]) -> Tensor:
-        """One number for each picture (n): its part of the goal. They are averaged."""
+    @property
+    def fine(self) -> bool:
+        """Whether fine pictures of the prompts' own noise are wanted."""
+        return True
 
     @property
     def identity(self) -> str:
         """A hash of all that `look` depends on beside run and grid."""
         return of_values(self.name)
 
-    def wanted(self, run: Run, steps: int) -> dict[str, Tensor]:
-        """What the pictures of a run's prompts should look like, by name.
+    @abstractmethod
+    def look(self, run: Run, grid: Sequence[int]) -> Seen:
+        """What is looked at in the pictures that a run draws on a grid."""
 
-        By default that of pictures of `steps` even steps, from the same noise.
+    @abstractmethod
+    def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
+        """One number for each picture (n), by what was `seen` in it (n × d). They are averaged.
+
+        `wanted` is of all prompts of a run, and the pictures are those of its first n.
         """
-        found = {"fine": self.look(fine_run(run), even(run, steps))} if self.fine else {}
+
+    def wanted(self, run: Run, steps: int) -> Seen:
+        """What the pictures of a run's prompts should look like.
+
+        That is what `look` gives of fine pictures, of `steps` even steps from the same noise, and
+        for some goals `others` (n × d): the same of other noise.
+        """
+        found = self.look(fine_run(run), even(run, steps)) if self.fine else {}
         if self.others:
             assert run.seeds is not None
             elsewhere = replace(run, seeds=[seed + OTHER_SEEDS for seed in run.seeds])
-            found["others"] = self.look(fine_run(elsewhere), even(run, steps))
+            found["others"] = self.look(fine_run(elsewhere), even(run, steps))["seen"]
         return found
 
     def evaluations(self, run: Run, steps: int) -> int:
@@ -76,6 +90,15 @@ def even(run: Run, steps: int) -> list[int]:
     return uniform("trailing", len(run.schedule), steps)
 
 
+def apart(seen: Tensor, fine: Tensor) -> Tensor:
+    """How far the first n pictures (n × d) lie from their own fine ones, of all (N × d): shape (n,).
+
+    That is `relative_distance`, whose unit is the spread of all the fine pictures.
+    """
+    rest = fine[len(seen) :]
+    return relative_distance(torch.cat([seen, rest]), fine)[: len(seen)]
+
+
 class Latents(Goal):
     """The final latents: the goal of a faithful preview.
 
@@ -84,90 +107,125 @@ class Latents(Goal):
 
     name = "latents"
 
-    def look(self, run: Run, grid: Sequence[int]) -> Tensor:
-        return run.ends(grid)
+    def look(self, run: Run, grid: Sequence[int]) -> Seen:
+        return {"seen": run.ends(grid)}
 
-    def losses(self, seen: Tensor, wanted: dict[str, Tensor]) -> Tensor:
-        return relative_distance(seen, wanted["fine"])
+    def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
+        return apart(seen, wanted["seen"])
 
 
 @dataclass(frozen=True)
 class Embedding(Goal):
-    """The distance of an image encoder's embeddings, relative to the spread of the fine ones."""
+    """The distance of an image encoder's embeddings, relative to the spread of the fine ones.
+
+    The encoder `check` sees the same pictures, for a verdict of its own.
+    """
 
     encoder: Encoder
+    check: Encoder | None = None
     batch: int = 64
     name = "embedding"
 
     @property
     def identity(self) -> str:
-        weights = dict(self.encoder.network.state_dict())
-        return of_values(self.name, self.encoder.name, weights)
+        parts = [self.encoder] if self.check is None else [self.encoder, self.check]
+        known = [[one.name, dict(one.network.state_dict())] for one in parts]
+        return of_values(self.name, self.fine, known)
 
-    def look(self, run: Run, grid: Sequence[int]) -> Tensor:
-        return self.embedded(run.pictures(grid).images)
+    def look(self, run: Run, grid: Sequence[int]) -> Seen:
+        drawn = run.pictures(grid)
+        found = {"seen": self.embedded(drawn.images)}
+        if self.check is not None:
+            found["checked"] = self.embedded(drawn.images, self.check)
+        for part in found.values():  # a picture that failed is black, and would pass for one
+            part[~drawn.finite] = torch.nan
+        return found
 
     @torch.no_grad()
-    def embedded(self, images: Tensor) -> Tensor:
-        """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8)."""
-        return torch.cat([self.encoder(part).cpu() for part in images.split(self.batch)])
+    def embedded(self, images: Tensor, encoder: Encoder | None = None) -> Tensor:
+        """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8).
 
-    def losses(self, seen: Tensor, wanted: dict[str, Tensor]) -> Tensor:
-        return relative_distance(seen, wanted["fine"])
+        They are the goal's encoder's, unless another is given. Raises WrongUse where the memory
+        does not hold it.
+        """
+        sees = encoder or self.encoder
+        try:
+            return torch.cat([sees(part).cpu() for part in images.split(self.batch)])
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
+            remedy = "take a smaller one, or load it on another device: load_encoder(name, device)"
+            raise WrongUse(
+                f"encoder is {sees.name!r}, for which the memory does not suffice; {remedy}"
+            ) from error
+
+    def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
+        return apart(seen, wanted["seen"])
 
 
 @dataclass(frozen=True)
 class Distribution(Embedding):
     """The embedding's distance, and how unlike the set of pictures is to fine ones of other noise.
 
-    The second part is the squared MMD with KID's polynomial kernel: picture i's part of it is
-    mean k(i, pictures) − 2 mean k(i, others), in units of `weight` times the fine pictures' own
-    value of mean k. GAS (2510.17699) finds such a term to matter little in its weight.
+    The second part is the squared MMD with KID's polynomial kernel k, unbiased: `weight` times it,
+    in units of the fine pictures' own spread in that kernel. It is a property of the set. Picture
+    i's share is ψᵢ = 2 mean_j k(xᵢ, xⱼ) − 2 mean_j k(xᵢ, yⱼ) − mean k(x, x') + mean k(y, y'), for
+    pictures x and fine ones y. Their mean is the squared MMD, and their spread gives its standard
+    error, as ψ is the statistic's first projection (Hoeffding 1948). GAS (2510.17699) finds such a
+    term to matter little in its weight.
     """
 
-    weight: float = 1.0
+    weight: float = 10.0
     name = "embedding+distribution"
     others = True
 
-    def losses(self, seen: Tensor, wanted: dict[str, Tensor]) -> Tensor:
-        paired, others = super().losses(seen, wanted), wanted["others"]
-        count = len(seen)
-        own = _kernel(seen, seen)
-        among = (own.sum(1) - own.diagonal()) / (count - 1)
-        apart = _kernel(seen, others).mean(1)
-        scale = (wanted["fine"] - wanted["fine"].mean(0)).square().sum(1).mean()
-        return paired + self.weight * (among - 2 * apart) / scale
+    def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
+        fine, others = wanted["seen"], wanted["others"]
+        own = _among(seen)
+        shares = 2 * own - own.mean() - 2 * _kernel(seen, others).mean(1) + _among(others).mean()
+        spread = _kernel(fine, fine).diagonal().mean() - _among(fine).mean()
+        return super().losses(seen, wanted) + self.weight * shares / spread
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """KID's kernel, (⟨x, y⟩ + 1)³, of embeddings of length 1."""
+    """KID's kernel, (⟨x, y⟩ + 1)³, for embeddings of length 1."""
     return (x @ y.T + 1) ** 3
+
+
+def _among(x: Tensor) -> Tensor:
+    """The mean kernel of each row of x (n × d) with the other rows: shape (n,)."""
+    kernel = _kernel(x, x)
+    return (kernel.sum(1) - kernel.diagonal()) / (len(x) - 1)
 
 
 @dataclass(frozen=True)
 class Score(Embedding):
     """The CLIP score with the prompt, negative: only where a user asks for it by name.
 
-    Such a score can be raised by pictures that are worse; verify it by another.
+    Such a score can be raised by pictures that are worse; give a `check` of another kind.
     """
 
     clip: str | None = None
     name = "score"
-    fine = False
 
-    def wanted(self, run: Run, steps: int) -> dict[str, Tensor]:
+    @property
+    def fine(self) -> bool:
+        return self.check is not None
+
+    def wanted(self, run: Run, steps: int) -> Seen:
         device = str(next(self.encoder.network.parameters()).device)
         model, processor = load_clip(self.clip, device)
-        words = processor.tokenizer(
-            list(run.prompts), padding=True, truncation=True, return_tensors="pt"
-        )
+        limit = model.config.text_config.max_position_embeddings
+        how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        words = processor.tokenizer(list(run.prompts), **how)
         with torch.no_grad():
             output = model.get_text_features(**words.to(device))
         features = output if isinstance(output, Tensor) else output.pooler_output
-        return {"text": torch.nn.functional.normalize(features.float(), dim=1).cpu()}
+        text = torch.nn.functional.normalize(features.float(), dim=1).cpu()
+        return {**super().wanted(run, steps), "text": text}
 
-    def losses(self, seen: Tensor, wanted: dict[str, Tensor]) -> Tensor:
-        return -(seen * wanted["text"]).sum(1)
+    def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
+        return -(seen * wanted["text"][: len(seen)]).sum(1)
 
 
 GOALS: dict[str, type[Goal]] = {
@@ -175,19 +233,41 @@ GOALS: dict[str, type[Goal]] = {
 }
 
 
-def goal_of(name: str | Goal, pipe: Pipeline, encoder: str | Encoder | None = None) -> Goal:
+def goal_of(
+    name: str | Goal,
+    pipe: Pipeline,
+    encoder: str | Encoder | None = None,
+    check_encoder: str | Encoder | None = None,
+) -> Goal:
     """A goal by its name: latents, embedding, embedding+distribution or score.
 
-    The encoder is `encoder_for`'s. Raises WrongUse for an unknown name.
+    The encoders are `encoder_for`'s; without a `check_encoder` there is no second one. Raises
+    WrongUse for an unknown name, and for a second encoder that cannot check the first.
     """
-    if isinstance(name, Goal):
+    if not isinstance(name, Goal):
+        check(name in GOALS, "goal", name, f"use one of {', '.join(GOALS)}")
+        name = _named(GOALS[name], pipe, encoder)
+    if check_encoder is None:
         return name
-    check(name in GOALS, "goal", name, f"use one of {', '.join(GOALS)}")
-    kind: Any = GOALS[name]
+    looks = isinstance(name, Embedding)
+    shown = getattr(check_encoder, "name", check_encoder)
+    remedy = f"goal {name.name} sees no pictures: leave it out, or use goal embedding"
+    check(looks, "check_encoder", shown, remedy)
+    assert isinstance(name, Embedding)
+    second = encoder_for(pipe, check_encoder)
+    another = second.name != name.encoder.name
+    check(another, "check_encoder", shown, "it is the goal's own: name an encoder of another kind")
+    return replace(name, check=second)
+
+
+def _named(kind: Any, pipe: Pipeline, encoder: str | Encoder | None) -> Goal:
+    """A goal of this class, with its encoder."""
     if kind is Latents:
         return kind()
     known = encoder_for(pipe, encoder)
-    if kind is Score:
-        own = known.name in BUNDLED or known.name == "bundled"
-        return Score(known, clip=None if own else known.name)
-    return kind(known)
+    if kind is not Score:
+        return kind(known)
+    reads = hasattr(known.network, "get_text_features")
+    check(reads, "encoder", known.name, "goal score compares pictures with words: give a CLIP")
+    own = known.name in BUNDLED or known.name == "bundled"
+    return Score(known, clip=None if own else known.name)

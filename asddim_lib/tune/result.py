@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from asddim_lib.files import seal
-from asddim_lib.tune.verify import Acceptance
+from asddim_lib import schedulers
+from asddim_lib.errors import check
+from asddim_lib.files import seal, short_hash, write_whole
+from asddim_lib.tune.report import PICTURE_STEPS, markdown
+from asddim_lib.tune.verify import Acceptance, Comparison
+
+FILES = ("tune.json", "report.md", "sheet.png", "scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -18,18 +24,22 @@ class Tuned:
     """A tuned grid: timesteps, numbers of levels for a flow model too.
 
     `name` says where it comes from: a density of ours, moved or not, or the peer that the
-    `candidate` did not win over. `rivals` are the peers' grids; `acceptance` compares the candidate
-    with them on prompts that served no choice. `setting` is what the grid is for: model, solver,
-    steps, guidance and options. `evaluations` counts the network's.
+    `candidate` did not win over. `rivals` are the peers' grids, and `left_out` says why others have
+    none; `acceptance` compares the candidate with them on prompts that served no choice.
+    `setting` is what the grid is for: model, solver, steps, guidance and options. `evaluations`
+    counts the network's. `sheet` is a PNG of pictures side by side.
     """
 
     grid: list[int]
     name: str
     candidate: list[int]
     rivals: dict[str, list[int]]
+    left_out: dict[str, str]
     acceptance: Acceptance
     evaluations: int
     setting: dict[str, Any]
+    scheduler_config: dict[str, Any]
+    sheet: bytes = b""
 
     @property
     def accepted(self) -> bool:
@@ -37,9 +47,28 @@ class Tuned:
         return self.acceptance.accepted
 
     @property
+    def scheduler(self) -> Any:
+        """A scheduler that holds the grid, for `pipe.scheduler`: it is saved with the pipeline.
+
+        Call the pipeline with `num_inference_steps` of as many steps as the grid has.
+        """
+        kind = getattr(schedulers, self.scheduler_config["_class_name"])
+        return kind.from_config(self.scheduler_config)
+
+    @property
     def sigmas(self) -> list[float]:
-        """The grid as a flow-matching pipeline takes it, by `sigmas=`: before the shift."""
-        return [(t + 1) / 1000 for t in self.grid]
+        """The grid as a flow-matching pipeline takes it, by `sigmas=`: before the shift.
+
+        Raises WrongUse for another kind of model, which takes the grid by `timesteps=`.
+        """
+        check(self.setting["flow"], "model", "no flow-matching one", "use grid, by timesteps=")
+        size = self.setting["num_train_timesteps"]
+        return [(t + 1) / size for t in self.grid]
+
+    @property
+    def pictures(self) -> float:
+        """The cost in pictures of 50 steps of the same pipeline and guidance."""
+        return self.evaluations / (PICTURE_STEPS * self.setting["evaluations_per_step"])
 
     def table(self) -> pd.DataFrame:
         """The candidate against each peer, the best peer first."""
@@ -47,20 +76,69 @@ class Tuned:
         return pd.DataFrame(rows).sort_values("loss", ignore_index=True)
 
     def summary(self) -> str:
-        """One or two sentences: what is handed out, and how sure that is."""
-        best = min(self.acceptance.comparisons, key=lambda one: one.loss)
-        change, half = 100 * best.difference / best.loss, 100 * best.half / best.loss
-        against = f"{change:+.1f} ± {half:.1f} % of its loss, over {self.setting['verified_on']}"
+        """What is handed out, and how sure that is, in a few sentences."""
+        best = next(c for c in self.acceptance.comparisons if c.peer == self.acceptance.best)
+        count = self.setting["verified_on"]
         if self.accepted:
-            return f"{self.name} wins over the best peer, {best.peer}: {against} unseen prompts."
-        text = f"The candidate, {self.candidate}, does not win over {best.peer}: {against} unseen"
-        more = f" prompts. {best.peer} is handed out."
-        if best.verdict == "tie" and best.difference < 0:
-            more += f" About {best.needed:.0f} prompts would settle a difference as large."
-        return text + more
+            return f"{self.name} wins over the best peer, {best.peer}: {_of(best)}, {count} prompts."
+        if self.candidate == self.rivals[best.peer]:
+            return f"No grid was found that is better than {best.peer}, which is handed out."
+        if best.verdict == "win":
+            return f"{self._objection(best)} {best.peer} is handed out."
+        text = f"The candidate, {self.candidate}, does not win over {best.peer}: {_of(best)}, "
+        text += f"{count} prompts. {best.peer} is handed out."
+        if best.difference < 0 and best.needed is not None:
+            text += f" About {best.needed} prompts for the verdict would settle such a difference."
+        return text
+
+    def _objection(self, best: Comparison) -> str:
+        """Why a candidate that wins over the best peer is not accepted."""
+        text = f"The candidate, {self.candidate}, wins over {best.peer} ({_of(best)})"
+        second = self.acceptance.check
+        if second is not None and second.verdict == "loss":
+            name = self.setting["check_encoder"]
+            return f"{text}, but the second encoder, {name}, sees it lose: {_of(second)}."
+        lost = [one.peer for one in self.acceptance.comparisons if one.verdict == "loss"]
+        return f"{text}, but it loses to {', '.join(lost)}."
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes tune.json, sealed with its hash."""
+        """Writes a folder: tune.json with its hash, report.md, sheet.png and scheduler/.
+
+        A scheduler's `from_pretrained(folder, subfolder="scheduler")` loads the last. Raises
+        OSError where a file could not be written.
+        """
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        seal(place / "tune.json", asdict(self))
+        (place / "scheduler").mkdir(parents=True, exist_ok=True)
+        value = {name: part for name, part in asdict(self).items() if name != "sheet"}
+        config = self.scheduler.to_json_string()
+        write_whole(place / FILES[3], lambda part: part.write_text(config))
+        if self.sheet:
+            write_whole(place / FILES[2], lambda part: part.write_bytes(self.sheet))
+        write_whole(place / FILES[1], lambda part: part.write_text(markdown(self)))
+        seal(place / FILES[0], value)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Tuned:
+        """What `save` wrote. Raises WrongUse for a folder without it, or with a damaged file."""
+        file, picture = (Path(folder) / name for name in (FILES[0], FILES[2]))
+        remedy = "give a folder that asddim tune, or Tuned.save, has written"
+        check(file.is_file(), "folder", f"{folder}, without a {file.name}", remedy)
+        try:
+            content = json.loads(file.read_text())
+            sound = content["sha256"] == short_hash(content["value"])
+        except (ValueError, KeyError, TypeError):  # no JSON, or JSON of another shape
+            sound = False
+        damaged = f"{folder}, whose {file.name} is damaged"
+        check(sound, "folder", damaged, "run the same asddim tune again: it is made again")
+        value = content["value"]
+        found = value["acceptance"]
+        parts = [Comparison(**one) for one in found["comparisons"]]
+        second = Comparison(**found["check"]) if found["check"] else None
+        value["acceptance"] = Acceptance(found["accepted"], found["best"], parts, second)
+        return cls(**value, sheet=picture.read_bytes() if picture.is_file() else b"")
+
+
+def _of(one: Comparison) -> str:
+    """A difference as a share of the peer's loss."""
+    change, half = (100 * value / abs(one.loss) for value in (one.difference, one.half))
+    return f"{change:+.1f} ± {half:.1f} % of its loss"

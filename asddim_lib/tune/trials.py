@@ -1,4 +1,4 @@
-"""How grids do on a run's prompts: each drawn once, and kept."""
+"""How grids do on a run's prompts: each drawn once, counted, and kept."""
 
 from __future__ import annotations
 
@@ -6,41 +6,94 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.files import DamagedFile, load_tensors, save_tensors
-from asddim_lib.measure.fingerprint import of_pipeline, of_values
+from asddim_lib.files import DamagedFile, load_tensors, save_tensors, sweep
+from asddim_lib.measure.fingerprint import of_values
 from asddim_lib.measure.run import Run
-from asddim_lib.tune.goals import Goal
+from asddim_lib.tune.goals import Goal, Seen, apart
 
 log = logging.getLogger(__name__)
+
+#: Is told what is being done, how many evaluations were spent, and how many may be in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Meter:
+    """Counts network evaluations, and tells `progress` before more are spent."""
+
+    progress: Progress
+    spent: int = 0
+    total: int = 0
+    doing: str = ""
+
+    def spend(self, evaluations: int) -> None:
+        """Counts what is about to be asked of the network."""
+        self.progress(self.doing, self.spent, max(self.total, self.spent))
+        self.spent += evaluations
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of tensors, each file under a name made of all that it depends on.
+
+    `identity` is the pipeline's hash. Without a folder nothing is kept.
+    """
+
+    folder: Path | None = None
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
+
+    def kept(self, make: Callable[[], Seen], *depends: Any) -> Seen:
+        """What `make` gives, from the folder where it is there.
+
+        A damaged file is named in a warning, and made again.
+        """
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{of_values(self.identity, *depends)}.safetensors"
+        try:
+            return load_tensors(file)[0]
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            log.warning("%s; drawing again", error)
+        tensors = make()
+        save_tensors(file, tensors, "")
+        return tensors
 
 
 @dataclass
 class Trials:
     """A run's prompts and a goal; a grid's losses are drawn and looked at when first asked for.
 
-    In `folder`, batches are kept under names made of all that they depend on: a search that was
-    stopped goes on from there, and `spent` counts the network evaluations as if it had not been.
-    `reference_steps` is the fine solution's.
+    What was drawn is on the `shelf`: a search that was stopped goes on from there, and the `meter`
+    counts the network evaluations as if it had not been. `reference_steps` is the fine solution's.
     """
 
     run: Run
     goal: Goal
     reference_steps: int
-    folder: Path | None = None
-    spent: int = 0
-    _seen: dict[tuple, Tensor] = field(default_factory=dict)
-    _wanted: dict[str, Tensor] | None = None
+    shelf: Shelf = field(default_factory=Shelf)
+    meter: Meter = field(default_factory=lambda: Meter(lambda doing, spent, total: None))
+    _seen: dict[tuple, Seen] = field(default_factory=dict)
+    _wanted: Seen | None = None
 
     def __post_init__(self) -> None:
         count = len(self.run.prompts)
         remedy = "give at least two: distances are measured against the spread between pictures"
         check(count >= 2, "prompts", f"{count} prompt", remedy)
-        self._identity = of_pipeline(self.run.pipe) if self.folder else ""
+        # Once: it reads all of an encoder's weights.
+        self._aim = self.goal.identity if self.shelf.folder else ""
 
     def cost(self, steps: int) -> int:
         """The network evaluations of so many steps, for all prompts."""
@@ -52,56 +105,54 @@ class Trials:
         return self.goal.evaluations(self.run, self.reference_steps)
 
     @property
-    def wanted(self) -> dict[str, Tensor]:
-        """What the goal wants of the pictures, by name."""
+    def wanted(self) -> Seen:
+        """What the goal wants of the pictures of all prompts, by name, in float64."""
         if self._wanted is None:
-            self.spent += self.wanted_cost
-            parts = [self._wanted_of(batch) for batch in self.run.batches()]
-            self._wanted = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            parts = [self._wanted_of(self.run.part(batch)) for batch in self.run.batches()]
+            self._wanted = _joined(parts)
         return self._wanted
 
     def __call__(self, grid: Sequence[int], batches: int | None = None) -> Tensor:
-        """A grid's losses: of all prompts, or of those in the first batches.
+        """A grid's losses (n, float64): of all prompts, or of those in the first batches.
 
         Raises WrongUse where one is not finite.
         """
-        cut = list(self.run.batches())[:batches]
-        seen = torch.cat([self._look(tuple(grid), batch) for batch in cut])
-        wanted = {name: value[: len(seen)] for name, value in self.wanted.items()}
-        losses = self.goal.losses(seen.double(), {n: v.double() for n, v in wanted.items()})
-        remedy = "the network gave numbers that are not finite: run it in float32"
-        check(bool(losses.isfinite().all()), "loss", f"of the grid {list(grid)}", remedy)
-        return losses
+        wanted = self.wanted
+        losses = self.goal.losses(self._all(grid, batches)["seen"], wanted)
+        return _finite(losses, grid)
 
-    def _look(self, grid: tuple[int, ...], batch: slice) -> Tensor:
+    def checked(self, grid: Sequence[int]) -> Tensor:
+        """How far the goal's second encoder sees a grid's pictures lie from the fine ones (n).
+
+        Raises WrongUse where one is not finite.
+        """
+        return _finite(apart(self._all(grid)["checked"], self.wanted["checked"]), grid)
+
+    def _all(self, grid: Sequence[int], batches: int | None = None) -> Seen:
+        cut = list(self.run.batches())[:batches]
+        return _joined([self._look(tuple(grid), batch) for batch in cut])
+
+    def _look(self, grid: tuple[int, ...], batch: slice) -> Seen:
         key = (grid, batch.start)
         if key not in self._seen:
             part = self.run.part(batch)
-            self.spent += len(grid) * part.evaluations_per_step
-            draw = lambda: {"seen": self.goal.look(part, grid)}  # noqa: E731
-            self._seen[key] = self._kept(part, [list(grid)], draw)["seen"]
+            self.meter.spend(len(grid) * part.evaluations_per_step)
+            depends = part.inputs, self._aim, list(grid)
+            self._seen[key] = self.shelf.kept(lambda: self.goal.look(part, grid), *depends)
         return self._seen[key]
 
-    def _wanted_of(self, batch: slice) -> dict[str, Tensor]:
-        part = self.run.part(batch)
+    def _wanted_of(self, part: Run) -> Seen:
         steps = self.reference_steps
-        return self._kept(part, ["wanted", steps], lambda: self.goal.wanted(part, steps))
+        self.meter.spend(self.goal.evaluations(part, steps))
+        depends = part.inputs, self._aim, "wanted", steps
+        return self.shelf.kept(lambda: self.goal.wanted(part, steps), *depends)
 
-    def _kept(
-        self, part: Run, what: list, make: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Loads tensors from the folder; if they are missing or damaged, makes and saves them."""
-        if self.folder is None:
-            return make()
-        name = of_values(self._identity, part.inputs, self.goal.identity, what)
-        file = self.folder / f"{name}.safetensors"
-        try:
-            return load_tensors(file)[0]
-        except FileNotFoundError:
-            pass
-        except DamagedFile as error:
-            log.warning("%s; drawing again", error)
-        tensors = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(file, tensors, "")
-        return tensors
+
+def _joined(parts: list[Seen]) -> Seen:
+    return {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
+
+
+def _finite(losses: Tensor, grid: Sequence[int]) -> Tensor:
+    remedy = "the network gave numbers that are not finite: run it in float32"
+    check(bool(losses.isfinite().all()), "loss", f"of the grid {list(grid)}", remedy)
+    return losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -21,8 +21,9 @@ POWER = 0.8
 class Comparison:
     """A candidate against one peer: the paired difference of their losses, and the verdict.
 
-    `p_value` is corrected for all peers that were compared. `needed` is how many prompts would find
-    a difference as large as this one in four of five tries.
+    `loss` is the peer's; `difference` is the candidate's less the peer's, ± `half`. `p_value` is
+    corrected for all peers that were compared. `needed` is how many prompts would find a difference
+    as large as this one in four of five tries; None where there is none.
     """
 
     peer: str
@@ -31,16 +32,20 @@ class Comparison:
     half: float
     p_value: float
     verdict: Verdict
-    needed: float
+    needed: int | None
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What is handed out: `accepted` says whether it is the candidate, `best` is the best peer."""
+    """What is handed out: `accepted` says whether it is the candidate, `best` is the best peer.
+
+    `check` is a second encoder's comparison with that peer, where there is one.
+    """
 
     accepted: bool
     best: str
     comparisons: list[Comparison]
+    check: Comparison | None = None
 
 
 def accept(candidate: Tensor, peers: Mapping[str, Tensor]) -> Acceptance:
@@ -51,32 +56,53 @@ def accept(candidate: Tensor, peers: Mapping[str, Tensor]) -> Acceptance:
     favours it. Holm's correction is for all peers. Raises WrongUse without a peer.
     """
     check(len(peers) > 0, "peers", "none", "give at least one grid to compare with")
+    found = _compared(candidate, peers)
+    best = min(found, key=lambda one: one.loss)
+    lost = any(one.verdict == "loss" for one in found)
+    return Acceptance(best.verdict == "win" and not lost, best.peer, found)
+
+
+def confirm(acceptance: Acceptance, candidate: Tensor, best: Tensor) -> Acceptance:
+    """The same after a second encoder's losses (n) of candidate and best peer are compared.
+
+    A candidate that loses there is not accepted. A tie is enough: the first encoder has seen a win.
+    """
+    (second,) = _compared(candidate, {acceptance.best: best})
+    accepted = acceptance.accepted and second.verdict != "loss"
+    return replace(acceptance, accepted=accepted, check=second)
+
+
+def _compared(candidate: Tensor, peers: Mapping[str, Tensor]) -> list[Comparison]:
+    """A candidate against each peer, with Holm's correction for all of them."""
     pairs = {name: paired_difference(candidate, losses) for name, losses in peers.items()}
     adjusted = holm([pair.p_value for pair in pairs.values()])
     found = []
     for (name, pair), p_value in zip(pairs.items(), adjusted, strict=True):
         change = np.asarray(candidate - peers[name], np.float64)
         said = verdict(pair.difference, pair.half, float(p_value), "lower")
-        loss = float(peers[name].mean())
-        row = (pair.difference, pair.half, float(p_value), said, prompts_needed(change))
-        found.append(Comparison(name, loss, *row))
-    best = min(found, key=lambda one: one.loss)
-    lost = any(one.verdict == "loss" for one in found)
-    return Acceptance(best.verdict == "win" and not lost, best.peer, found)
+        needed = prompts_needed(change, len(peers))
+        row = (pair.difference, pair.half, float(p_value), said, needed)
+        found.append(Comparison(name, float(peers[name].mean()), *row))
+    return found
 
 
-def prompts_needed(change: np.ndarray) -> float:
+def prompts_needed(change: np.ndarray, comparisons: int = 1) -> int | None:
     """How many pairs would show a mean change as large as that of `change` (n), by a t test.
 
-    The level is 5 %, the power 80 %. Infinite where the mean is 0 or the spread is unknown.
+    The power is 80 %, and the level 5 % over the number of comparisons. None where the mean is 0 or
+    the spread is unknown. With z the normal quantiles it is (z_level + z_power)² / effect² +
+    z_level² / 2, whose second part makes up for the t distribution's wider tails.
     """
     if len(change) < 2 or change.mean() == 0:
-        return math.inf
-    effect = abs(change.mean()) / change.std(ddof=1) if change.std(ddof=1) > 0 else math.inf
-    sure, found = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
-    return max(2.0, math.ceil(((sure + found) / effect) ** 2 + sure**2 / 2))
+        return None
+    spread = change.std(ddof=1) / abs(change.mean())
+    sure, found = stats.norm.ppf(1 - ALPHA / comparisons / 2), stats.norm.ppf(POWER)
+    return max(2, math.ceil(((sure + found) * spread) ** 2 + sure**2 / 2))
 
 
 def least_pairs(peers: int) -> int:
-    """The fewest pairs with which Wilcoxon's test can say anything after Holm's correction."""
+    """The fewest pairs of which Wilcoxon's test can call a difference significant at all.
+
+    The least p of n pairs is 2 / 2ⁿ, which Holm's correction multiplies by the number of peers.
+    """
     return math.ceil(1 + math.log2(peers / ALPHA))
