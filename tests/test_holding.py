@@ -23,6 +23,8 @@ from asddim_lib import (
     ASFlowScheduler,
     DPMSolverGridScheduler,
     UniPCGridScheduler,
+    sigmas,
+    timesteps,
 )
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
@@ -212,3 +214,14 @@ def test_image_to_image_begins_within_the_grid(kind):
     cut = {**options, "strength": 1.0, "timesteps": grid[2:]}
     torch.testing.assert_close(picture(pipe, None, **cut), found, rtol=1e-4, atol=1e-4)
     assert asked == grid[2:]
+
+
+def test_timesteps_of_a_scheduler_that_holds_a_grid_are_that_grid():
+    """Unless an allocation is asked for."""
+    own = ASDDIMScheduler(grid=[900, 500, 100])
+    assert timesteps(own, 3) == [900, 500, 100]
+    assert timesteps(own, 3, allocation="trailing") == [999, 666, 332]
+    with pytest.raises(WrongUse, match="num_inference_steps is 4; this scheduler holds a grid"):
+        timesteps(own, 4)
+    flow = holding(ASFlowScheduler(shift=3.0), [900, 500, 100])
+    assert [round(1000 * s) - 1 for s in sigmas(flow, 3)] == [900, 500, 100]

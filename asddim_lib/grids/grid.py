@@ -47,7 +47,7 @@ def timesteps(
 
     `allocation` names one of `METHODS` (`asddim methods` lists them), whose `Options` the other
     arguments are. What is not given comes from the config of an `ASDDIMScheduler`, else from
-    `DEFAULTS`. With `begin`, no step lies above that timestep: for image-to-image, pass the grid
+    `DEFAULTS`; a grid that the scheduler holds is its own. With `begin`, no step lies above that timestep: for image-to-image, pass the grid
     to the pipeline as `timesteps`, with `strength=1.0`.
     Raises WrongUse for a value out of range, for a profile or path that the method makes no use of
     or that was measured on another noise schedule, and for a flow-matching or EDM scheduler.
@@ -126,6 +126,8 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
     check(not foreign, "arguments", foreign, f"use some of {', '.join(ARGUMENTS)}")
     given = {name: value for name, value in how.items() if value is not None}
     config = completed(scheduler)
+    if "allocation" not in given and config.get("grid") is not None:
+        return _held(config, steps)
     if is_flow(config):
         config["timestep_spacing"] = "trailing"  # flow matching begins with pure noise
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config} | given
@@ -145,6 +147,21 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
         _check_begin(name, begin, len(schedule))
     _check_steps(steps, len(options.cut(schedule.betas)))
     return lay(name, schedule, steps, options)
+
+
+def _held(config: dict[str, Any], steps: int) -> list[int]:
+    """The grid that a scheduler of ours holds, as numbers of levels.
+
+    A flow model's sigmas are the nearest levels'.
+    """
+    grid = config["grid"]
+    remedy = f"this scheduler holds a grid of {len(grid)} steps: give {len(grid)}, or an allocation"
+    check(steps == len(grid), "num_inference_steps", steps, remedy)
+    if not is_flow(config):
+        return list(grid)
+    size = int(config["num_train_timesteps"])
+    levels = flow_shift((np.arange(size) + 1) / size, config)
+    return [int(np.abs(levels - sigma).argmin()) for sigma in grid]
 
 
 def _check_begin(name: str, begin: int, size: int) -> None:
