@@ -91,7 +91,7 @@ def even(run: Run, steps: int) -> list[int]:
 
 
 def apart(seen: Tensor, fine: Tensor) -> Tensor:
-    """How far the first n pictures (n × d) lie from their own fine ones, of all (N × d): shape (n,).
+    """How far the first n pictures (n × d) lie from their fine ones (N × d, of all): shape (n,).
 
     That is `relative_distance`, whose unit is the spread of all the fine pictures.
     """

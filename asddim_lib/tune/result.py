@@ -80,7 +80,9 @@ class Tuned:
         best = next(c for c in self.acceptance.comparisons if c.peer == self.acceptance.best)
         count = self.setting["verified_on"]
         if self.accepted:
-            return f"{self.name} wins over the best peer, {best.peer}: {_of(best)}, {count} prompts."
+            return (
+                f"{self.name} wins over the best peer, {best.peer}: {_of(best)}, {count} prompts."
+            )
         if self.candidate == self.rivals[best.peer]:
             return f"No grid was found that is better than {best.peer}, which is handed out."
         if best.verdict == "win":
@@ -139,6 +141,8 @@ class Tuned:
 
 
 def _of(one: Comparison) -> str:
-    """A difference as a share of the peer's loss."""
+    """A difference as a share of the peer's loss, or as it is where that is 0."""
+    if one.loss == 0:
+        return f"{one.difference:+.3g} ± {one.half:.3g} on its loss of 0"
     change, half = (100 * value / abs(one.loss) for value in (one.difference, one.half))
     return f"{change:+.1f} ± {half:.1f} % of its loss"
