@@ -22,6 +22,7 @@ from asddim_lib.measure import run
 from asddim_lib.models import load
 from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
 from asddim_lib.tune import search
+from asddim_lib.tune.goals import GOALS
 from tests.tiny import sd
 
 PURPOSE = {
@@ -30,6 +31,7 @@ PURPOSE = {
     "export": "Prints a grid for another program",
     "methods": "Lists every method",
     "choose": "Tries grids on a few prompts",
+    "tune": "Finds the grid whose pictures are best",
     "evaluate": "Draws and judges pictures of several methods",
     "compare": "Compares grids with the trailing one",
     "report": "Prints the paper's tables",
@@ -49,6 +51,9 @@ WRONG_USE = [
     ("choose --solver heun", "solver is heun; use one of ddim"),
     ("choose --grids karras,karras", "grids is 'karras,karras'; give each value once"),
     ("choose --grids magic", "allocation is magic; "),
+    ("tune --goal beauty", "goal is beauty; use one of latents, embedding"),
+    ("tune --solver heun", "solver is heun; use one of ddim"),
+    ("tune --budget 9 --minutes 1", "budget and minutes is 9 and 1.0; give one"),
     ("evaluate --methods magic", "method is magic; "),
     ("evaluate --methods ddim,ddim", "methods is 'ddim,ddim'; give each value once"),
     ("evaluate --steps 2,2", "steps is '2,2'; give each value once"),
@@ -111,6 +116,7 @@ def test_no_command_is_left_out_of_these_tests():
         ("generate", ALLOCATIONS),
         ("export", ALLOCATIONS),
         ("choose", {*ALLOCATIONS, *SOLVERS}),
+        ("tune", {*GOALS, *SOLVERS, *FLOW_SOLVERS}),
         ("evaluate", {*METHODS, *NAMED, *SOLVERS}),
         ("compare", {*METHODS, *SOLVERS}),
         ("clock", TIMED),

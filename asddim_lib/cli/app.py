@@ -21,6 +21,7 @@ from asddim_lib.cli.mlperf import ACCEPTED as ACCEPTED
 from asddim_lib.cli.mlperf import mlperf
 from asddim_lib.cli.options import Command
 from asddim_lib.cli.report import report
+from asddim_lib.cli.tune import tune
 from asddim_lib.errors import WrongUse
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     export,
     methods,
     choose,
+    tune,
     evaluate,
     compare,
     report,

@@ -32,8 +32,8 @@ class Plan:
     sweeps: int = 1
     path_prompts: int = 8
     path_steps: int = 60
-    trials: int = 40
-    reference_steps: int = 100
+    trials: int = 30
+    reference_steps: int = 64
     peers: tuple[str, ...] | None = None
     shown: int = 3
 

@@ -78,17 +78,15 @@ class Tuned:
     def summary(self) -> str:
         """What is handed out, and how sure that is, in a few sentences."""
         best = next(c for c in self.acceptance.comparisons if c.peer == self.acceptance.best)
-        count = self.setting["verified_on"]
+        by = f"{_of(best)}, over {self.setting['verified_on']} prompts"
         if self.accepted:
-            return (
-                f"{self.name} wins over the best peer, {best.peer}: {_of(best)}, {count} prompts."
-            )
+            return f"{self.name} wins over the best peer, {best.peer}: {by}."
         if self.candidate == self.rivals[best.peer]:
             return f"No grid was found that is better than {best.peer}, which is handed out."
         if best.verdict == "win":
             return f"{self._objection(best)} {best.peer} is handed out."
-        text = f"The candidate, {self.candidate}, does not win over {best.peer}: {_of(best)}, "
-        text += f"{count} prompts. {best.peer} is handed out."
+        text = f"The candidate, {self.candidate}, does not win over {best.peer}: {by}. "
+        text += f"{best.peer} is handed out."
         if best.difference < 0 and best.needed is not None:
             text += f" About {best.needed} prompts for the verdict would settle such a difference."
         return text

@@ -134,7 +134,8 @@ class _Tuning:
             name, grid = searched(self.fit, {**ours, **rivals}, limit)
         accepted = self._verified(grid, rivals)
         best = grid if accepted.accepted else rivals[accepted.best]
-        page, shown = self._shown(accepted.best, {**rivals, "tuned": grid})
+        kind = "tuned" if accepted.accepted else "candidate"
+        page, shown = self._shown(rivals, accepted.best, {kind: grid})
         scheduler = holding(self.run.scheduler, best, self.run.mu)
         return Tuned(
             grid=best,
@@ -180,17 +181,19 @@ class _Tuning:
             return found
         return confirm(found, self.held.checked(grid), self.held.checked(rivals[found.best]))
 
-    def _shown(self, best: str, grids: dict[str, list[int]]) -> tuple[bytes, dict[str, Any]]:
+    def _shown(
+        self, rivals: dict[str, list[int]], best: str, ours: dict[str, list[int]]
+    ) -> tuple[bytes, dict[str, Any]]:
         """The sheet of a few held-out prompts, and what is on it."""
         if not self.plan.shown:
             return b"", {}
+        columns = {f"{best}, best peer": rivals[best], "trailing": rivals.get("trailing"), **ours}
+        different: dict[str, list[int]] = {}
+        for name, grid in columns.items():
+            if grid is not None and grid not in different.values():
+                different[name] = grid
         part = self.held.run.part(slice(0, self.plan.shown))
-        columns = {f"{best}, best peer": grids[best]}
-        if best != "trailing" and "trailing" in grids:
-            columns["trailing"] = grids["trailing"]
-        if grids["tuned"] != grids[best]:
-            columns["tuned"] = grids["tuned"]
-        page, width, height = examples(part, columns, self.fine_steps, self.shelf, self.meter)
+        page, width, height = examples(part, different, self.fine_steps, self.shelf, self.meter)
         return page, {"width": width, "height": height, "shown": list(part.prompts)}
 
     def _setting(self) -> dict[str, Any]:
