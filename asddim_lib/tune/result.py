@@ -83,23 +83,16 @@ class Tuned:
             return f"{self.name} wins over the best peer, {best.peer}: {by}."
         if self.candidate == self.rivals[best.peer]:
             return f"No grid was found that is better than {best.peer}, which is handed out."
-        if best.verdict == "win":
-            return f"{self._objection(best)} {best.peer} is handed out."
+        second = self.acceptance.check
+        if best.verdict == "win" and second is not None:
+            text = f"The candidate, {self.candidate}, wins over {best.peer} ({by}), but the second"
+            text += f" encoder, {self.setting['check_encoder']}, sees it lose: {_of(second)}."
+            return f"{text} {best.peer} is handed out."
         text = f"The candidate, {self.candidate}, does not win over {best.peer}: {by}. "
         text += f"{best.peer} is handed out."
         if best.difference < 0 and best.needed is not None:
             text += f" About {best.needed} prompts for the verdict would settle such a difference."
         return text
-
-    def _objection(self, best: Comparison) -> str:
-        """Why a candidate that wins over the best peer is not accepted."""
-        text = f"The candidate, {self.candidate}, wins over {best.peer} ({_of(best)})"
-        second = self.acceptance.check
-        if second is not None and second.verdict == "loss":
-            name = self.setting["check_encoder"]
-            return f"{text}, but the second encoder, {name}, sees it lose: {_of(second)}."
-        lost = [one.peer for one in self.acceptance.comparisons if one.verdict == "loss"]
-        return f"{text}, but it loses to {', '.join(lost)}."
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a folder: tune.json with its hash, report.md, sheet.png and scheduler/.

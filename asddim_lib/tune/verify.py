@@ -49,7 +49,7 @@ class Acceptance:
 
 
 def accept(candidate: Tensor, peers: Mapping[str, Tensor]) -> Acceptance:
-    """Whether a candidate's losses (n) win over the best peer's, and lose to no peer's.
+    """Whether a candidate's losses (n) win over the best peer's, and so lose to no peer's.
 
     The same pictures' losses are compared in pairs, on prompts that served no choice of the
     candidate. The best peer is the one with the least mean loss on those very prompts, which
@@ -58,8 +58,7 @@ def accept(candidate: Tensor, peers: Mapping[str, Tensor]) -> Acceptance:
     check(len(peers) > 0, "peers", "none", "give at least one grid to compare with")
     found = _compared(candidate, peers)
     best = min(found, key=lambda one: one.loss)
-    lost = any(one.verdict == "loss" for one in found)
-    return Acceptance(best.verdict == "win" and not lost, best.peer, found)
+    return Acceptance(best.verdict == "win", best.peer, found)
 
 
 def confirm(acceptance: Acceptance, candidate: Tensor, best: Tensor) -> Acceptance:
