@@ -124,7 +124,7 @@ def test_the_spread_of_the_shares_is_the_standard_error_of_kid():
     """Over many sets of another distribution, KID scatters as the shares of any one of them say."""
     others, count, values, errors = rows(400, seed=5), 40, [], []
     for seed in range(300):
-        seen = rows(count, seed=100 + seed, shift=0.2)
+        seen = rows(count, seed=100 + seed, shift=0.5)
         wanted = {"seen": seen, "others": others}  # the paired part is 0
         shares = Distribution(None, weight=1.0).losses(seen, wanted)
         kernel = (seen @ seen.T + 1) ** 3

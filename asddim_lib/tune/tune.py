@@ -12,6 +12,7 @@ from typing import Any
 
 from asddim_lib.core.coordinates import Coordinates, is_flow
 from asddim_lib.errors import check
+from asddim_lib.grids.grid import numbers
 from asddim_lib.measure.fingerprint import of_pipeline
 from asddim_lib.measure.run import Run
 from asddim_lib.metrics.encoders import Encoder
@@ -19,7 +20,7 @@ from asddim_lib.models.load import Pipeline
 from asddim_lib.schedulers.laying import holding, prepared, takes
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tune.family import MOST, family, peer_names, peers
-from asddim_lib.tune.goals import Goal, even, goal_of
+from asddim_lib.tune.goals import Goal, goal_of
 from asddim_lib.tune.measured import check_derivatives, measure, recorded
 from asddim_lib.tune.plan import QUICK, Limits, Plan, evaluations_in
 from asddim_lib.tune.race import race_cost, searched
@@ -79,16 +80,14 @@ def tune(
 def _solver(run: Run, solver: str | None, steps: int) -> tuple[Any, int]:
     """The scheduler class that draws, and its order.
 
-    It is the one that can hold a grid. Raises WrongUse where there is none.
+    It is the one of ours that can hold a grid. Raises WrongUse where there is none.
     """
     own = run.pipe.scheduler
-    if solver is None:
-        kind: Any = type(own) if takes(own) else own_scheduler(own)
-        order = int(own.config.get("solver_order", 1))
-    else:
-        kind, order = solver_of(solver, own)
-    held = holding(prepared(kind, own, run.end), even(run, steps), run.mu)
-    return type(held), min(order, 2)
+    grid = numbers(run.config, steps, {"allocation": "trailing"})
+    if solver is None and takes(own):
+        return type(holding(own, grid, run.mu)), min(2, own.config.get("solver_order", 1))
+    kind, order = (own_scheduler(own), 1) if solver is None else solver_of(solver, own)
+    return type(holding(prepared(kind, own, run.end), grid, run.mu)), order
 
 
 @dataclass
