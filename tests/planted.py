@@ -27,7 +27,7 @@ class Planted(Goal):
 
     name = "planted"
 
-    def __init__(self, best, shared=0.1, own=0.0):
+    def __init__(self, best, shared=0.1, own=1e-4):
         self.best, self.shared, self.own, self.looks = list(best), shared, own, 0
 
     @property

@@ -23,7 +23,7 @@ TRAILING = [999, 666, 332]
 HOW = {"steps": 3, "guidance_scale": 1.0, "plan": SMALL, "goal": "latents"}
 
 
-def planted(pipe, best, own=0.0, **more):
+def planted(pipe, best, own=1e-4, **more):
     return tune(pipe, WORDS, **{**HOW, "goal": Planted(best, own=own)}, **more)
 
 

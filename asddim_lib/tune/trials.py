@@ -37,6 +37,10 @@ class Meter:
         self.progress(self.doing, self.spent, max(self.total, self.spent))
         self.spent += evaluations
 
+    def end(self) -> None:
+        """Tells that no more will be spent."""
+        self.progress("done", self.spent, self.spent)
+
 
 @dataclass(frozen=True)
 class Shelf:

@@ -136,6 +136,7 @@ class _Tuning:
         kind = "tuned" if accepted.accepted else "candidate"
         page, shown = self._shown(rivals, accepted.best, {kind: grid})
         scheduler = holding(self.run.scheduler, best, self.run.mu)
+        self.meter.end()
         return Tuned(
             grid=best,
             name=name if accepted.accepted else accepted.best,

@@ -1,0 +1,77 @@
+"""`tune` on tiny pipelines of several kinds: what it hands out draws; what it cannot do is said."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from asddim_lib.core.coordinates import is_flow
+from asddim_lib.measure.run import Run
+from asddim_lib.tune.tune import tune
+from tests.planted import SMALL, WORDS
+from tests.test_goals import encoders as encoders
+from tests.zoo.entry import entry
+
+#: Without a search, which knows nothing of pipelines.
+PLAN = replace(SMALL, profile_steps=4, trials=0, reference_steps=4)
+
+
+def tuned(name, goal, **more):
+    made = entry(name)
+    how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN, **more}
+    return made, tune(made.pipe, WORDS[:8], steps=2, goal=goal, **how)
+
+
+@pytest.mark.parametrize("goal", ["latents", "embedding"])
+@pytest.mark.parametrize("name", ["sd15", "sd3", "wan-2.1"])
+def test_a_tuned_scheduler_draws_in_its_pipeline(name, goal, encoders):
+    made, found = tuned(name, goal, encoder=encoders[0])
+    flow = is_flow(made.pipe.scheduler)
+    assert found.setting["flow"] == flow
+    assert ("shift" in found.setting) == flow
+    assert (found.setting["encoder"] == "") == (goal == "latents")
+    run = made.run(1, seeds=(3,))
+    expected = replace(run, scheduler=run.prepared_with(type(found.scheduler)).scheduler)
+    expected = expected.ends(found.grid)
+    held = Run(made.pipe, run.prompts, (3,), run.guidance_scale, options=made.options)
+    own, made.pipe.scheduler = made.pipe.scheduler, found.scheduler
+    how = {"num_inference_steps": 2, "output_type": "latent"}
+    try:
+        drawn = held.call(slice(0, 1), found.scheduler, held.generators(slice(0, 1)), **how)
+    finally:
+        made.pipe.scheduler = own
+    torch.testing.assert_close(drawn.flatten(1).float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_shift_that_depends_on_the_size_is_held_with_the_grid(encoders):
+    made, found = tuned("flux-dev", "latents")
+    shift = found.setting["shift"]
+    mix = [(t + 1) / 1000 for t in found.grid]
+    assert found.sigmas == mix
+    meant = [shift * s / (1 + (shift - 1) * s) for s in mix]
+    assert found.scheduler_config["grid"] == pytest.approx(meant, rel=1e-6)
+    assert shift == pytest.approx(torch.tensor(made.run().mu).exp().item(), rel=1e-6)
+
+
+def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
+    words = r"^pipe is .*; its blocks have no derivative for an encoder: use goal latents, the ord"
+    with pytest.raises(ValueError, match=words):
+        tuned("modular-sdxl", "embedding", encoder=encoders[0])
+    _, found = tuned("modular-sdxl", "latents")
+    assert len(found.grid) == 2
+    plan = replace(PLAN, sweeps=0)
+    _, found = tuned("modular-sdxl", "embedding", encoder=encoders[0], plan=plan)
+    assert len(found.grid) == 2
+
+
+def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):
+    from asddim_lib.measure import guidance
+
+    monkeypatch.setattr(guidance, "_known", lambda *_: iter(()))
+    words = (
+        r"^pipe is .*, whose way of guiding is not known here; measure without derivatives: plan"
+    )
+    with pytest.raises(ValueError, match=words):
+        tuned("sd15", "latents")
+    _, found = tuned("sd15", "latents", plan=replace(PLAN, sweeps=0))
+    assert len(found.grid) == 2
