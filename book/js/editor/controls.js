@@ -1,0 +1,238 @@
+"use strict";
+/* What the reader does in the grid editor, and what the page answers. */
+(() => {
+  const maths = editorMaths, view = editorView;
+  const root = document.getElementById("grid-editor");
+  const parts = {};
+  for (const element of root.querySelectorAll("[data-part]")) parts[element.dataset.part] = element;
+  const part = (name) => parts[name];
+  const data = JSON.parse(document.getElementById("grid-editor-data").textContent);
+  const schedule = maths.noiseSchedule(data.schedule), { size } = schedule;
+  const GROUPS = {
+    "even": ["trailing", "leading"],
+    "the paper": ["noise", "combined"],
+    "others": ["karras", "logsnr", "beta", "arctan"],
+    "measured": ["equidistributed", "dual-weighted"],
+  };
+  const MEASURED = "dual-weighted", RIVALS = ["trailing", MEASURED];
+  const USES = { noise: ["p"], combined: ["p", "lambda"] };
+
+  const state = { name: "trailing", last: "trailing", steps: 6, p: 0.5, lam: 1, grid: [], helped: false };
+  const bests = {}; // the reader's best grid, by data and number of steps
+  const problems = {};
+
+  /* All that depends on the data alone, computed when it is first chosen. */
+  function problemOf(name) {
+    if (problems[name]) return problems[name];
+    const mixture = data.mixtures[name], judged = data.drawn + data.measured;
+    const drawn = data.points.slice(0, data.drawn), others = data.points.slice(judged);
+    const high = schedule.sigmas[size - 1];
+    const exact = drawn.map((x) => {
+      const path = [x];
+      maths.solve(mixture, maths.begin(x, high), high, 0, 0.1, (y, sigma) => path.push(shrink(y, sigma)));
+      return path;
+    });
+    const ends = (points) => points.map((x) => maths.exactEnd(mixture, schedule, x));
+    return (problems[name] = {
+      name, mixture, drawn, others, exact,
+      box: boxOf(mixture, exact.flat()),
+      ends: ends(drawn),
+      otherEnds: ends(others),
+      evidence: maths.measure(mixture, schedule, data.points.slice(data.drawn, judged)),
+    });
+  }
+
+  /* What the plane shows: the paths and the middle of the clusters, with a margin. */
+  function boxOf(mixture, points) {
+    const around = mixture.flatMap(({ mean: [a, b], std }) => [[a - std, b - std], [a + std, b + std]]);
+    const [xs, ys] = [0, 1].map((axis) => [...points, ...around].map((point) => point[axis]));
+    const margin = 0.15;
+    return {
+      left: Math.min(...xs) - margin, right: Math.max(...xs) + margin,
+      bottom: Math.min(...ys) - margin, top: Math.max(...ys) + margin,
+    };
+  }
+
+  const shrink = (y, sigma) => y.map((value) => value / Math.sqrt(1 + sigma * sigma));
+  const problem = () => problemOf(part("data").value);
+  const place = () => `${problem().name} ${state.steps}`;
+  const errorOf = (grid) => {
+    const { mixture, drawn, ends } = problem();
+    return maths.endError(mixture, schedule, grid, drawn, ends);
+  };
+  const otherErrorOf = (grid) => {
+    const { mixture, others, otherEnds } = problem();
+    return maths.endError(mixture, schedule, grid, others, otherEnds);
+  };
+  const layNamed = (name) =>
+    maths.lay(name, schedule, state.steps, { p: state.p, lam: state.lam, evidence: problem().evidence });
+  const three = (value) => value.toFixed(3);
+
+  // ---- Drawing
+
+  let asked = false;
+  function redraw() {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      if (root.clientWidth) draw();
+    });
+  }
+
+  function draw() {
+    const { mixture, drawn, ends, exact, box, evidence, name } = problem(), { grid } = state;
+    const sigmas = maths.levels(schedule, grid), error = errorOf(grid);
+    const sampled = drawn.map((x) =>
+      maths.sample(mixture, schedule, grid, x).map((y, k) => shrink(y, sigmas[k])),
+    );
+    const label = `${drawn.length} paths from noise to the data (${name}), exact and by DDIM in ${grid.length} steps`;
+    view.plane(part("plane"), { mixture, exact, sampled, box, label });
+    const errors = maths.stepErrors(mixture, schedule, grid, drawn, ends);
+    const sentence = worst(errors);
+    const density = evidence.densities[MEASURED];
+    view.bars(part("bars"), { ...errors, grid, size, density, label: `The error of each step. ${sentence}` });
+    drawTicks();
+    score(error);
+    say(`This grid ends ${three(error)} from the exact samples. ${sentence}`);
+  }
+
+  /* The step whose error reaches the end most, in words. */
+  function worst({ carried }) {
+    const k = carried.indexOf(Math.max(...carried)), next = state.grid[k];
+    const to = next === undefined ? "the end" : next;
+    const what = k ? `Step ${k}, from t = ${state.grid[k - 1]} to ${to},` : "What the grid leaves out before its first step";
+    return `${what} adds most: ${three(carried[k])}.`;
+  }
+
+  function drawTicks() {
+    const ticks = part("ticks"), { grid } = state, last = grid.length - 1;
+    while (ticks.children.length > grid.length) ticks.lastChild.remove();
+    while (ticks.children.length < grid.length) {
+      const tick = ticks.appendChild(document.createElement("div"));
+      tick.setAttribute("role", "slider");
+      tick.tabIndex = 0;
+    }
+    grid.forEach((t, k) => {
+      const tick = ticks.children[k];
+      tick.style.left = `${view.pixel(t, ticks.clientWidth, size)}px`;
+      tick.title = `t = ${t}`;
+      const told = { label: `Step ${k + 1} of ${last + 1}`, valuemin: last - k, valuemax: size - 1 - k, valuenow: t, valuetext: `timestep ${t}` };
+      for (const [key, value] of Object.entries(told)) tick.setAttribute(`aria-${key}`, value);
+    });
+  }
+
+  /* The table beside the plane. What is named there is laid anew for the data and the steps. */
+  function score(error) {
+    const best = bests[place()], named = RIVALS.map((name) => [name, layNamed(name)]);
+    const rows = [["this grid", state.grid], ...named, ...(best ? [["your best", best]] : [])];
+    part("end").textContent = three(error);
+    part("scores").innerHTML = rows
+      .map(([name, grid], k) => `<tr${k ? "" : ' class="ge-now"'}><th scope="row">${name}</th><td>${three(errorOf(grid))}</td><td>${three(otherErrorOf(grid))}</td></tr>`)
+      .join("");
+    part("verdict").textContent = verdict(error, errorOf(named[1][1]), best && errorOf(best));
+    part("back").disabled = !best;
+  }
+
+  function verdict(error, measured, best) {
+    if (state.helped)
+      return `Searched on the 16 paths: ${compared(error, measured)}. The others say what it is worth.`;
+    if (best === undefined) return `Drag a tick below. Can you beat ${MEASURED}, the measured grid?`;
+    return best < measured ? `You did it: ${compared(best, measured)}.` : `So far: ${compared(best, measured)}.`;
+  }
+
+  function compared(error, measured) {
+    const change = 100 * Math.abs(error / measured - 1), more = error < measured ? "less" : "more";
+    return `${change < 1 ? "under 1" : Math.round(change)} % ${more} error than ${MEASURED}`;
+  }
+
+  let waiting = 0;
+  function say(sentence) {
+    clearTimeout(waiting); // or a drag would be read out pixel by pixel
+    waiting = setTimeout(() => (part("said").textContent = sentence), 250);
+  }
+
+  // ---- What the reader does
+
+  /* Lays a named grid, and shows the exponents that it uses. */
+  function choose(name) {
+    Object.assign(state, { name, last: name, grid: layNamed(name), helped: false });
+    for (const button of part("names").querySelectorAll("button"))
+      button.setAttribute("aria-pressed", button.textContent === name);
+    const uses = USES[name] || [];
+    part("exponents").hidden = !uses.length;
+    part("lambda").hidden = !uses.includes("lambda");
+    redraw();
+  }
+
+  /* Shows a grid that no button stands for. */
+  function show(grid, helped) {
+    Object.assign(state, { grid, helped, name: null });
+    for (const button of part("names").querySelectorAll("button")) button.setAttribute("aria-pressed", false);
+    part("exponents").hidden = true;
+    redraw();
+  }
+
+  /* A grid of the reader's own; it is kept if it is the best so far. */
+  function own(grid) {
+    const best = bests[place()];
+    if (!state.helped && (!best || errorOf(grid) < errorOf(best))) bests[place()] = grid;
+    show(grid, state.helped);
+  }
+
+  function drag(event) {
+    const ticks = part("ticks"), children = [...ticks.children];
+    const x = (e) => view.timestep(e.clientX - ticks.getBoundingClientRect().left, ticks.clientWidth, size);
+    const before = state.grid, from = x(event);
+    const away = before.map((t) => Math.abs(t - from)), hit = children.indexOf(event.target);
+    const k = hit >= 0 ? hit : away.indexOf(Math.min(...away));
+    event.preventDefault();
+    children[k].focus({ preventScroll: true });
+    children[k].classList.add("ge-held");
+    ticks.setPointerCapture(event.pointerId);
+    // From the grid before the drag, so that neighbours that gave way come back.
+    ticks.onpointermove = (e) => own(maths.move(before, k, before[k] + x(e) - from, size));
+    ticks.onpointerup = ticks.onpointercancel = () => {
+      children[k].classList.remove("ge-held");
+      ticks.onpointermove = ticks.onpointerup = ticks.onpointercancel = null;
+    };
+  }
+
+  const KEYS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -50, PageUp: 50, Home: -size, End: size };
+  function press(event) {
+    const k = [...part("ticks").children].indexOf(event.target), by = KEYS[event.key];
+    if (k < 0 || !by || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const times = event.shiftKey && Math.abs(by) === 1 ? 10 : 1;
+    own(maths.move(state.grid, k, state.grid[k] + by * times, size));
+  }
+
+  /* A range input sets a number of the state, and the grid is laid anew. */
+  function follow(name, input) {
+    input.addEventListener("input", () => {
+      state[name] = Number(input.value);
+      input.nextElementSibling.textContent = input.value;
+      choose(state.name || state.last);
+    });
+  }
+
+  for (const name of Object.keys(data.mixtures)) part("data").add(new Option(name));
+  for (const [group, names] of Object.entries(GROUPS)) {
+    const list = part("names").appendChild(document.createElement("span"));
+    list.className = "ge-group";
+    list.append(Object.assign(document.createElement("span"), { textContent: group }));
+    for (const name of names) {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+      button.addEventListener("click", () => choose(name));
+      list.append(button);
+    }
+  }
+  part("data").addEventListener("change", () => (state.name ? choose(state.name) : redraw()));
+  for (const name of ["steps", "p", "lam"]) follow(name, part(name));
+  part("back").addEventListener("click", () => show(bests[place()], false));
+  part("search").addEventListener("click", () => show(maths.search(state.grid, size, errorOf), true));
+  part("ticks").addEventListener("pointerdown", drag);
+  part("ticks").addEventListener("keydown", press);
+  new ResizeObserver(redraw).observe(root);
+  choose("trailing");
+})();
