@@ -37,6 +37,7 @@ from chapter import (
     reads,
     write_notebook,
 )
+from editor import editor_page
 from provenance import status_page
 from support import support_page
 
@@ -71,6 +72,7 @@ def main(context: typer.Context) -> None:
         copy_if_changed(linked(file, name), STAGE / "chapters" / f"{name}.ipynb")
     (STAGE / "chapters" / "status.md").write_text(status_page(executed))
     (STAGE / "chapters" / "support.md").write_text(support_page())
+    (STAGE / "chapters" / "editor.md").write_text(editor_page())
     jupyter_book()
     check_numbers(STAGE / "_build" / "html" / "chapters")
     print(f"open {(STAGE / '_build' / 'html' / 'index.html').relative_to(ROOT)}")

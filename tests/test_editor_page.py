@@ -1,0 +1,243 @@
+"""The grid editor in a browser, opened as a file: mouse, finger, keyboard, phone and dark."""
+
+import json
+import re
+
+import browser as browser_tool
+import editor
+import look
+import pytest
+import torch
+
+from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.evidence.trajectory import follow
+from asddim_lib.metrics.distance import relative_distance
+from asddim_lib.testing.mixtures import GaussianMixture
+
+pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
+#: A page with the colours of the book's theme, light and dark.
+PAGE = """<!doctype html><html lang="en"><head><title>A page</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body { margin: 16px; background: var(--pst-color-background); }
+:root { --pst-color-background: #fff; --pst-color-text-base: #222832; --pst-color-border: #d1d5da;
+  --pst-color-text-muted: #48566b; --pst-color-surface: #f3f4f5; }
+[data-theme=dark] { --pst-color-background: #121212; --pst-color-text-base: #ced6dd;
+  --pst-color-border: #48566b; --pst-color-text-muted: #9ca4af; --pst-color-surface: #29313d; }
+:focus-visible { outline: 3px solid #176de8; outline-offset: 2px; }
+h1 { color: var(--pst-color-text-base); }
+</style><script>document.documentElement.dataset.theme =
+  matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";</script></head>
+<body><main><h1>A page</h1>%s</main></body></html>"""
+TICK = "#grid-editor [role=slider]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
+    if not browser_tool.installed():
+        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
+    with browser_tool.chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a page that has the editor."""
+    made = tmp_path_factory.mktemp("editor")
+    (made / "editor.html").write_text(PAGE % editor.figure())
+    return made
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """Opens the page from its file, in a context of one's choice; errors in it fail the test."""
+    contexts, errors = [], []
+
+    def open_page(**options):
+        context = browser.new_context(viewport={"width": 800, "height": 1000}, **options)
+        contexts.append(context)
+        context.route(re.compile("^https?:"), lambda route: errors.append(route.request.url))
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((folder / "editor.html").as_uri())
+        page.wait_for_selector(TICK)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def grid(page):
+    """Where the ticks are, as a screen reader is told."""
+    return [int(tick.get_attribute("aria-valuenow")) for tick in page.locator(TICK).all()]
+
+
+def moved(page, act):
+    """The grid after an act of the reader, once it has been drawn."""
+    before = grid(page)
+    act()
+    page.wait_for_function(
+        "([selector, before]) => before !== JSON.stringify([...document.querySelectorAll(selector)]"
+        ".map((tick) => Number(tick.ariaValueNow)))",
+        arg=[TICK, json.dumps(before, separators=(",", ":"))],
+    )
+    return grid(page)
+
+
+def shown(page):
+    """The error at the end, as the page shows it."""
+    return page.locator("[data-part=end]").inner_text()
+
+
+def middle(page, k):
+    """The middle of tick k, in pixels of the window."""
+    page.locator(TICK).nth(k).scroll_into_view_if_needed()
+    box = page.locator(TICK).nth(k).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def library_error(name, timesteps):
+    """The library's error of a grid on the paths that are drawn."""
+    data = json.loads((editor.EDITOR / "data.json").read_text())
+    parts = data["mixtures"][name]
+    mixture = GaussianMixture(*([p[key] for p in parts] for key in ("mean", "std", "weight")))
+    schedule = NoiseSchedule.from_config(data["schedule"])
+    bars = schedule.alphas_cumprod
+    points = torch.tensor(data["points"][: data["drawn"]], dtype=torch.float64)
+    ends = follow(lambda x, t: mixture.eps(x, float(bars[t])), points, schedule, timesteps).end
+    goal = mixture.solve(points, float(bars[-1]), 1.0)
+    return float(relative_distance(ends, goal).mean())
+
+
+def test_the_buttons_lay_grids_and_the_page_shows_the_library_s_error(opened):
+    page = opened()
+    assert grid(page) == [999, 832, 666, 499, 332, 166]
+    assert shown(page) == f"{library_error('Three clusters', grid(page)):.3f}"
+    page.select_option("[data-part=data]", label="One Gaussian")
+    for name in ("leading", "noise", "karras", "dual-weighted"):
+        laid = moved(page, page.get_by_role("button", name=name, exact=True).click)
+        assert page.locator("button[aria-pressed=true]").inner_text() == name
+        assert shown(page) == f"{library_error('One Gaussian', laid):.3f}"
+    moved(page, page.get_by_role("button", name="combined").click)
+    laid = moved(page, lambda: page.get_by_label("p of Eq. 5").fill("1.5"))
+    assert laid != moved(page, lambda: page.get_by_label("λ of Eq. 9").fill("4"))
+    assert len(moved(page, lambda: page.get_by_role("slider", name="Steps").fill("11"))) == 11
+
+
+def test_a_drag_moves_a_tick_and_those_in_its_way_come_back(opened):
+    page = opened()
+    before, first = grid(page), shown(page)
+    x, y = middle(page, 3)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    after = moved(page, lambda: page.mouse.move(x - 200, y, steps=4))
+    assert after[:3] == before[:3]
+    assert after[3] < 250
+    assert after[4] == after[3] - 1, "the tick in the way is pushed"
+    assert shown(page) == f"{library_error('Three clusters', after):.3f}" != first
+    back = moved(page, lambda: page.mouse.move(x + 30, y, steps=4))
+    page.mouse.up()
+    assert back[4:] == before[4:]
+    page.mouse.move(x - 100, y)  # the button is up: nothing follows
+    page.wait_for_timeout(100)
+    assert grid(page) == back
+
+
+def test_a_finger_drags_a_tick(opened):
+    page = opened(has_touch=True, is_mobile=True)
+    x, y = middle(page, 5)
+    touch = page.context.new_cdp_session(page)
+
+    def swipe():
+        for kind, at in (("Start", 0), ("Move", -15), ("Move", -40), ("End", None)):
+            points = [] if at is None else [{"x": x + at, "y": y}]
+            touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+    assert moved(page, swipe)[5] < 166 - 30
+
+
+def test_the_keyboard_reaches_and_moves_every_tick_and_says_what_happened(opened):
+    page = opened()
+    page.get_by_role("button", name="Search from here").focus()
+    for k in range(6):
+        page.keyboard.press("Tab")
+        tick = page.locator(":focus")
+        assert tick.get_attribute("aria-label") == f"Step {k + 1} of 6"
+        assert tick.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    for key, expected in (
+        ("ArrowLeft", 165),
+        ("Shift+ArrowRight", 175),
+        ("PageDown", 125),
+        ("Home", 0),
+        ("End", 994),
+    ):
+        assert moved(page, lambda key=key: page.keyboard.press(key))[5] == expected
+        assert tick.get_attribute("aria-valuetext") == f"timestep {expected}"
+    assert grid(page) == [999, 998, 997, 996, 995, 994]
+    said = f"ends {library_error('Three clusters', grid(page)):.3f} from the exact samples"
+    page.wait_for_function(
+        "said => document.querySelector('[aria-live]').innerText.includes(said)", arg=said
+    )
+
+
+def test_the_best_is_kept_and_a_search_is_not_the_reader_s(opened):
+    page = opened()
+    back, verdict = (
+        page.get_by_role("button", name="Back to my best"),
+        page.locator("[data-part=verdict]"),
+    )
+    assert back.is_disabled()
+    moved(page, page.get_by_role("button", name="Search from here").click)
+    assert back.is_disabled()
+    assert "Searched on the 16 paths" in verdict.inner_text()
+    moved(page, page.get_by_role("button", name="trailing").click)
+    good = moved(page, lambda: page.locator(TICK).nth(5).press("PageDown"))
+    moved(page, lambda: page.locator(TICK).nth(5).press("Home"))
+    assert "more error than dual-weighted" in verdict.inner_text()
+    assert moved(page, back.click) == good
+    assert "your best" in page.locator("[data-part=scores]").inner_text()
+
+
+def test_in_light_in_dark_and_on_a_phone_the_checks_of_the_book_find_nothing(
+    browser, folder, tmp_path
+):
+    assert look.look(browser, folder, tmp_path) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_are_seen_against_the_ground(opened, scheme):
+    """Three to one, as WCAG asks of what is drawn."""
+    page = opened(color_scheme=scheme)
+    page.wait_for_selector("[data-part=bars] rect[stroke]")
+
+    def colour(selector, name):
+        text = page.locator(selector).first.evaluate("(e, name) => getComputedStyle(e)[name]", name)
+        return [int(part) / 255 for part in re.findall(r"\d+", text)[:3]]
+
+    def light(rgb):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    ground = light(colour("body", "backgroundColor"))
+    assert (ground < 0.1) == (scheme == "dark")
+    lines = ["[data-part=bars] rect[stroke]", "[data-part=bars] line"]
+    for selector in [*lines, "[data-part=plane] path[stroke-width='1.5']"]:
+        levels = sorted([ground, light(colour(selector, "stroke"))])
+        assert (levels[1] + 0.05) / (levels[0] + 0.05) > 3, selector
+
+
+def test_on_a_phone_the_figure_fits_and_is_read(opened):
+    page = opened(has_touch=True, is_mobile=True)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function("document.querySelector('[data-part=bars]').clientWidth < 390")
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    sizes = page.locator("svg text").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().height)"
+    )
+    assert min(sizes) >= 12
+    width, boxes = 390, [t.bounding_box() for t in page.locator(TICK).all()]
+    assert all(box["width"] >= 22 and box["height"] >= 36 for box in boxes)
+    assert all(-11 <= box["x"] <= width for box in boxes)
