@@ -242,6 +242,27 @@ def test_the_chapter_s_numbers_are_so():
     assert f"measured on {DATA['measured']} other paths" in CHAPTER
 
 
+def test_the_chapter_s_claims_are_so():
+    """What the text says of the bars, where it gives no number."""
+    script = """const shares = (name, grid) => {
+      const { mixture, points, ends } = problem(name);
+      return m.stepErrors(mixture, s, grid, points, ends);
+    };
+    const evidence = m.measure(data.mixtures["Three clusters"], s, measured);
+    answer([shares("Three clusters", m.lay("trailing", s, 6)),
+      shares("Three clusters", m.lay("dual-weighted", s, 6, { evidence })),
+      shares("Three clusters", m.lay("noise", s, 6, { p: 2 })),
+      shares("One Gaussian", [657, 455, 317, 212, 120, 55])]);"""
+    even, dual, steep, gauss = node(script)
+    early = zip(even["carried"][1:4], even["made"][1:4], strict=True)
+    assert all(carried < made / 3 for carried, made in early), "early errors fade"
+    assert even["carried"][-1] == max(even["carried"]) > sum(even["carried"][:-1])
+    spreads = [max(one["carried"][1:]) / min(one["carried"][1:]) for one in (dual, even)]
+    assert spreads[0] < 1.6 < 20 < spreads[1], "dual-weighted evens out the bars"
+    assert sum(steep["carried"][1:3]) > 0.9 * sum(steep["carried"]), "the two steps before"
+    assert gauss["carried"][0] == max(gauss["carried"]), "the stretch that was left out"
+
+
 def test_the_figure_is_small_and_asks_nobody():
     text = editor.figure()
     assert len(text.encode()) < 40_000

@@ -160,7 +160,7 @@ def test_a_finger_drags_a_tick(opened):
 
 def test_the_keyboard_reaches_and_moves_every_tick_and_says_what_happened(opened):
     page = opened()
-    page.get_by_role("button", name="Search from here").focus()
+    page.get_by_role("button", name="dual-weighted").focus()
     for k in range(6):
         page.keyboard.press("Tab")
         tick = page.locator(":focus")

@@ -9,15 +9,16 @@
   const data = JSON.parse(document.getElementById("grid-editor-data").textContent);
   const schedule = maths.noiseSchedule(data.schedule), { size } = schedule;
   const GROUPS = {
-    "even": ["trailing", "leading"],
+    even: ["trailing", "leading"],
     "the paper": ["noise", "combined"],
-    "others": ["karras", "logsnr", "beta", "arctan"],
-    "measured": ["equidistributed", "dual-weighted"],
+    others: ["karras", "logsnr", "beta", "arctan"],
+    measured: ["equidistributed", "dual-weighted"],
   };
   const MEASURED = "dual-weighted", RIVALS = ["trailing", MEASURED];
   const USES = { noise: ["p"], combined: ["p", "lambda"] };
 
-  const state = { name: "trailing", last: "trailing", steps: 6, p: 0.5, lam: 1, grid: [], helped: false };
+  // `name` is null once the grid is no named one; `last` is the last that was. `helped`: by the search.
+  const state = { name: "", last: "", steps: 6, p: 0.5, lam: 1, grid: [], helped: false };
   const bests = {}; // the reader's best grid, by data and number of steps
   const problems = {};
 
@@ -29,7 +30,8 @@
     const high = schedule.sigmas[size - 1];
     const exact = drawn.map((x) => {
       const path = [x];
-      maths.solve(mixture, maths.begin(x, high), high, 0, 0.1, (y, sigma) => path.push(shrink(y, sigma)));
+      const keep = (y, sigma) => path.push(shrink(y, sigma));
+      maths.solve(mixture, maths.begin(x, high), high, 0, 0.1, keep);
       return path;
     });
     const ends = (points) => points.map((x) => maths.exactEnd(mixture, schedule, x));
@@ -44,7 +46,10 @@
 
   /* What the plane shows: the paths and the middle of the clusters, with a margin. */
   function boxOf(mixture, points) {
-    const around = mixture.flatMap(({ mean: [a, b], std }) => [[a - std, b - std], [a + std, b + std]]);
+    const around = mixture.flatMap(({ mean: [a, b], std }) => [
+      [a - std, b - std],
+      [a + std, b + std],
+    ]);
     const [xs, ys] = [0, 1].map((axis) => [...points, ...around].map((point) => point[axis]));
     const margin = 0.15;
     return {
@@ -64,8 +69,10 @@
     const { mixture, others, otherEnds } = problem();
     return maths.endError(mixture, schedule, grid, others, otherEnds);
   };
-  const layNamed = (name) =>
-    maths.lay(name, schedule, state.steps, { p: state.p, lam: state.lam, evidence: problem().evidence });
+  function layNamed(name) {
+    const { p, lam, steps } = state;
+    return maths.lay(name, schedule, steps, { p, lam, evidence: problem().evidence });
+  }
   const three = (value) => value.toFixed(3);
 
   // ---- Drawing
@@ -86,12 +93,13 @@
     const sampled = drawn.map((x) =>
       maths.sample(mixture, schedule, grid, x).map((y, k) => shrink(y, sigmas[k])),
     );
-    const label = `${drawn.length} paths from noise to the data (${name}), exact and by DDIM in ${grid.length} steps`;
+    const paths = `${drawn.length} paths from noise to the data (${name})`;
+    const label = `${paths}, exact and by DDIM in ${grid.length} steps`;
     view.plane(part("plane"), { mixture, exact, sampled, box, label });
     const errors = maths.stepErrors(mixture, schedule, grid, drawn, ends);
     const sentence = worst(errors);
-    const density = evidence.densities[MEASURED];
-    view.bars(part("bars"), { ...errors, grid, size, density, label: `The error of each step. ${sentence}` });
+    const density = evidence.densities[MEASURED], told = `The error of each step. ${sentence}`;
+    view.bars(part("bars"), { ...errors, grid, size, density, label: told });
     drawTicks();
     score(error);
     say(`This grid ends ${three(error)} from the exact samples. ${sentence}`);
@@ -101,7 +109,8 @@
   function worst({ carried }) {
     const k = carried.indexOf(Math.max(...carried)), next = state.grid[k];
     const to = next === undefined ? "the end" : next;
-    const what = k ? `Step ${k}, from t = ${state.grid[k - 1]} to ${to},` : "What the grid leaves out before its first step";
+    const step = `Step ${k}, from t = ${state.grid[k - 1]} to ${to},`;
+    const what = k ? step : "What the grid leaves out before its first step";
     return `${what} adds most: ${three(carried[k])}.`;
   }
 
@@ -117,7 +126,8 @@
       const tick = ticks.children[k];
       tick.style.left = `${view.pixel(t, ticks.clientWidth, size)}px`;
       tick.title = `t = ${t}`;
-      const told = { label: `Step ${k + 1} of ${last + 1}`, valuemin: last - k, valuemax: size - 1 - k, valuenow: t, valuetext: `timestep ${t}` };
+      const told = { valuemin: last - k, valuemax: size - 1 - k, valuenow: t };
+      Object.assign(told, { label: `Step ${k + 1} of ${last + 1}`, valuetext: `timestep ${t}` });
       for (const [key, value] of Object.entries(told)) tick.setAttribute(`aria-${key}`, value);
     });
   }
@@ -127,8 +137,9 @@
     const best = bests[place()], named = RIVALS.map((name) => [name, layNamed(name)]);
     const rows = [["this grid", state.grid], ...named, ...(best ? [["your best", best]] : [])];
     part("end").textContent = three(error);
+    const cells = (grid) => `<td>${three(errorOf(grid))}</td><td>${three(otherErrorOf(grid))}</td>`;
     part("scores").innerHTML = rows
-      .map(([name, grid], k) => `<tr${k ? "" : ' class="ge-now"'}><th scope="row">${name}</th><td>${three(errorOf(grid))}</td><td>${three(otherErrorOf(grid))}</td></tr>`)
+      .map(([name, grid]) => `<tr><th scope="row">${name}</th>${cells(grid)}</tr>`)
       .join("");
     part("verdict").textContent = verdict(error, errorOf(named[1][1]), best && errorOf(best));
     part("back").disabled = !best;
@@ -138,7 +149,7 @@
     if (state.helped)
       return `Searched on the 16 paths: ${compared(error, measured)}. The others say what it is worth.`;
     if (best === undefined) return `Drag a tick below. Can you beat ${MEASURED}, the measured grid?`;
-    return best < measured ? `You did it: ${compared(best, measured)}.` : `So far: ${compared(best, measured)}.`;
+    return `${best < measured ? "You did it" : "So far"}: ${compared(best, measured)}.`;
   }
 
   function compared(error, measured) {
@@ -157,19 +168,22 @@
   /* Lays a named grid, and shows the exponents that it uses. */
   function choose(name) {
     Object.assign(state, { name, last: name, grid: layNamed(name), helped: false });
-    for (const button of part("names").querySelectorAll("button"))
-      button.setAttribute("aria-pressed", button.textContent === name);
+    press(name);
     const uses = USES[name] || [];
     part("exponents").hidden = !uses.length;
     part("lambda").hidden = !uses.includes("lambda");
     redraw();
   }
 
+  function press(name) {
+    for (const button of part("names").querySelectorAll("button"))
+      button.setAttribute("aria-pressed", button.textContent === name);
+  }
+
   /* Shows a grid that no button stands for. */
   function show(grid, helped) {
     Object.assign(state, { grid, helped, name: null });
-    for (const button of part("names").querySelectorAll("button")) button.setAttribute("aria-pressed", false);
-    part("exponents").hidden = true;
+    press(null); // the exponents stay: the strip must not move under a finger
     redraw();
   }
 
@@ -182,8 +196,8 @@
 
   function drag(event) {
     const ticks = part("ticks"), children = [...ticks.children];
-    const x = (e) => view.timestep(e.clientX - ticks.getBoundingClientRect().left, ticks.clientWidth, size);
-    const before = state.grid, from = x(event);
+    const { left, width } = ticks.getBoundingClientRect(), before = state.grid;
+    const at = (e) => view.timestep(e.clientX - left, width, size), from = at(event);
     const away = before.map((t) => Math.abs(t - from)), hit = children.indexOf(event.target);
     const k = hit >= 0 ? hit : away.indexOf(Math.min(...away));
     event.preventDefault();
@@ -191,15 +205,16 @@
     children[k].classList.add("ge-held");
     ticks.setPointerCapture(event.pointerId);
     // From the grid before the drag, so that neighbours that gave way come back.
-    ticks.onpointermove = (e) => own(maths.move(before, k, before[k] + x(e) - from, size));
+    ticks.onpointermove = (e) => own(maths.move(before, k, before[k] + at(e) - from, size));
     ticks.onpointerup = ticks.onpointercancel = () => {
       children[k].classList.remove("ge-held");
       ticks.onpointermove = ticks.onpointerup = ticks.onpointercancel = null;
     };
   }
 
-  const KEYS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -50, PageUp: 50, Home: -size, End: size };
-  function press(event) {
+  const KEYS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 };
+  Object.assign(KEYS, { PageDown: -50, PageUp: 50, Home: -size, End: size });
+  function steer(event) {
     const k = [...part("ticks").children].indexOf(event.target), by = KEYS[event.key];
     if (k < 0 || !by || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
@@ -222,17 +237,21 @@
     list.className = "ge-group";
     list.append(Object.assign(document.createElement("span"), { textContent: group }));
     for (const name of names) {
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+      const button = document.createElement("button");
+      Object.assign(button, { type: "button", textContent: name });
       button.addEventListener("click", () => choose(name));
       list.append(button);
     }
   }
+  // The reader's own grid stays where it is when the data change.
   part("data").addEventListener("change", () => (state.name ? choose(state.name) : redraw()));
   for (const name of ["steps", "p", "lam"]) follow(name, part(name));
   part("back").addEventListener("click", () => show(bests[place()], false));
-  part("search").addEventListener("click", () => show(maths.search(state.grid, size, errorOf), true));
+  part("search").addEventListener("click", () => {
+    show(maths.search(state.grid, size, errorOf), true);
+  });
   part("ticks").addEventListener("pointerdown", drag);
-  part("ticks").addEventListener("keydown", press);
+  part("ticks").addEventListener("keydown", steer);
   new ResizeObserver(redraw).observe(root);
   choose("trailing");
 })();

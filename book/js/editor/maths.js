@@ -1,8 +1,8 @@
 "use strict";
 /* What the grid editor computes, without a page: node runs this file in the tests.
 
-A point is in y = x / √ᾱ, the scale of clean data, and a noise level is σ = √((1 − ᾱ)/ᾱ). There the
-exact path obeys dy/dσ = ε, and DDIM (Eq 3) is Euler's method. A grid is K falling timesteps.
+A point is in y = x / √ᾱ, the scale of clean data, and a noise level is σ = √((1 − ᾱ)/ᾱ). There
+the exact path obeys dy/dσ = ε, and DDIM (Eq 3) is Euler's method. A grid is K falling timesteps.
 tests/test_editor.py holds each function to the library's own. */
 const editorMaths = (() => {
   // ---- The noise schedule (Eq 4)
@@ -171,7 +171,7 @@ const editorMaths = (() => {
 
   // ---- The mixture Σ w_i N(μ_i, c_i² I) in the plane, and its exact denoiser
 
-  const share = new Float64Array(64); // of each component; one array, since this is what all time goes into
+  const share = new Float64Array(64); // of each component: one array, for speed
 
   /* Fills in each component's share of the density at y, where the noise level is σ. */
   function weigh(mixture, y, sigma) {
@@ -360,7 +360,7 @@ const editorMaths = (() => {
 
   // ---- The reader's moves
 
-  /* The grid with tick k at timestep t. The others give way, and stay distinct and within 0 … T − 1. */
+  /* The grid with tick k at timestep t. The others give way, stay distinct and within 0 … T − 1. */
   function move(grid, k, t, size) {
     const last = grid.length - 1, to = Math.min(Math.max(round(t), last - k), size - 1 - k);
     return grid.map((old, j) => {

@@ -4,8 +4,10 @@ that a letter has the same size on a phone. Colours are the style sheet's. */
 const editorView = (() => {
   const STRIP = 210, AXIS = 54, TOP = 18, SIDE = 12; // of the strip, in pixels
 
-  const tag = (name, attributes, text = "") =>
-    `<${name} ${Object.entries(attributes).map(([key, value]) => `${key}="${value}"`).join(" ")}>${text}</${name}>`;
+  function tag(name, attributes, text = "") {
+    const written = Object.entries(attributes).map(([key, value]) => `${key}="${value}"`);
+    return `<${name} ${written.join(" ")}>${text}</${name}>`;
+  }
   const rounded = (value) => Math.round(value * 10) / 10;
   const line = (points) => "M" + points.map((point) => point.map(rounded).join(" ")).join("L");
 
@@ -15,25 +17,29 @@ const editorView = (() => {
     const { left, right, bottom, top } = shown.box, width = svg.clientWidth;
     const scale = width / (right - left), height = Math.round((top - bottom) * scale);
     const place = ([a, b]) => [(a - left) * scale, (top - b) * scale];
-    const path = (points, colour, width, more = {}) =>
-      tag("path", { d: line(points), fill: "none", stroke: `var(${colour})`, "stroke-width": width, ...more });
-    const dot = ([x, y], r, more) => tag("circle", { cx: rounded(x), cy: rounded(y), r, ...more });
+    const path = (points, colour, width, more = {}) => {
+      const style = { fill: "none", stroke: `var(${colour})`, "stroke-width": width };
+      return tag("path", { d: line(points.map(place)), ...style, ...more });
+    };
+    const dot = (point, r, more) => {
+      const [cx, cy] = place(point).map(rounded);
+      return tag("circle", { cx, cy, r, ...more });
+    };
+    const start = { fill: "var(--ge-ground)", stroke: "var(--ge-quiet)", "stroke-width": 1.5 };
     const parts = shown.mixture.flatMap(({ mean, std }) =>
       [2, 1].map((times) =>
-        dot(place(mean), rounded(times * std * scale), { fill: "var(--ge-quiet)", opacity: 0.12 }),
+        dot(mean, rounded(times * std * scale), { fill: "var(--ge-quiet)", opacity: 0.12 }),
       ),
     );
-    for (const exact of shown.exact)
-      parts.push(path(exact.map(place), "--ge-quiet", 1.2, { opacity: 0.75 }));
-    for (const sampled of shown.sampled) {
-      const points = sampled.map(place);
-      parts.push(path(points, "--ge-path", 1.5));
-      points.slice(1).forEach((point) => parts.push(dot(point, 2.2, { fill: "var(--ge-path)" })));
-      parts.push(dot(points[0], 3.2, { fill: "var(--ge-ground)", stroke: "var(--ge-quiet)", "stroke-width": 1.5 }));
+    for (const exact of shown.exact) parts.push(path(exact, "--ge-quiet", 1.2, { opacity: 0.75 }));
+    for (const [first, ...rest] of shown.sampled) {
+      parts.push(path([first, ...rest], "--ge-path", 1.5));
+      for (const point of rest) parts.push(dot(point, 2.2, { fill: "var(--ge-path)" }));
+      parts.push(dot(first, 3.2, start));
     }
     shown.sampled.forEach((sampled, n) => {
-      const end = place(sampled[sampled.length - 1]), exact = shown.exact[n];
-      parts.push(path([end, place(exact[exact.length - 1])], "--ge-error", 3, { "stroke-linecap": "round" }));
+      const miss = [sampled, shown.exact[n]].map((points) => points[points.length - 1]);
+      parts.push(path(miss, "--ge-error", 3, { "stroke-linecap": "round" }));
     });
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.style.height = `${height}px`;
@@ -57,34 +63,39 @@ const editorView = (() => {
     const width = svg.clientWidth, foot = STRIP - AXIS, { grid, size } = shown;
     const at = (t) => rounded(pixel(t, width, size));
     const top = ceiling(Math.max(...shown.made, ...shown.carried, 1e-4));
-    const height = (value) => rounded((value / top) * (foot - TOP));
+    const tall = (value) => rounded((value / top) * (foot - TOP));
+    const rule = (x1, x2, y, style) => tag("line", { x1, x2, y1: y, y2: y, ...style });
     const parts = [wanted(shown.density, at, foot)];
     const edges = [size - 1, ...grid, -1];
     shown.made.forEach((made, k) => {
-      const left = at(edges[k + 1]), wide = Math.max(at(edges[k]) - left, 0.5);
+      const x = at(edges[k + 1]), width = rounded(Math.max(at(edges[k]) - x, 0.5));
       const bar = (value, style) =>
-        tag("rect", { x: left, y: rounded(foot - height(value)), width: rounded(wide), height: height(value), ...style });
+        tag("rect", { x, y: rounded(foot - tall(value)), width, height: tall(value), ...style });
       if (edges[k] > edges[k + 1]) {
         parts.push(bar(shown.carried[k], { fill: "var(--ge-error)", opacity: 0.85 }));
         parts.push(bar(made, { fill: "none", stroke: "var(--ge-error)", "stroke-width": 1.2 }));
       }
     });
-    grid.forEach((t) =>
-      parts.push(tag("line", { x1: at(t), x2: at(t), y1: foot, y2: foot + 20, stroke: "var(--ge-path)", "stroke-width": 1.5 })),
+    const tick = { y1: foot, y2: foot + 20, stroke: "var(--ge-path)", "stroke-width": 1.5 };
+    for (const t of grid) parts.push(tag("line", { x1: at(t), x2: at(t), ...tick }));
+    const dashed = { stroke: "var(--ge-line)", "stroke-dasharray": "3 3" };
+    const corner = { x: at(size - 1), y: TOP - 5, "text-anchor": "end" };
+    parts.push(
+      rule(at(-1), at(size - 1), foot, { stroke: "var(--ge-quiet)" }),
+      rule(at(-1), at(size - 1), TOP, dashed),
+      tag("text", corner, `error ${Number(top.toPrecision(1))}`),
+      axis(at, width, size),
     );
-    parts.push(tag("line", { x1: at(-1), x2: at(size - 1), y1: foot, y2: foot, stroke: "var(--ge-quiet)" }));
-    parts.push(tag("line", { x1: at(-1), x2: at(size - 1), y1: TOP, y2: TOP, stroke: "var(--ge-line)", "stroke-dasharray": "3 3" }));
-    parts.push(tag("text", { x: at(size - 1), y: TOP - 5, "text-anchor": "end" }, `error ${Number(top.toPrecision(1))}`));
-    parts.push(axis(at, width, size));
     svg.setAttribute("viewBox", `0 0 ${width} ${STRIP}`);
     svg.style.height = `${STRIP}px`;
     svg.innerHTML = parts.join("");
     svg.setAttribute("aria-label", shown.label);
   }
 
-  /* A pale area under the density. Its peak near clean data is cut off, or it would flatten the rest. */
+  /* A pale area under the density. Its peak near clean data is cut off: it would flatten the rest. */
   function wanted(density, at, foot) {
-    const sorted = [...density].sort((a, b) => a - b), most = sorted[Math.floor(0.96 * sorted.length)];
+    const sorted = [...density].sort((a, b) => a - b);
+    const most = sorted[Math.floor(0.96 * sorted.length)];
     const points = [[at(-1), foot]];
     for (let t = 0; t < density.length; t += 4)
       points.push([at(t), foot - Math.min(density[t] / most, 1) * (foot - TOP)]);
