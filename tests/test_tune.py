@@ -247,10 +247,10 @@ def test_wrong_use_is_one_line(changes, words, small):
 
 
 def test_too_few_prompts_are_told_how_many_are_needed(small):
-    for plan, needed in ((SMALL, 14), (replace(SMALL, trials=0), 8), (Plan(), 18)):
+    for plan, needed in ((SMALL, 13), (replace(SMALL, trials=0), 8), (Plan(), 17)):
         rows, hook = counted(small)
         with pytest.raises(
-            ValueError, match=rf"^prompts is 6 prompts; give at least {needed}: fewer"
+            ValueError, match=rf"^prompts is 6 in number; give at least {needed}: fewer"
         ):
             tune(small, WORDS[:6], **{**HOW, "plan": plan})
         hook.remove()

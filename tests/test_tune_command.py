@@ -44,7 +44,7 @@ def test_the_folder_holds_the_grid_and_the_same_command_goes_on(run, tmp_path):
 
 def test_too_few_prompts_and_too_small_a_budget_are_wrong_use(run):
     for options, words in (
-        (("--count", "6"), "prompts is 6 prompts; give at least"),
+        (("--count", "6"), "prompts is 6 in number; give at least"),
         (("--count", "20", "--budget", "9"), "budget is 9; give at least"),
     ):
         done = run(*options)

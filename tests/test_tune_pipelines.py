@@ -8,6 +8,7 @@ import torch
 from asddim_lib.core.coordinates import is_flow
 from asddim_lib.measure.run import Run
 from asddim_lib.tune.tune import tune
+from tests import tiny
 from tests.planted import SMALL, WORDS
 from tests.test_goals import encoders as encoders
 from tests.zoo.entry import entry
@@ -75,3 +76,13 @@ def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeyp
         tuned("sd15", "latents")
     _, found = tuned("sd15", "latents", plan=replace(PLAN, sweeps=0))
     assert len(found.grid) == 2
+
+
+def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
+    pipe, options = tiny.img2img()
+    pipe.set_progress_bar_config(disable=True)
+    how = {"steps": 2, "guidance_scale": 2.0, "goal": "latents", "plan": PLAN}
+    words = "^pipe is .*, whose samples begin at timestep 499; give strength=1, or"
+    with pytest.raises(ValueError, match=words):
+        tune(pipe, WORDS[:8], options=options, **how)
+    assert len(tune(pipe, WORDS[:8], options={**options, "strength": 1.0}, **how).grid) == 2

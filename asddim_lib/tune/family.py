@@ -43,6 +43,11 @@ def peer_names(config: Any, names: Sequence[str] | None = None) -> list[str]:
     return chosen
 
 
+def needing_a_path(names: Sequence[str]) -> list[str]:
+    """Those of some peers that are searched on a recorded path."""
+    return [name for name in names if METHODS[name].needs == "path"]
+
+
 def peers(
     config: Any, steps: int, names: Sequence[str], path: Trajectory | None, order: int = 1
 ) -> tuple[dict[str, list[int]], dict[str, str]]:
@@ -55,7 +60,7 @@ def peers(
     left_out: dict[str, str] = {}
     for name in [*names, OWN]:
         how: dict[str, Any] = {} if name == OWN else {"allocation": name, "order": order}
-        if name != OWN and METHODS[name].needs == "path":
+        if name in needing_a_path(names):
             if path is None:
                 left_out[name] = "it needs a recorded path, which the plan leaves out"
                 continue

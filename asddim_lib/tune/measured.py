@@ -27,7 +27,10 @@ def check_derivatives(run: Run, goal: Goal, plan: Plan) -> None:
 
 
 def measure(run: Run, goal: Goal, plan: Plan, shelf: Shelf, meter: Meter) -> SensitivityProfile:
-    """The error that steps make, and how much of it arrives, or is seen by the goal's encoder."""
+    """The error that steps make, and how much of it arrives, or is seen by the goal's encoder.
+
+    Raises WrongUse for a pipeline whose derivatives are not had, and for one that begins later.
+    """
     meter.doing = "measuring the model"
     meter.spend(0)
     part = run.part(slice(0, plan.profile_prompts))
@@ -52,6 +55,10 @@ def measure(run: Run, goal: Goal, plan: Plan, shelf: Shelf, meter: Meter) -> Sen
     except WrongUse as error:  # in the words of `tune`
         raise WrongUse(str(error).replace(REMEDY, WITHOUT)) from error
     meter.spend(profile.evaluations)
+    begin = profile.timesteps[0]
+    what = f"{type(run.pipe).__name__}, whose samples begin at timestep {begin}"
+    remedy = "give strength=1, or the pipeline that begins with pure noise"
+    check(begin == len(run.schedule) - 1, "pipe", what, remedy)
     return profile
 
 

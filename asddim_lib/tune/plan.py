@@ -23,8 +23,7 @@ class Plan:
     recorded over `path_steps` for the peers that are searched on a path. `trials` grids are tried
     at most, each on half of the prompts; with 0, a density is laid and verified. Pictures are
     compared with those of `reference_steps`, or twice as many as the grid's where that is more.
-    `peers` are names of `METHODS`, by default `PEERS`.
-    The report shows `shown` prompts.
+    `peers` are names of `METHODS`, by default `PEERS`. The report shows `shown` prompts.
     """
 
     profile_prompts: int = 4
@@ -44,9 +43,18 @@ class Plan:
         profile = (points * (1 + 3 * self.sweeps) + looks) * self.profile_prompts
         return rows * (profile + (self.path_steps + 1) * self.path_prompts)
 
+    @property
+    def measured_prompts(self) -> int:
+        """How many prompts the grids depend on before any is tried."""
+        return max(self.profile_prompts, self.path_prompts)
+
     def kept_apart(self, count: int) -> int:
         """How many of the prompts serve the choice; the others serve the verdict."""
-        return count // 2 if self.trials else max(self.profile_prompts, self.path_prompts)
+        return max(self.measured_prompts, count // 2 if self.trials else 0)
+
+    def needed(self, least: int) -> int:
+        """How many prompts leave at least so many for the verdict."""
+        return max(self.measured_prompts + least, 2 * least - 1 if self.trials else 0)
 
 
 #: With 8 prompts and up to 8 steps it costs at most ten guided pictures of 50 steps: a density is

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,7 @@ from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
 from asddim_lib.schedulers.laying import holding, prepared, takes
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
-from asddim_lib.tune.family import MOST, family, peer_names, peers
+from asddim_lib.tune.family import MOST, family, needing_a_path, peer_names, peers
 from asddim_lib.tune.goals import Goal, goal_of
 from asddim_lib.tune.measured import check_derivatives, measure, recorded
 from asddim_lib.tune.plan import QUICK, Limits, Plan, evaluations_in
@@ -66,6 +67,7 @@ def tune(
     `progress` is told what is done. Raises WrongUse for wrong use, and, before anything is drawn,
     for too few prompts and too small a budget, with how many are needed.
     """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds, limits = range(seed, seed + len(prompts)), Limits(budget, minutes)
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
     kind, order = _solver(run, solver, steps)
@@ -105,16 +107,16 @@ class _Tuning:
     def __post_init__(self) -> None:
         plan, count = self.plan, len(self.run.prompts)
         check_derivatives(self.run, self.goal, plan)
-        self.fine_steps = max(plan.reference_steps, 2 * self.steps)
+        self.fine_steps = min(max(plan.reference_steps, 2 * self.steps), len(self.run.schedule))
         self.rows = self.run.evaluations_per_step // count
         self.names = peer_names(self.run.config, plan.peers)
-        known, left_out = peers(self.run.config, self.steps, self.names, None)
-        waiting = sum("recorded path" in reason for reason in left_out.values())
-        self.most_peers = len(known) + (waiting if plan.path_prompts else 0)
+        known, _ = peers(self.run.config, self.steps, self.names, None)
+        waiting = needing_a_path(self.names) if plan.path_prompts else []
+        self.most_peers = len(known) + len(waiting)
         apart, least = plan.kept_apart(count), least_pairs(self.most_peers)
-        needed = 2 * least if plan.trials else apart + least
-        remedy = f"give at least {needed}: fewer cannot show a win over {self.most_peers} peers"
-        check(count - apart >= least, "prompts", f"{count} prompts", remedy)
+        remedy = f"fewer cannot show a win over {self.most_peers} peers"
+        remedy = f"give at least {plan.needed(least)}: {remedy}"
+        check(count - apart >= least, "prompts", f"{count} in number", remedy)
         self.fit = self._trials(slice(0, apart)) if plan.trials else None
         self.held = self._trials(slice(apart, None))
 
@@ -207,7 +209,7 @@ class _Tuning:
             "solver": type(run.scheduler).__name__,
             "steps": self.steps,
             "guidance_scale": run.guidance_scale,
-            "options": {name: str(value) for name, value in run.options.items()},
+            "options": {name: shorten(str(value), 80) for name, value in run.options.items()},
             "flow": is_flow(config),
             **shift,
             "num_train_timesteps": len(run.schedule),
