@@ -21,6 +21,7 @@ from typing import Annotated
 
 import colab
 import links
+import live
 import nbformat
 import typer
 import yaml
@@ -73,7 +74,9 @@ def main(context: typer.Context) -> None:
     (STAGE / "chapters" / "status.md").write_text(status_page(executed))
     (STAGE / "chapters" / "support.md").write_text(support_page())
     (STAGE / "chapters" / "editor.md").write_text(editor_page())
+    (STAGE / "chapters" / "live.md").write_text(live.page())
     jupyter_book()
+    live.install(STAGE / "_build" / "html")
     check_numbers(STAGE / "_build" / "html" / "chapters")
     print(f"open {(STAGE / '_build' / 'html' / 'index.html').relative_to(ROOT)}")
 

@@ -1,0 +1,134 @@
+// The controls beside the pictures. Each writes into `choice` and calls `changed`.
+
+import { gridLine } from "./grid.js";
+import { plural } from "./prompt.js";
+
+const NAMES = {
+  measured: "Measured",
+  even: "Even",
+  paper: "The paper’s Eq 5",
+  logsnr: "Even in log SNR",
+};
+
+export function controls(root, manifest, choice, changed) {
+  const fields = [".prompt", ".settings", ".grid"].map((name) => root.querySelector(name));
+  promptFields(fields[0], manifest.choices, choice, changed);
+  const grid = gridField(fields[2], manifest, choice, changed);
+  const counts = Object.keys(manifest.grids.even).map(Number);
+  const limits = { min: counts[0], max: counts.at(-1), step: 1 };
+  range(fields[1], "Guidance", { min: 1, max: 10, step: 0.5 }, choice.guidance, (value) => {
+    choice.guidance = value;
+    changed();
+  });
+  range(fields[1], "Steps", limits, choice.steps, (value) => {
+    choice.steps = value;
+    grid.layAgain();
+  });
+  const seeds = manifest.seeds.map((seed) => [seed, `number ${seed}`]);
+  select(fields[1], "Starting noise", seeds, choice.seed, (value) => {
+    choice.seed = Number(value);
+    changed();
+  });
+}
+
+function promptFields(field, choices, choice, changed) {
+  const put = (label, name, options) =>
+    select(field, label, options, choice[name], (value) => {
+      choice[name] = name === "count" ? Number(value) : value;
+      adapt();
+      changed();
+    });
+  const same = (values) => values.map((value) => [value, value]);
+  const relations = choices.relation.map((r) => [r, r === "none" ? "nothing else" : r]);
+  const count = put("How many", "count", choices.count.map((word, k) => [k + 1, word]));
+  put("Colour", "colour", same(choices.colour));
+  const garment = put("Garment", "garment", same(choices.garment));
+  put("Beside it", "relation", relations);
+  const second = [
+    put("Its colour", "colourB", same(choices.colour)),
+    put("Its garment", "garmentB", same(choices.garment)),
+  ];
+  put("Ground", "ground", same(choices.ground));
+
+  // A caption with a relation names one thing on each side: the model has seen no other.
+  function adapt() {
+    const related = choice.relation !== "none",
+      many = !related && choice.count > 1;
+    count.hidden = related;
+    for (const control of second) control.hidden = !related;
+    for (const option of garment.querySelector("select").options)
+      option.text = many ? plural(option.value) : option.value;
+  }
+  adapt();
+}
+
+function gridField(field, manifest, choice, changed) {
+  let named = "measured";
+  const line = make("div", "line"),
+    ends = make("p", "ends"),
+    buttons = make("p", "named"),
+    list = make("output"),
+    { grids, levels } = manifest;
+  ends.append(...["noise", "sampling →", "picture"].map((text) => make("span", "", text)));
+  const write = (grid) => {
+    choice.grid = grid;
+    list.textContent = grid.join(", ");
+    changed();
+  };
+  const editor = gridLine(line, { last: levels.alphas.length - 1, onChange: write });
+  const layAgain = () => {
+    const grid = grids[named][choice.steps];
+    editor.lay(grid, grids.even[choice.steps]);
+    write([...grid]);
+  };
+  for (const name of Object.keys(grids)) {
+    const button = make("button", "", NAMES[name]);
+    button.type = "button";
+    button.addEventListener("click", () => {
+      named = name;
+      layAgain();
+    });
+    buttons.append(button, " ");
+  }
+  const hint =
+    "Drag a tick, or move it by the arrow keys; Page Up and Page Down go 25 timesteps. " +
+    "The small marks below the line are the even grid.";
+  field.append(line, ends, buttons, make("p", "hint", hint));
+  labelled(field, "Timesteps", list);
+  editor.lay(choice.grid, grids.even[choice.steps]);
+  list.textContent = choice.grid.join(", ");
+  return { layAgain };
+}
+
+function make(name, kind = "", text = "") {
+  const element = document.createElement(name);
+  if (kind) element.className = kind;
+  element.textContent = text;
+  return element;
+}
+
+function labelled(parent, label, ...parts) {
+  const wrapped = make("label", "", label);
+  for (const part of parts) wrapped.append(" ", part);
+  parts[0].setAttribute("aria-label", label); // without it the value beside it is in the name
+  parent.append(wrapped);
+  return wrapped;
+}
+
+function select(parent, label, options, value, onChange) {
+  const control = make("select");
+  for (const [key, text] of options) control.add(new Option(text, key));
+  control.value = value;
+  control.addEventListener("change", () => onChange(control.value));
+  return labelled(parent, label, control);
+}
+
+function range(parent, label, limits, value, onInput) {
+  const control = Object.assign(make("input"), { type: "range", ...limits, value }),
+    shown = make("output", "", String(value));
+  control.addEventListener("input", () => {
+    shown.textContent = control.value;
+    onInput(Number(control.value));
+  });
+  return labelled(parent, label, control, shown);
+}

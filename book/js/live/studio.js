@@ -1,0 +1,119 @@
+// Draws the reader's grid, the even one and the fine one, from the same noise.
+
+import { distance, sample } from "./ddim.js";
+import { caption } from "./prompt.js";
+
+const PAUSE = 250; // ms without a further change before the model draws
+const SHOWN = 10; // pictures that the fine drawing shows on its way
+
+export class Studio {
+  constructor(parts) {
+    Object.assign(this, parts);
+    this.known = new Map(); // what was drawn before, by all that it depends on
+    this.turn = 0;
+  }
+
+  // A new choice ends the drawing of the one before.
+  async draw(choice, pause = PAUSE) {
+    const turn = ++this.turn,
+      wish = structuredClone(choice);
+    this.pictures.setAttribute("aria-busy", "true");
+    await new Promise((resolve) => setTimeout(resolve, pause));
+    if (turn !== this.turn) return;
+    try {
+      const context = await this.told(caption(wish));
+      const columns = this.columns(wish);
+      Object.assign(this.viewer, { columns, steps: wish.steps });
+      this.compare(columns);
+      for (const column of columns) {
+        if (!column.end) await this.fill(column, wish, context, turn);
+        if (turn !== this.turn) return;
+        this.compare(columns);
+      }
+      this.say(summary(columns));
+    } catch (error) {
+      if (turn === this.turn) this.say(`The model stopped: ${error.message}.`);
+    }
+    if (turn !== this.turn) return;
+    this.bar.hidden = true;
+    this.pictures.setAttribute("aria-busy", "false");
+  }
+
+  // The three drawings of a choice, with what is known of them already.
+  columns({ grid, steps, seed, guidance }) {
+    const { grids, fine } = this.model.manifest;
+    return [
+      ["Your grid", grid],
+      ["Even grid", grids.even[steps]],
+      [`${fine.length} even steps`, fine],
+    ].map(([name, timesteps], k) => {
+      const key = JSON.stringify([this.text, seed, guidance, timesteps]);
+      const every = k === 2 ? timesteps.length / SHOWN : 1;
+      const fresh = { frames: [], whole: timesteps.length / every };
+      return { name, note: "", grid: timesteps, key, every, ...(this.known.get(key) ?? fresh) };
+    });
+  }
+
+  // What the network is told of a prompt; the last one is kept.
+  async told(text) {
+    if (this.text !== text) {
+      this.context = await this.model.context(text);
+      this.text = text;
+    }
+    return this.context;
+  }
+
+  // Draws a column's frames and its end; leaves off where a newer choice has come.
+  async fill(column, { seed, guidance }, context, turn) {
+    const { model, bar, viewer } = this,
+      place = model.manifest.seeds.indexOf(seed),
+      noise = this.noise.slice(place * model.size, (place + 1) * model.size),
+      steps = column.grid.length;
+    const show = async (latents, done) => {
+      const image = await model.picture(latents);
+      if (turn !== this.turn) return;
+      column.frames.push((canvas) => canvas.putImageData(image, 0, 0));
+      this.slider.value = Math.round((done / steps) * viewer.steps);
+      viewer.show();
+    };
+    bar.hidden = false;
+    bar.value = 0;
+    await show(noise, 0);
+    const end = await sample({
+      noise,
+      guidance,
+      grid: column.grid,
+      levels: model.manifest.levels,
+      evaluate: (latents, timestep) => model.noises(latents, timestep, context),
+      onStep: async (done, latents, clean) => {
+        if (turn !== this.turn) return false;
+        bar.value = done / steps;
+        // A reader who listens would hear every step: what is drawn is said, the bar shows how far.
+        if (done === 1) this.say(`Drawing: ${column.name.toLowerCase()}.`);
+        if (done % column.every === 0) await show(done === steps ? latents : clean, done);
+        return turn === this.turn;
+      },
+    });
+    if (!end) return;
+    column.end = end;
+    const { frames, whole } = column;
+    this.known.set(column.key, { frames, whole, end });
+  }
+
+  // Notes each end's distance from the fine one, once both are there.
+  compare(columns) {
+    const goal = columns.at(-1);
+    for (const column of columns) {
+      if (!column.end || !goal.end) continue;
+      column.far = distance(column.end, goal.end);
+      column.note = column === goal ? "the goal" : `distance ${column.far.toFixed(3)}`;
+    }
+    this.viewer.show();
+  }
+}
+
+function summary([own, even]) {
+  if (own.far === even.far) return "Your grid is the even one.";
+  const word = own.far < even.far ? "nearer to" : "farther from";
+  return `Your grid ends ${word} the goal than the even one.`;
+}

@@ -1,0 +1,205 @@
+"""What the page with the model in it knows before a click, taken from the library itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from chapter import ROOT
+
+sys.path.append(str(ROOT))  # the grammar of the prompts is the training's
+
+#: The model's own profile, whose law of the error makes the measured grid.
+PROFILE = ROOT / "results" / "compare" / "ddim" / "profile-g3.json"
+START = {
+    "count": 1,
+    "colour": "red",
+    "garment": "sneaker",
+    "relation": "left of",
+    "colourB": "blue",
+    "garmentB": "bag",
+    "ground": "mint",
+}
+STEPS, GUIDANCE, SEED, FINE = 5, 7.5, 1, 100
+SEEDS = range(1, 9)
+COUNTS = range(3, 21)
+#: The named grids: what the page calls them, and the library's allocation.
+GRIDS = {
+    "measured": "equidistributed",
+    "even": "trailing",
+    "paper": "noise",
+    "logsnr": "logsnr",
+}
+#: The recorded columns: the grid's name, and what stands above its picture.
+COLUMNS = {"measured": "Measured grid", "even": "Even grid", "fine": f"{FINE} even steps"}
+
+
+def record(folder: Path) -> None:
+    """Writes frames.png, recorded.json, noise.bin and known.json into `folder`.
+
+    frames.png has a row of 64×64 pictures for each of `COLUMNS`: the decoded noise, the clean
+    picture predicted in each step, and the end. The fine row leaves steps out, to be as long.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from asddim_lib import load_pipeline
+
+    pipe = load_pipeline("bundled")
+    known = knowledge(pipe)
+    noise = torch.cat([starting_noise(seed) for seed in SEEDS])
+    (folder / "noise.bin").write_bytes(noise.numpy().astype("<f4").tobytes())
+    (folder / "known.json").write_text(json.dumps(known))
+    prompt = prompt_of(START)
+    rows, ends = [], {}
+    for name in COLUMNS:
+        grid = known["fine"] if name == "fine" else known["grids"][name][str(STEPS)]
+        frames, ends[name] = path(pipe, prompt, SEED, GUIDANCE, grid)
+        rows.append(np.concatenate(frames[:: len(grid) // STEPS], axis=1))
+    Image.fromarray(np.concatenate(rows)).save(folder / "frames.png")
+    far = {name: float((end - ends["fine"]).square().mean().sqrt()) for name, end in ends.items()}
+    (folder / "recorded.json").write_text(json.dumps({"prompt": prompt, "distances": far}))
+
+
+def shown(folder: Path) -> dict[str, str]:
+    """The recorded frames as parts of the page: a picture, a description, and numbers."""
+    one = json.loads((folder / "recorded.json").read_text())
+    source = base64.b64encode((folder / "frames.png").read_bytes()).decode()
+    setting = {"guidance": GUIDANCE, "steps": STEPS, "names": list(COLUMNS.values())}
+    distances = [one["distances"][name] for name in COLUMNS]
+    return {
+        "frames": f"data:image/png;base64,{source}",
+        "prompt": escape(one["prompt"]),
+        "guidance": f"{GUIDANCE:g}",
+        "steps": str(STEPS),
+        "recorded": escape(json.dumps({**setting, "distances": distances})),
+    }
+
+
+def knowledge(pipe: Any) -> dict[str, Any]:
+    """The noise levels, named grids, words and choices that the page's scripts need."""
+    from asddim_lib import ASDDIMScheduler
+    from training import compositions
+
+    scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+    return {
+        "levels": {
+            "alphas": scheduler.alphas_cumprod.tolist(),
+            "last": float(scheduler.final_alpha_cumprod),
+        },
+        "shape": [pipe.unet.config.in_channels, *[pipe.unet.config.sample_size] * 2],
+        "grids": {name: laid(scheduler, allocation) for name, allocation in GRIDS.items()},
+        "fine": timesteps_of(scheduler, "trailing", FINE),
+        "seeds": list(SEEDS),
+        "start": {**START, "steps": STEPS, "guidance": GUIDANCE, "seed": SEED},
+        "choices": {
+            "colour": list(compositions.COLOURS),
+            "garment": list(compositions.GARMENTS),
+            "ground": list(compositions.GROUNDS),
+            "relation": list(compositions.RELATIONS),
+            "count": list(compositions.COUNTS),
+        },
+        "tokens": words(pipe, compositions),
+    }
+
+
+def laid(scheduler: Any, allocation: str) -> dict[str, list[int]]:
+    """An allocation's grid for each number of steps that the page offers."""
+    return {str(steps): timesteps_of(scheduler, allocation, steps) for steps in COUNTS}
+
+
+def timesteps_of(scheduler: Any, allocation: str, steps: int) -> list[int]:
+    from asddim_lib import timesteps
+
+    measured = allocation == "equidistributed"
+    profile = json.loads(PROFILE.read_text()) if measured else None
+    return timesteps(scheduler, steps, allocation=allocation, profile=profile)
+
+
+def words(pipe: Any, compositions: Any) -> dict[str, Any]:
+    """The tokens of each word of the grammar, and of what stands around a prompt."""
+    scenes = [
+        compositions.Scene("", garment, colour, ground, count, relation, garment, colour)
+        for garment in compositions.GARMENTS
+        for colour in compositions.COLOURS
+        for ground in compositions.GROUNDS
+        for count in range(1, len(compositions.COUNTS) + 1)
+        for relation in compositions.RELATIONS
+    ]
+    known = sorted({word for scene in scenes for word in scene.caption.split()})
+    tokenizer = pipe.tokenizer
+    table = {w: tokenizer(w, add_special_tokens=False).input_ids for w in known}
+    return {
+        "words": table,
+        "begin": tokenizer.bos_token_id,
+        "end": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "length": tokenizer.model_max_length,
+        "width": pipe.unet.config.cross_attention_dim,
+    }
+
+
+def prompt_of(parts: dict[str, Any]) -> str:
+    """The caption of a choice of the page."""
+    from training.compositions import Scene
+
+    return Scene(
+        "",
+        parts["garment"],
+        parts["colour"],
+        parts["ground"],
+        parts["count"],
+        parts["relation"],
+        parts["garmentB"],
+        parts["colourB"],
+    ).caption
+
+
+def starting_noise(seed: int) -> Any:
+    """The noise (1 × 4 × 16 × 16, float32) from which the library starts with a seed."""
+    import torch
+
+    return torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def path(
+    pipe: Any, prompt: str, seed: int, guidance: float, grid: list[int]
+) -> tuple[list[Any], Any]:
+    """The pictures of DDIM's way over a grid, and the latents at its end.
+
+    There are len(grid) + 1 pictures (64 × 64 × 3, uint8): of the noise, of the clean latents that
+    each step but the last predicts, and of the end.
+    """
+    import torch
+
+    from asddim_lib import ASDDIMScheduler
+
+    scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(timesteps=grid)
+    latents, frames = starting_noise(seed), []
+    with torch.no_grad():
+        context = torch.cat(pipe.encode_prompt(prompt, "cpu", 1, guidance > 1)[::-1])
+        frames.append(picture(pipe, latents))
+        for timestep in scheduler.timesteps:
+            without, known = pipe.unet(
+                torch.cat([latents, latents]), timestep, context, return_dict=False
+            )[0].chunk(2)
+            out = scheduler.step(without + guidance * (known - without), timestep, latents)
+            latents = out.prev_sample
+            clean = out.pred_original_sample
+            frames.append(picture(pipe, latents if len(frames) == len(grid) else clean))
+    return frames, latents
+
+
+def picture(pipe: Any, latents: Any) -> Any:
+    """Latents as a picture (64 × 64 × 3, uint8)."""
+    from asddim_lib.metrics.distance import images_to_uint8
+
+    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    shown = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return images_to_uint8(shown)[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,292 @@
+"""The model in the page draws the library's pictures, in a browser without a network."""
+
+import json
+import re
+import time
+
+import browser as browser_tool
+import live
+import live_record
+import look
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asddim_lib import ASDDIMScheduler, load_pipeline
+from asddim_lib.measure.run import Run
+from training.compositions import COLOURS, COUNTS, GARMENTS, GROUNDS, RELATIONS
+
+pytestmark = pytest.mark.xdist_group("look")  # one browser at a time
+PAGE = (
+    '<!doctype html><html lang="en"><head><title>Live</title><link rel="icon" href="data:,">'
+    '<meta name="viewport" content="width=device-width"></head><body><main><h1>Live</h1>{body}'
+    "</main></body></html>"
+)
+#: The pixels of one of the three pictures.
+PIXELS = """(k) => {
+  const canvas = document.querySelectorAll(".asddim-live canvas")[k];
+  return [...canvas.getContext("2d").getImageData(0, 0, 64, 64).data];
+}"""
+DRAWN = ".columns[aria-busy=false]"
+
+
+def write(folder):
+    """Writes the page, in a bare frame, and what it fetches."""
+    body = re.search(r"```\{raw\} html\n(.*?)\n```", live.page(), re.DOTALL)[1]
+    (folder / "chapters").mkdir()
+    (folder / "chapters" / "live.html").write_text(PAGE.format(body=body))
+    live.install(folder)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not browser_tool.installed():
+        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
+    with browser_tool.chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return []
+
+
+@pytest.fixture(scope="module")
+def page(browser, site, findings):
+    """The page with the model loaded and the first choice drawn; all tests share it."""
+    if live.missing():
+        pytest.skip(live.missing())
+    with (
+        browser_tool.served(site) as base,
+        browser_tool.watched(browser, base, findings) as context,
+    ):
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.goto(base + "chapters/live.html")
+        megabytes = live.download() / 1e6
+        assert page.locator(".load button").inner_text() == f"Load the model ({megabytes:.0f} MB)"
+        begun = time.perf_counter()
+        page.locator(".load button").press("Enter")
+        page.wait_for_selector(".controls:not([hidden])")
+        print(f"loaded and opened in {time.perf_counter() - begun:.1f} s")
+        page.wait_for_selector(DRAWN)
+        yield page
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    loaded = load_pipeline("bundled")
+    loaded.scheduler = ASDDIMScheduler.from_config(loaded.scheduler.config)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def known():
+    return json.loads((live.recorded() / "known.json").read_text())
+
+
+def shown(page, column):
+    """One of the three pictures (64 × 64 × 3)."""
+    return np.array(page.evaluate(PIXELS, column)).reshape(64, 64, 4)[..., :3]
+
+
+def drawn(pipe, prompt, seed, guidance, grid):
+    """The library's picture (64 × 64 × 3)."""
+    return Run(pipe, [prompt], [seed], guidance).pictures(grid).images[0].permute(1, 2, 0).numpy()
+
+
+def choose(page, label, value):
+    page.get_by_label(label, exact=True).select_option(value)
+
+
+def grid_of(page):
+    return [int(t) for t in page.locator(".grid output").inner_text().split(", ")]
+
+
+def test_ten_guided_steps_are_the_library_s_picture(page, pipe, known):
+    steps = page.get_by_label("Steps", exact=True)
+    for _ in range(5):
+        steps.press("ArrowRight")
+    begun = time.perf_counter()
+    page.wait_for_selector(DRAWN)
+    print(f"two pictures of ten guided steps in {time.perf_counter() - begun:.1f} s")
+    prompt = live_record.prompt_of(live_record.START)
+    for column, name in enumerate(("measured", "even")):
+        grid = known["grids"][name]["10"]
+        library = drawn(pipe, prompt, live_record.SEED, live_record.GUIDANCE, grid)
+        assert abs(shown(page, column) - library).mean() <= 1
+        assert library.std() > 10, "an empty picture would prove nothing"
+    notes = page.locator(".columns").inner_text()
+    ends = [
+        Run(pipe, [prompt], [live_record.SEED], live_record.GUIDANCE).ends(grid)
+        for grid in (known["grids"]["measured"]["10"], known["fine"])
+    ]
+    assert f"distance {(ends[0] - ends[1]).square().mean().sqrt():.3f}" in notes
+
+
+def test_another_prompt_seed_guidance_and_grid_are_the_library_s_too(page, pipe):
+    choose(page, "Beside it", "none")
+    choose(page, "How many", "3")
+    choose(page, "Colour", "orange")
+    choose(page, "Garment", "dress")
+    choose(page, "Starting noise", "5")
+    guidance = page.get_by_label("Guidance", exact=True)
+    guidance.press("Home")  # 1: the prompt's own prediction, without guidance
+    tick = page.locator(".line [role=slider]").nth(4)
+    tick.press("PageUp")
+    page.wait_for_function("document.querySelector('.state').innerText == 'Drawing: even grid.'")
+    grid = grid_of(page)
+    page.locator(".step input").press("End")
+    picture = shown(page, 0)
+    prompt = "three orange dresses on a mint ground"
+    assert page.locator(".prompt-text").inner_text() == f"“{prompt}”"
+    assert abs(picture - drawn(pipe, prompt, 5, 1.0, grid)).mean() <= 1
+
+
+def test_a_tick_moves_by_key_and_pointer_and_never_past_its_neighbours(page):
+    ticks = page.locator(".line [role=slider]")
+    before = grid_of(page)
+    ticks.nth(2).focus()
+    page.keyboard.press("ArrowRight")
+    assert grid_of(page) == [*before[:2], before[2] - 1, *before[3:]]
+    page.keyboard.press("End")
+    assert grid_of(page)[2] == before[3] + 1
+    page.keyboard.press("ArrowRight")
+    assert grid_of(page)[2] == before[3] + 1
+    page.keyboard.press("Home")
+    assert grid_of(page)[2] == before[1] - 1
+    assert ticks.nth(2).get_attribute("aria-valuetext") == f"timestep {before[1] - 1}"
+    line = page.locator(".line")
+    line.scroll_into_view_if_needed()
+    box = line.bounding_box()
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 20)
+    page.mouse.up()
+    assert abs(grid_of(page)[-1] - 0.1 * 999) < 2
+    assert grid_of(page) == sorted(set(grid_of(page)), reverse=True)
+
+
+def test_the_loaded_page_fits_a_phone_and_has_no_serious_fault(page, findings):
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert look.violations(page) == []
+    assert look.focus(page) == []
+    assert findings == [], "a request failed or went outside, or the console has an error"
+
+
+def test_every_prompt_and_its_tokens_are_the_library_s(page, pipe, known):
+    rng = np.random.default_rng(0)
+    choices = []
+    for _ in range(300):
+        garment, second = rng.choice(list(GARMENTS), 2, replace=False)
+        colour, colour_b = rng.choice(list(COLOURS), 2)
+        relation = str(rng.choice(RELATIONS))
+        count = int(rng.integers(1, 1 + len(COUNTS))) if relation == "none" else 1
+        parts = {"garment": garment, "garmentB": second, "colour": colour, "colourB": colour_b}
+        ground = rng.choice(list(GROUNDS))
+        choices.append({**parts, "ground": ground, "count": count, "relation": relation})
+    choices = [{k: v if k == "count" else str(v) for k, v in one.items()} for one in choices]
+    script = """async ([choices, table]) => {
+      const { caption, tokens } = await import("../live/prompt.js");
+      return ["", ...choices.map(caption)].map((text) => [text, tokens(text, table)]);
+    }"""
+    for choice, (text, ids) in zip(
+        [None, *choices], page.evaluate(script, [choices, known["tokens"]]), strict=True
+    ):
+        assert text == (live_record.prompt_of(choice) if choice else "")
+        assert ids == pipe.tokenizer(text, padding="max_length").input_ids
+
+
+def test_any_grid_s_steps_are_the_scheduler_s(page, pipe, known):
+    """With a network that is a formula, so that many grids can be tried."""
+    script = """async ([levels, noise, grid, guidance]) => {
+      const { sample } = await import("../live/ddim.js");
+      const evaluate = (x, t) => [x.map((v) => Math.sin(v)), x.map((v) => Math.cos(v + t))];
+      return [...await sample({ noise, grid, levels, guidance, evaluate })];
+    }"""
+
+    @settings(max_examples=20, deadline=None)
+    @given(
+        st.sets(st.integers(0, 999), min_size=1, max_size=20),
+        st.sampled_from([0.0, 1.0, 3.0, 7.5]),
+    )
+    def check(numbers, guidance):
+        grid = sorted(numbers, reverse=True)
+        scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(timesteps=grid)
+        x = torch.linspace(-2, 2, 8, dtype=torch.float64)
+        noise = x.tolist()
+        for t in grid:
+            without, known_to = x.sin(), (x + t).cos()
+            out = without + guidance * (known_to - without) if guidance > 1 else known_to
+            x = scheduler.step(out, t, x).prev_sample
+        ours = page.evaluate(script, [known["levels"], noise, grid, guidance])
+        torch.testing.assert_close(torch.tensor(ours).double(), x, rtol=1e-3, atol=1e-3)
+
+    check()
+
+
+def reasoned(context, address):
+    """A page's state, after its frames were tried by keyboard."""
+    page = context.new_page()
+    page.goto(address)
+    assert page.locator(".load button").is_hidden()
+    slider = page.locator(".step input")
+    before = shown(page, 0)
+    slider.press("ArrowLeft")
+    assert (shown(page, 0) != before).any()
+    label = page.locator("canvas").first.get_attribute("aria-label")
+    assert "4 of 5 steps done" in label
+    return page.locator(".state").inner_text()
+
+
+def test_from_a_file_the_page_shows_recorded_frames_and_says_why(browser, site):
+    with browser.new_context() as context:
+        state = reasoned(context, (site / "chapters" / "live.html").as_uri())
+    assert "Recorded when this page was built" in state
+    assert live.missing() in state
+    assert live.missing() or "opened as a file" in state
+
+
+def test_without_webassembly_the_page_shows_recorded_frames_and_says_why(browser, site):
+    if live.missing():
+        pytest.skip(live.missing())
+    with browser_tool.served(site) as base, browser.new_context() as context:
+        context.add_init_script("delete window.WebAssembly")
+        assert "no WebAssembly" in reasoned(context, base + "chapters/live.html")
+
+
+def test_a_build_without_a_package_has_frames_and_a_reason(browser, tmp_path, monkeypatch, capsys):
+    live.missing.cache_clear()
+    monkeypatch.setattr(live, "PACKAGES", ("nowhere",))
+    try:
+        write(tmp_path)
+        reason = "The Python package nowhere was missing when this page was built."
+        assert reason in capsys.readouterr().out
+        assert not (tmp_path / "live").exists()
+        with browser_tool.served(tmp_path) as base, browser.new_context() as context:
+            assert reason in reasoned(context, base + "chapters/live.html")
+    finally:
+        live.missing.cache_clear()
+
+
+def test_the_recorded_frames_end_in_the_library_s_pictures(pipe, known):
+    from PIL import Image
+
+    frames = np.array(Image.open(live.recorded() / "frames.png"))
+    prompt = live_record.prompt_of(live_record.START)
+    for row, name in enumerate(("measured", "even")):
+        grid = known["grids"][name][str(live_record.STEPS)]
+        last = frames[64 * row : 64 * (row + 1), -64:]
+        library = drawn(pipe, prompt, live_record.SEED, live_record.GUIDANCE, grid)
+        assert abs(last.astype(int) - library).max() <= 1
