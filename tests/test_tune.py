@@ -63,6 +63,29 @@ def test_a_search_that_followed_noise_ends_in_a_peer(small):
     assert f"does not win over {found.name}" in found.summary()
 
 
+@pytest.mark.parametrize("plan", [SMALL, replace(SMALL, trials=0, path_prompts=9)])
+def test_no_prompt_of_the_verdict_served_the_choice(plan, small, monkeypatch):
+    """Nor was the model measured on it."""
+    goal, phase, used = Planted([940, 500, 80]), [], {}
+    look, record = goal.look, Run.path
+
+    def noted(act):
+        def noting(run, *rest, **more):
+            used.setdefault(phase[-1], set()).update(run.seeds)
+            return act(run, *rest, **more)
+
+        return noting
+
+    goal.look = noted(look)
+    monkeypatch.setattr(Run, "path", noted(record))
+    told = lambda doing, spent, total: phase.append(doing)  # noqa: E731
+    tune(small, WORDS, **{**HOW, "plan": plan, "goal": goal}, progress=told)
+    verdict = used.pop("verifying")
+    assert len(verdict) >= 7
+    assert "measuring the model" in used
+    assert not verdict & set.union(*used.values())
+
+
 def test_a_better_grid_is_found_and_accepted(small):
     best = [940, 500, 80]
     found = planted(small, best, own=0.01)
