@@ -24,8 +24,9 @@ import live_record
 from chapter import BOOK, BUILD, ROOT, digest
 
 SCRIPTS, CACHE = BOOK / "js" / "live", BUILD / "live"
+WEIGHTS = (ROOT / "data" / "model", ROOT / "data" / "judge")
 PACKAGES = ("onnx", "onnxscript")
-NETWORKS = ("unet.onnx", "decoder.onnx", "text.onnx")
+NETWORKS = ("unet.onnx", "decoder.onnx", "text.onnx", "judge.onnx")
 WASM = "ort-wasm-simd-threaded.wasm"
 #: onnxruntime-web's files, and their names on the page: not every host knows the ending .mjs.
 RUNTIME = {"ort.wasm.bundle.min.mjs": "ort.js", WASM: WASM}
@@ -34,6 +35,7 @@ MODULES = (
     "controls.js",
     "ddim.js",
     "grid.js",
+    "judge.js",
     "main.js",
     "model.js",
     "prompt.js",
@@ -106,7 +108,7 @@ def missing() -> str:
 @cache
 def networks() -> Path:
     """The folder of the exported networks."""
-    own = digest(ROOT / "data" / "model", BOOK / "live_export.py", ROOT / "requirements.lock")
+    own = digest(*WEIGHTS, BOOK / "live_export.py", ROOT / "requirements.lock")
     return _made("networks", own, live_export.export_model)
 
 
@@ -114,7 +116,8 @@ def networks() -> Path:
 def recorded() -> Path:
     """The folder of the recorded frames, the starting noise, and what the scripts know."""
     own = digest(
-        ROOT / "data" / "model",
+        *WEIGHTS,
+        ROOT / "data" / "reference.safetensors",
         ROOT / "asddim_lib",
         BOOK / "live_record.py",
         live_record.PROFILE,

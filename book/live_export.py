@@ -1,8 +1,9 @@
 """The bundled model as ONNX files for browsers.
 
-Three files: the UNet for the two rows of one guided evaluation, the VAE's decoder for one picture,
-and the text encoder for an empty prompt and a prompt. The weights lie there as float16, as which
-the model was saved, so that no digit is lost; the first nodes of each file make float32 of them.
+Four files: the UNet for the two rows of one guided evaluation, the VAE's decoder for one picture,
+the text encoder for an empty prompt and a prompt, and the bundled judge for one picture. The
+weights lie there as float16, as which they were saved, so that no digit is lost; the first nodes of
+each file make float32 of them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ SMALLEST = 64
 
 
 def export_model(folder: Path) -> None:
-    """Writes unet.onnx, decoder.onnx and text.onnx of the bundled model into `folder`.
+    """Writes unet.onnx, decoder.onnx, text.onnx and judge.onnx into `folder`.
 
     Needs the packages onnx and onnxscript.
     """
     import torch
 
     from asddim_lib import load_pipeline
+    from asddim_lib.metrics.attributes import load_judge
 
     pipe = load_pipeline("bundled")
     size = (
@@ -39,6 +41,7 @@ def export_model(folder: Path) -> None:
         "unet": (_predict, pipe.unet, (torch.zeros(2, *size), timestep, context)),
         "decoder": (_decode, pipe.vae, (torch.zeros(1, *size),)),
         "text": (_encode, pipe.text_encoder, (ids,)),
+        "judge": (_judge, load_judge(), (torch.zeros(1, 3, *[pipe.vae.config.sample_size] * 2),)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, (call, module, inputs) in parts.items():
@@ -57,6 +60,14 @@ def _decode(vae: Any, latents: Any) -> Any:
 
 def _encode(text_encoder: Any, ids: Any) -> Any:
     return text_encoder(ids)[0]
+
+
+def _judge(judge: Any, images: Any) -> Any:
+    """The features, and after them the logits of each head."""
+    import torch
+
+    features = judge.features(images)
+    return torch.cat([features, *judge.logits(features).values()], 1)
 
 
 def _exported(call: Any, module: Any, inputs: tuple[Any, ...]) -> Any:

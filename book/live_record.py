@@ -56,38 +56,74 @@ def record(folder: Path) -> None:
     (folder / "noise.bin").write_bytes(noise.numpy().astype("<f4").tobytes())
     (folder / "known.json").write_text(json.dumps(known))
     prompt = prompt_of(START)
-    rows, ends = [], {}
+    rows, ends, pictures = [], [], []
     for name in COLUMNS:
         grid = known["fine"] if name == "fine" else known["grids"][name][str(STEPS)]
-        frames, ends[name] = path(pipe, prompt, SEED, GUIDANCE, grid)
+        frames, end = path(pipe, prompt, SEED, GUIDANCE, grid)
         rows.append(np.concatenate(frames[:: len(grid) // STEPS], axis=1))
+        ends.append(end)
+        pictures.append(torch.from_numpy(frames[-1]).permute(2, 0, 1))
     Image.fromarray(np.concatenate(rows)).save(folder / "frames.png")
-    far = {name: float((end - ends["fine"]).square().mean().sqrt()) for name, end in ends.items()}
-    (folder / "recorded.json").write_text(json.dumps({"prompt": prompt, "distances": far}))
+    columns = [
+        {"name": name, "far": float((end - ends[-1]).square().mean().sqrt()), **verdict}
+        for name, end, verdict in zip(COLUMNS.values(), ends, judged(pictures), strict=True)
+    ]
+    (folder / "recorded.json").write_text(json.dumps({"prompt": prompt, "columns": columns}))
 
 
 def shown(folder: Path) -> dict[str, str]:
     """The recorded frames as parts of the page: a picture, a description, and numbers."""
     one = json.loads((folder / "recorded.json").read_text())
     source = base64.b64encode((folder / "frames.png").read_bytes()).decode()
-    setting = {"guidance": GUIDANCE, "steps": STEPS, "names": list(COLUMNS.values())}
-    distances = [one["distances"][name] for name in COLUMNS]
     return {
         "frames": f"data:image/png;base64,{source}",
         "prompt": escape(one["prompt"]),
         "guidance": f"{GUIDANCE:g}",
         "steps": str(STEPS),
-        "recorded": escape(json.dumps({**setting, "distances": distances})),
+        "recorded": escape(json.dumps({"steps": STEPS, "columns": one["columns"]})),
     }
+
+
+def judged(pictures: list[Any]) -> list[dict[str, Any]]:
+    """The judge on pictures (3 × 64 × 64) of `START`, the last of which is the goal.
+
+    Of each, the distance of its features from the goal's, over the spread of real pictures'; and
+    the attributes that are not what the prompt asks for.
+    """
+    import torch
+
+    from asddim_lib.metrics.attributes import attributes_right, judge_features
+
+    features = judge_features(torch.stack(pictures))
+    asked = {name: [value] * len(pictures) for name, value in scene_of(START).as_row().items()}
+    right = attributes_right(features, asked)
+    heads = [head for head in right if head != "all"]
+    far = (features - features[-1]).norm(dim=1) / features_spread()
+    return [
+        {"features": float(far[k]), "wrong": [head for head in heads if not right[head][k]]}
+        for k in range(len(pictures))
+    ]
+
+
+def features_spread() -> float:
+    """The root of the mean squared distance of real pictures' features from their mean."""
+    from asddim_lib.metrics.attributes import reference_features
+
+    features = reference_features()
+    return float((features - features.mean(0)).square().sum(1).mean().sqrt())
 
 
 def knowledge(pipe: Any) -> dict[str, Any]:
     """The noise levels, named grids, words and choices that the page's scripts need."""
     from asddim_lib import ASDDIMScheduler
+    from asddim_lib.metrics.attributes import load_judge
     from training import compositions
 
     scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+    judge = load_judge()
+    heads = {name: judge.config.attributes[name] for name in judge.heads}
     return {
+        "judge": {"features": judge.num_features, "spread": features_spread(), "heads": heads},
         "levels": {
             "alphas": scheduler.alphas_cumprod.tolist(),
             "last": float(scheduler.final_alpha_cumprod),
@@ -146,18 +182,24 @@ def words(pipe: Any, compositions: Any) -> dict[str, Any]:
 
 def prompt_of(parts: dict[str, Any]) -> str:
     """The caption of a choice of the page."""
+    return scene_of(parts).caption
+
+
+def scene_of(parts: dict[str, Any]) -> Any:
+    """A choice of the page as a scene of the grammar, which leaves out what does not show."""
     from training.compositions import Scene
 
+    related = parts["relation"] != "none"
     return Scene(
         "",
         parts["garment"],
         parts["colour"],
         parts["ground"],
-        parts["count"],
+        1 if related else parts["count"],
         parts["relation"],
-        parts["garmentB"],
-        parts["colourB"],
-    ).caption
+        parts["garmentB"] if related else "",
+        parts["colourB"] if related else "",
+    )
 
 
 def starting_noise(seed: int) -> Any:

@@ -2,7 +2,7 @@
 
 import { tokens } from "./prompt.js";
 
-const NETWORKS = ["unet", "decoder", "text"];
+const NETWORKS = ["unet", "decoder", "text", "judge"];
 
 // `onProgress` is handed the share of the bytes that have arrived.
 export async function load(base, manifest, onProgress) {
@@ -112,5 +112,16 @@ class Model {
       image.data[4 * i + 3] = 255;
     }
     return image;
+  }
+  // What the judge says of a picture: its features, then its heads' logits.
+  async judged(image) {
+    const area = image.width * image.height,
+      pixels = new Float32Array(3 * area);
+    for (let i = 0; i < area; i++)
+      for (let c = 0; c < 3; c++) pixels[c * area + i] = image.data[4 * i + c] / 255;
+    return this.call("run", {
+      name: "judge",
+      inputs: { images: [pixels, [1, 3, image.height, image.width]] },
+    });
   }
 }

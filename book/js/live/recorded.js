@@ -9,8 +9,27 @@
     recorded = JSON.parse(root.dataset.recorded),
     strip = find(".strip");
 
-  // Three columns side by side. Each has a name, a note, and frames: functions that draw on a canvas.
-  // A column with another number of frames than steps shows the one as far on its way.
+  const HEADS = {
+    colour_a: "colour",
+    garment_a: "garment",
+    colour_b: "second colour",
+    garment_b: "second garment",
+    count: "number",
+  };
+
+  // The lines below a picture: how far its end is from the goal, and what the judge sees in it.
+  const notes = ({ far, features, wrong }) => {
+    const lines = ["", "", ""];
+    if (far === 0) lines[0] = "the goal";
+    if (far) [lines[0], lines[1]] = [`latents ${far.toFixed(3)}`, `features ${features.toFixed(3)}`];
+    const missed = wrong?.map((head) => HEADS[head] ?? head).join(", ");
+    if (wrong) lines[2] = missed ? `✗ ${missed}` : "✓ as asked";
+    return lines;
+  };
+
+  // Three columns side by side. Each has a name, frames (functions that draw on a canvas), and what
+  // `notes` needs, once it is known. A column with another number of frames than steps shows the
+  // one as far on its way.
   const viewer = {
     steps: recorded.steps,
     columns: [],
@@ -24,28 +43,25 @@
         const canvas = columns[k].querySelector("canvas"),
           context = canvas.getContext("2d");
         columns[k].querySelector("b").textContent = column.name;
-        columns[k].querySelector("span").textContent = column.note;
+        const lines = notes(column);
+        columns[k].querySelectorAll("span").forEach((span, n) => (span.textContent = lines[n]));
         const whole = column.whole ?? this.steps,
           place = Math.round((step / this.steps) * whole),
           frame = column.frames[Math.min(place, column.frames.length - 1)];
         if (frame) frame(context);
         else context.clearRect(0, 0, canvas.width, canvas.height);
-        canvas.setAttribute("aria-label", `${column.name}, ${said} steps done. ${column.note}`);
+        canvas.setAttribute("aria-label", `${column.name}, ${said} steps done`);
       });
     },
   };
 
   const showRecorded = () => {
-    viewer.columns = recorded.names.map((name, row) => {
-      const far = recorded.distances[row];
-      return {
-        name,
-        note: far ? `distance ${far.toFixed(3)}` : "the goal",
-        frames: Array.from({ length: recorded.steps + 1 }, (_, step) => (context) => {
-          context.drawImage(strip, 64 * step, 64 * row, 64, 64, 0, 0, 64, 64);
-        }),
-      };
-    });
+    viewer.columns = recorded.columns.map((column, row) => ({
+      ...column,
+      frames: Array.from({ length: recorded.steps + 1 }, (_, step) => (context) => {
+        context.drawImage(strip, 64 * step, 64 * row, 64, 64, 0, 0, 64, 64);
+      }),
+    }));
     viewer.show();
     strip.hidden = true;
   };

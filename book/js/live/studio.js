@@ -1,6 +1,7 @@
 // Draws the reader's grid, the even one and the fine one, from the same noise.
 
 import { distance, sample } from "./ddim.js";
+import { featureDistance, wrong } from "./judge.js";
 import { caption } from "./prompt.js";
 
 const PAUSE = 250; // ms without a further change before the model draws
@@ -50,7 +51,7 @@ export class Studio {
       const key = JSON.stringify([this.text, seed, guidance, timesteps]);
       const every = k === 2 ? timesteps.length / SHOWN : 1;
       const fresh = { frames: [], whole: timesteps.length / every };
-      return { name, note: "", grid: timesteps, key, every, ...(this.known.get(key) ?? fresh) };
+      return { name, grid: timesteps, key, every, ...(this.known.get(key) ?? fresh) };
     });
   }
 
@@ -64,15 +65,18 @@ export class Studio {
   }
 
   // Draws a column's frames and its end; leaves off where a newer choice has come.
-  async fill(column, { seed, guidance }, context, turn) {
+  async fill(column, wish, context, turn) {
     const { model, bar, viewer } = this,
+      { seed, guidance } = wish,
       place = model.manifest.seeds.indexOf(seed),
       noise = this.noise.slice(place * model.size, (place + 1) * model.size),
       steps = column.grid.length;
+    let image;
     const show = async (latents, done) => {
-      const image = await model.picture(latents);
+      image = await model.picture(latents);
       if (turn !== this.turn) return;
-      column.frames.push((canvas) => canvas.putImageData(image, 0, 0));
+      const drawn = image;
+      column.frames.push((canvas) => canvas.putImageData(drawn, 0, 0));
       this.slider.value = Math.round((done / steps) * viewer.steps);
       viewer.show();
     };
@@ -95,9 +99,10 @@ export class Studio {
       },
     });
     if (!end) return;
-    column.end = end;
+    const said = await model.judged(image);
+    Object.assign(column, { end, said, wrong: wrong(said, model.manifest.judge, wish) });
     const { frames, whole } = column;
-    this.known.set(column.key, { frames, whole, end });
+    this.known.set(column.key, { frames, whole, end, said, wrong: column.wrong });
   }
 
   // Notes each end's distance from the fine one, once both are there.
@@ -106,7 +111,7 @@ export class Studio {
     for (const column of columns) {
       if (!column.end || !goal.end) continue;
       column.far = distance(column.end, goal.end);
-      column.note = column === goal ? "the goal" : `distance ${column.far.toFixed(3)}`;
+      column.features = featureDistance(column.said, goal.said, this.model.manifest.judge);
     }
     this.viewer.show();
   }
