@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book colab look pdf test experiment full bench inception lock clean
+.PHONY: book colab look pdf test coverage experiment full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -19,11 +19,14 @@ look: book ## open every page in a browser without a network: light, dark, phone
 pdf: book ## print the book into _build/book/asddim.pdf, and check its figures, references and links
 	$(BIN)/python book/pdf.py
 
-test: .venv/.ready ## lint, types, tests and the share of branches that they reach
+coverage: COV = --cov
+coverage: test ## the same, and the share of branches that the tests reach; counting them takes a third longer
+
+test: .venv/.ready ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COV) --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
 
 experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 prompts, every grid beside every peer; goes on where it was stopped
 	$(BIN)/asddim evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5

@@ -47,8 +47,8 @@ def timesteps(
 
     `allocation` names one of `METHODS` (`asddim methods` lists them), whose `Options` the other
     arguments are. What is not given comes from the config of an `ASDDIMScheduler`, else from
-    `DEFAULTS`; a grid that the scheduler holds is its own. With `begin`, no step lies above that timestep: for image-to-image, pass the grid
-    to the pipeline as `timesteps`, with `strength=1.0`.
+    `DEFAULTS`; a grid that the scheduler holds is its own. With `begin`, no step lies above that
+    timestep: for image-to-image, pass the grid to the pipeline as `timesteps`, with `strength=1.0`.
     Raises WrongUse for a value out of range, for a profile or path that the method makes no use of
     or that was measured on another noise schedule, and for a flow-matching or EDM scheduler.
     """

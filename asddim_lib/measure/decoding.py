@@ -34,8 +34,8 @@ def decode(run: Run, ends: Tensor) -> Tensor:
     A video's are n × frames × 3 × h × w. The pipeline itself decodes, so that its scaling, packing
     and decoder are not rebuilt here: it draws a single step, whose scheduler leads to `ends`
     whatever the network says. That costs one step. The pictures have a derivative by the latents
-    where `ends` requires one, unless torch.no_grad holds. Raises WrongUse for latents of another number, and for a modular
-    pipeline.
+    where `ends` requires one, unless torch.no_grad holds. Raises WrongUse for latents of another
+    number, and for a modular pipeline.
     """
     count, given = len(run.prompts), len(ends)
     check(given == count, "ends", f"latents of {given} pictures", f"give those of all {count}")
