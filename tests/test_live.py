@@ -134,7 +134,7 @@ def test_ten_guided_steps_are_the_library_s_picture(page, pipe, known):
 
 
 def test_another_prompt_seed_guidance_and_grid_are_the_library_s_too(page, pipe):
-    choose(page, "Beside it", "none")
+    choose(page, "Relation", "none")
     choose(page, "How many", "3")
     choose(page, "Colour", "orange")
     choose(page, "Garment", "dress")

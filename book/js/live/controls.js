@@ -43,10 +43,10 @@ function promptFields(field, choices, choice, changed) {
   const count = put("How many", "count", choices.count.map((word, k) => [k + 1, word]));
   put("Colour", "colour", same(choices.colour));
   const garment = put("Garment", "garment", same(choices.garment));
-  put("Beside it", "relation", relations);
+  put("Relation", "relation", relations);
   const second = [
-    put("Its colour", "colourB", same(choices.colour)),
-    put("Its garment", "garmentB", same(choices.garment)),
+    put("Second colour", "colourB", same(choices.colour)),
+    put("Second garment", "garmentB", same(choices.garment)),
   ];
   put("Ground", "ground", same(choices.ground));
 

@@ -35,7 +35,7 @@ function move(clean, epsilon, alpha) {
   return clean.map((value, i) => signal * value + noise * epsilon[i]);
 }
 
-// The root of the mean squared difference of two latents. Their own spread is about 1.
+// The root of the mean squared difference of two latents, in units of the starting noise.
 export function distance(one, other) {
   let sum = 0;
   one.forEach((value, i) => (sum += (value - other[i]) ** 2));
