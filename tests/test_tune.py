@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, HeunDiscreteScheduler
 
 from asddim_lib import ASDDIMScheduler, DPMSolverGridScheduler
 from asddim_lib.measure.run import Run
+from asddim_lib.tune import tune
 from asddim_lib.tune.plan import QUICK, Plan
 from asddim_lib.tune.result import Tuned
 from asddim_lib.tune.trials import Trials
-from asddim_lib.tune.tune import tune
 from tests import zoo
 from tests.planted import SMALL, WORDS, Planted, gaussian, kept_share
 from tests.test_goals import encoders as encoders

@@ -7,7 +7,7 @@ import torch
 
 from asddim_lib.core.coordinates import is_flow
 from asddim_lib.measure.run import Run
-from asddim_lib.tune.tune import tune
+from asddim_lib.tune import tune
 from tests import tiny
 from tests.planted import SMALL, WORDS
 from tests.test_goals import encoders as encoders

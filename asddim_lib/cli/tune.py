@@ -156,9 +156,11 @@ def _line() -> Iterator[Callable[[str, int, int], None]]:
         if not lines:
             lines.append(tqdm(total=total, bar_format=shape, desc=doing))
         line = lines[0]
-        line.total = total
+        line.total, new = total, doing != line.desc.rstrip(": ")
         line.set_description_str(doing, refresh=False)
         line.update(spent - line.n)
+        if new:  # a fast machine would show no other line than the last
+            line.refresh()
 
     try:
         yield tell
