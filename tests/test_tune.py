@@ -195,13 +195,13 @@ def counted(pipe):
 def test_quick_spends_at_most_ten_guided_pictures_and_says_how_much(small, encoders):
     rows, hook = counted(small)
     how = {"steps": 8, "guidance_scale": 2.0, "encoder": encoders[0], "quick": True}
-    found = tune(small, WORDS[:8], **how)
+    found = tune(small, WORDS[:9], **how)
     hook.remove()
-    sweep = 2 * (QUICK.profile_steps + 1)  # a backward pass counts as two evaluations more
-    assert found.evaluations == sum(rows) + 2 * sweep
+    sweeps = 2 * QUICK.profile_prompts * (QUICK.profile_steps + 1)  # backward, as two more
+    assert found.evaluations == sum(rows) + 2 * sweeps
     assert found.evaluations <= 10 * 50 * 2
     assert found.pictures == found.evaluations / 100
-    latents = tune(small, WORDS[:8], **{**how, "goal": "latents"})
+    latents = tune(small, WORDS[:9], **{**how, "goal": "latents"})
     assert latents.evaluations <= 10 * 50 * 2
 
 

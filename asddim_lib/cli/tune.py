@@ -70,7 +70,7 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="8 prompts and no search: about the cost of ten guided pictures of 50 steps.",
+        help="9 prompts and no search: about the cost of ten guided pictures of 50 steps.",
     ),
 ]
 
@@ -110,7 +110,7 @@ def tune(
     from asddim_lib.tune.tune import tune as find
 
     _check(solver, goal, budget, minutes)
-    kind, texts = torch_dtype(dtype), list(load_prompts(prompts, 8 if quick else count)["prompt"])
+    kind, texts = torch_dtype(dtype), list(load_prompts(prompts, 9 if quick else count)["prompt"])
     how: dict[str, Any] = {"options": called(call), "truncate": truncate, "folder": out / "drawn"}
     pipe = load_pipeline(model, device=device, dtype=kind, **loading(variant, pipeline_class))
     how |= {"solver": solver or None, "guidance_scale": guidance_scale, "goal": goal}
