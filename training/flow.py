@@ -103,7 +103,7 @@ def make_pipeline(parts: Path, start: Path | None) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         vae=vae,
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
         text_encoder=towers[0],
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
         text_encoder_2=towers[1],
