@@ -23,6 +23,8 @@ import live_export
 import live_record
 from chapter import BOOK, BUILD, ROOT, digest
 
+from asddim_lib.files import locked
+
 SCRIPTS, CACHE = BOOK / "js" / "live", BUILD / "live"
 WEIGHTS = (ROOT / "data" / "model", ROOT / "data" / "judge")
 PACKAGES = ("onnx", "onnxscript")
@@ -149,7 +151,9 @@ def _fetch_runtime(folder: Path) -> None:
 def _made(name: str, own: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` of the cache, made again when the hash of its sources has changed."""
     folder = CACHE / f"{name}-{own}"
-    if not folder.exists():
+    with locked(CACHE):  # a build and a test may come here at the same time
+        if folder.exists():
+            return folder
         part = CACHE / f"part-{name}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

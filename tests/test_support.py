@@ -13,7 +13,10 @@ ALL = dict.fromkeys(COLUMNS, WORKS)
 MOVED = "samples is changed between steps by the pipeline"
 CHANGED = "pipe is StableDiffusionControlNetPipeline, which changes what its ControlNet answers"
 CUT = "denoising_end is 0.7"
-BLOCKS = "its blocks take no derivative: use the pipeline that is not modular"
+BLOCKS = {
+    kind: f"pipe is {kind}ModularPipeline; its blocks take no derivative: use the pipeline that is"
+    for kind in ("StableDiffusionXL", "Flux")
+}
 #: What each entry must do, or the reason why it cannot. A new one needs a row.
 EXPECTED = {
     "sd15": ALL,
@@ -27,7 +30,7 @@ EXPECTED = {
     "sdxl-img2img": ALL,
     "sdxl-inpaint": ALL,
     "sdxl-controlnet": ALL,
-    "modular-sdxl": {**ALL, "decoded": BLOCKS},
+    "modular-sdxl": {**ALL, "decoded": BLOCKS["StableDiffusionXL"]},
     "animatediff": ALL,
     "pixart-sigma": ALL,
     "cogvideox": ALL,
@@ -37,7 +40,7 @@ EXPECTED = {
     "lumina2": ALL,
     "flux-dev": ALL,
     "flux-kontext": ALL,
-    "modular-flux": {**ALL, "decoded": BLOCKS},
+    "modular-flux": {**ALL, "decoded": BLOCKS["Flux"]},
     "chroma": ALL,
     "qwen-image": ALL,
     "z-image": ALL,
