@@ -47,8 +47,8 @@ def total_rotation(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
     """Θ from the path's first point to each of them, in radians (Zhou et al. 2026, Eq 7).
 
     Θ = ∫ √(κ² + τ²) ds, with the curvature κ and the torsion τ of the path in its first three
-    principal components, a projection of each sample's own. κ, |τ| and the lengths are means over
-    samples, taken at the recorded timesteps. They are measured in the scale of flow matching,
+    principal components, a projection of each sample's own. κ, τ's size and the lengths are means
+    over samples, taken at the recorded timesteps. They are measured in the scale of flow matching,
     x = (1 − s) x₀ + s ε, where the authors' models live; a diffusion model's path is brought to it.
     One number per point, of which the path's end is the last, unless it is where the last
     prediction is made. Raises WrongUse for fewer than three points, and for a straight path.
