@@ -1,8 +1,8 @@
 """Goals: what a grid's pictures are compared by.
 
-Nearness in latents ranks grids as a faithful preview does, and not as people do: a grid can end
-nearer to the fine solution and draw worse pictures. An image encoder's embedding ranks them much
-more as a judge of pictures does.
+Nearness in latents is the goal of a faithful preview. A grid can end nearer to the fine solution
+and draw worse pictures, by attributes that a judge reads. An image encoder's embedding is another
+goal; how well each agrees with a judge is not on record yet.
 """
 
 from __future__ import annotations

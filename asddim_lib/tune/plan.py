@@ -26,8 +26,7 @@ class Plan:
     `peers` are names of `METHODS`, by default `PEERS`. The report shows `shown` prompts.
 
     Prompts are worth more than points of the path: a sweep sees an error along one random
-    direction. On the bundled model the density of a single one is expected to err more than even
-    steps do, and that of eight 5 % more than the best.
+    direction, and the density of a single one can be far off.
     """
 
     profile_prompts: int = 8
