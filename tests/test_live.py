@@ -26,7 +26,18 @@ PIXELS = """(k) => {
   const canvas = document.querySelectorAll(".asddim-live canvas")[k];
   return [...canvas.getContext("2d").getImageData(0, 0, 64, 64).data];
 }"""
+#: Shows the last frames, which a drawing under way may leave again at once.
+LAST = """(k) => {
+  const slider = document.querySelector(".asddim-live .step input");
+  slider.value = slider.max;
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+"""
 DRAWN = ".columns[aria-busy=false]"
+#: What the page says once a tick was moved, read before anything else can happen.
+MOVED = """(tick) => {
+  tick.dispatchEvent(new KeyboardEvent("keydown", { key: "PageUp", bubbles: true }));
+  return document.querySelector(".state").textContent;
+}"""
 
 
 def write(folder):
@@ -91,9 +102,9 @@ def known():
     return json.loads((live.recorded() / "known.json").read_text())
 
 
-def shown(page, column):
+def shown(page, column, pixels=PIXELS):
     """One of the three pictures (64 × 64 × 3)."""
-    return np.array(page.evaluate(PIXELS, column)).reshape(64, 64, 4)[..., :3]
+    return np.array(page.evaluate(pixels, column)).reshape(64, 64, 4)[..., :3]
 
 
 def drawn(pipe, prompt, seed, guidance, grid):
@@ -142,11 +153,10 @@ def test_another_prompt_seed_guidance_and_grid_are_the_library_s_too(page, pipe)
     guidance = page.get_by_label("Guidance", exact=True)
     guidance.press("Home")  # 1: the prompt's own prediction, without guidance
     tick = page.locator(".line [role=slider]").nth(4)
-    tick.press("PageUp")
+    assert tick.evaluate(MOVED) == "", "the page speaks of a drawing that a new one replaces"
     page.wait_for_function("document.querySelector('.state').innerText == 'Drawing: even grid.'")
     grid = grid_of(page)
-    page.locator(".step input").press("End")
-    picture = shown(page, 0)
+    picture = shown(page, 0, LAST + PIXELS.removeprefix("(k) => {"))
     prompt = "three orange dresses on a mint ground"
     assert page.locator(".prompt-text").inner_text() == f"“{prompt}”"
     assert abs(picture - drawn(pipe, prompt, 5, 1.0, grid)).mean() <= 1

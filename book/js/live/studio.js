@@ -19,6 +19,7 @@ export class Studio {
     const turn = ++this.turn,
       wish = structuredClone(choice);
     this.pictures.setAttribute("aria-busy", "true");
+    this.say(""); // what was said holds for the choice before
     await new Promise((resolve) => setTimeout(resolve, pause));
     if (turn !== this.turn) return;
     try {
