@@ -176,3 +176,11 @@ def test_the_recipe_for_a_grid_of_one_s_own_works():
         assert scheduler.timesteps.tolist() == grid
     finally:
         methods.METHODS.pop(name)
+
+
+@pytest.mark.xdist_group("kept")
+def test_tests_that_share_a_run_stay_in_one_process(request, worker_id):
+    """pytest-xdist 3.8 loses the marks under pytest 9.2, without a word: each run is made twice."""
+    if worker_id == "master":
+        pytest.skip("there is one process; `make test` has several")
+    assert request.node.nodeid.endswith("@kept")
