@@ -1,4 +1,4 @@
-"""A Sphinx extension with two parts: links to source code, and list items for cited works.
+"""A Sphinx extension: links to source code, list items for cited works, and the footer.
 
 Beside the first mention of each function in a section stands a link to its source, where viewcode
 has a page of it.
@@ -14,6 +14,8 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.viewcode import viewcode_anchor
 from sphinx.transforms.post_transforms import SphinxPostTransform
+
+from asddim_lib import __version__
 
 
 class SourceLinks(SphinxPostTransform):
@@ -67,8 +69,18 @@ def list_works(
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def fill_footer(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Puts the library's version and a link to the landing page's citation into the footer."""
+    if footer := context.get("theme_extra_footer"):
+        cite = f"{context['pathto'](app.config.root_doc)}#how-to-cite"
+        context["theme_extra_footer"] = footer.format(version=__version__, cite=cite)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers both parts with Sphinx."""
+    """Registers the three parts with Sphinx."""
     app.add_post_transform(SourceLinks)
     app.connect("html-page-context", list_works)
+    app.connect("html-page-context", fill_footer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
