@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asddim_lib import metrics
+from asddim_lib.experiment import fine
 from asddim_lib.experiment import score as scoring
 from asddim_lib.models.prompts import load_prompts
 
@@ -82,13 +83,13 @@ def test_distances_of_failed_pictures_are_no_numbers():
     goal, latents = torch.randn(3, 4), torch.randn(3, 4)
     latents[1, 0] = math.nan
     two = metrics.relative_distance(latents[[0, 2]], goal[[0, 2]]).numpy()
-    found = scoring._distances(latents, goal)
+    found = fine._distances(latents, goal)
     assert math.isnan(found[1])
     np.testing.assert_array_equal(found[[0, 2]], two)
     latents[2, 0] = math.inf
-    assert np.isnan(scoring._distances(latents, goal)).all()
+    assert np.isnan(fine._distances(latents, goal)).all()
     with pytest.raises(ValueError, match="give at least 2 prompts"):
-        scoring._distances(latents[:1], goal[:1])
+        fine._distances(latents[:1], goal[:1])
 
 
 def test_a_prompt_longer_than_clip_s_context_is_refused_or_cut_alike_by_both_functions():

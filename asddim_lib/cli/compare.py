@@ -49,6 +49,9 @@ CalibrateOn = Annotated[
 CalibrateSteps = Annotated[
     int, typer.Option(help="Number of timesteps along the path that profiles are measured on.")
 ]
+TuneOn = Annotated[
+    int, typer.Option(help="Number of tuning prompts that the method tuned is given.")
+]
 
 
 def compare(
@@ -63,6 +66,7 @@ def compare(
     reference_steps: Reference = 1000,
     calibrate_on: CalibrateOn = 16,
     calibrate_steps: CalibrateSteps = 64,
+    tune_on: TuneOn = 128,
     tuning_prompts: Tuning = "bundled-tune",
     clip: Clip = None,
     batch_size: Batch = 50,
@@ -84,7 +88,8 @@ def compare(
     options = dict(locals())
     names = dict.fromkeys(("trailing", *words("grids", options.pop("grids"))))
     tuning = {name: options.pop(name) for name in ("calibrate_on", "calibrate_steps")}
-    tuning |= {"adjoint_probes": 2, "tuning_seed": 1_000_000}
+    tuning |= {"adjoint_probes": 2, "tuning_seed": 1_000_000, "tune_on": options.pop("tune_on")}
+    tuning |= {"feature_probes": 1 if "feature-weighted" in names else 0}
     summary = Experiment(**options, methods=",".join(names), tuning=tuning).run()
     against = _paired(out, bool(reference_steps))
     shown = summary[[*KEYS, *(name for name in FIGURES if name in summary)]]

@@ -74,4 +74,5 @@ def calibration(setting: Setting) -> int:
         return 0
     runs = sum(setting.calibrate_on * (2 if s > 1 else 1) for s in setting.guidance_scales)
     points = setting.calibrate_steps + 1
-    return runs * (points * (1 + 3 * setting.adjoint_probes) + 3 * setting.calibrate_steps)
+    sweeps = setting.adjoint_probes + setting.feature_probes
+    return runs * (points * (1 + 3 * sweeps) + 3 * setting.calibrate_steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from asddim_lib.models.prompts import check_prompts
 from asddim_lib.schedulers.laying import prepared
 from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tune.search import choose, direct_search, solution
+from asddim_lib.tune.tune import tune
 
 #: Adjoint sweeps of the path that `dual-path` is searched on.
 SWEEPS = 2
@@ -72,7 +74,9 @@ def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) 
     origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
     origin |= {name: getattr(setting, name) for name in names}
     origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
-    origin |= {"call": setting.call} if setting.call else {}
+    for name in ("call", "feature_probes", "tune_on"):  # absent in claims from before them
+        if getattr(setting, name) != getattr(Setting, name):
+            origin[name] = getattr(setting, name)
     return origin | {"negative_prompt": setting.negative_prompt}
 
 
@@ -99,6 +103,7 @@ def _profile(
             guidance_scale=scale,
             num_steps=setting.calibrate_steps,
             adjoint_probes=setting.adjoint_probes,
+            feature_probes=setting.feature_probes,
             seed=setting.tuning_seed,
             truncate=setting.truncate,
             cache=out / "images" / "parts",
@@ -139,6 +144,7 @@ class _Finder:
     `try_on` with its adjoints. `direct` searches on from the best of our own densities, whole and
     tempered, of three fixed grids, and for DDIM of `dual-path`, to the end; `chosen` for no more
     evaluations than the fine solution takes. Paths and that solution are made when first needed.
+    `tuned` is `tune`'s, which measures for itself.
     """
 
     pipe: Pipeline
@@ -222,6 +228,26 @@ class _Finder:
         return starts
 
     def _try(self, cell: Cell) -> dict[str, Any]:
+        return self._tuned(cell) if cell.method == "tuned" else self._moved(cell)
+
+    def _tuned(self, cell: Cell) -> dict[str, Any]:
+        """What `tune` hands out for a cell."""
+        setting = self.setting
+        found = tune(
+            self.pipe,
+            self.prompts[: setting.tune_on],
+            steps=cell.steps,
+            guidance_scale=self.scale,
+            solver=cell.solver,
+            seed=setting.tuning_seed,
+            truncate=setting.truncate,
+            folder=self.out / "images" / "tune",
+            options=setting.options,
+        )
+        text = json.dumps(asdict(replace(found, sheet=b"")))
+        return {"timesteps": found.grid, "tuned": json.loads(text)}
+
+    def _moved(self, cell: Cell) -> dict[str, Any]:
         starts, own = self._starts(cell), self.pipe.scheduler
         prompts = self.prompts[: self.setting.try_on]
         how = {**self._how(), "goal": self.goal}

@@ -13,13 +13,19 @@ from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.errors import check
+from asddim_lib.experiment.fine import Seen, beside_fine, joined
 from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, references
 from asddim_lib.experiment.store import load
+from asddim_lib.metrics.encoders import embed, load_encoder
 from asddim_lib.metrics.features.reference import Reference
 from asddim_lib.metrics.intervals import Better
 
 #: The direction in which each column of the records improves; `right_…` columns are all "higher".
-BETTER: dict[str, Better] = {"distance": "lower", "seconds": "lower", "clip": "higher"}
+BETTER: dict[str, Better] = {
+    **dict.fromkeys(("distance", "embedding", "looks", "seconds"), "lower"),
+    **dict.fromkeys(("kid_share", "own_kid_share"), "lower"),
+    "clip": "higher",
+}
 
 
 def judge(
@@ -28,22 +34,16 @@ def judge(
     """Reads the pictures back, one batch at a time, and scores them.
 
     Returns one record per picture and the judge's features (n × d) of each cell. A record has the
-    CLIP cosine, the attributes, seconds, threads, network evaluations, and the distance of the
-    latents from the reference's of the same seed, over the reference's spread about its mean. Only
-    prompts with the columns of the bundled ones have attributes and features, since the judge was
-    trained on those. `clip`, a folder or a hub id, scores the pictures of other prompts. A picture
-    that is `failed` has no figures.
+    CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
+    real pictures (`kid_shares`), and with a reference what `beside_fine` says. Only prompts with
+    the columns of the bundled ones have attributes and features, since the judge was trained on
+    those. `clip`, a folder or a hub id, scores the pictures of other prompts. A picture that is
+    `failed` has no figures.
 
     Raises WrongUse for a reference of one prompt, which has no spread.
     """
-    records, features = [], {}
-    goals = {
-        cell.guidance_scale: torch.cat(
-            [load(batch.file(out))["latents"] for batch in batches(cell, len(table), setting)]
-        ).flatten(1)
-        for cell in references(setting)
-    }
-    for cell in cells(setting):
+
+    def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
         parts = [
             _judged(
                 load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], device, clip
@@ -51,36 +51,40 @@ def judge(
             for batch in batches(cell, len(table), setting)
         ]
         frame = pd.concat([part[0] for part in parts], ignore_index=True)
+        return frame, joined([part[1] for part in parts])
+
+    records, features = [], {}
+    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting)}
+    for cell in cells(setting):
+        frame, seen = judged(cell)
         if has_attributes(table):
-            features[cell] = torch.cat([part[1] for part in parts])
+            sound = seen.features.isfinite().all(1)
+            features[cell] = seen.features[sound]
+            if sound.sum() > 1:
+                shares = metrics.kid_shares(features[cell], metrics.reference_features())
+                frame.loc[sound.numpy(), "kid_share"] = shares.numpy()
         if cell.guidance_scale in goals:
-            latents = torch.cat([part[2] for part in parts]).flatten(1)
-            frame["distance"] = _distances(latents, goals[cell.guidance_scale])
+            frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
         records.append(frame)
     return pd.concat(records, ignore_index=True), features
 
 
-def _distances(latents: Tensor, goal: Tensor) -> np.ndarray:
-    """Relative distances (n,), NaN where latents or goal failed, or fewer than 2 pairs are left."""
-    finite = latents.isfinite().all(1) & goal.isfinite().all(1)
-    distances = np.full(len(goal), np.nan)
-    if len(goal) < 2 or finite.sum() >= 2:  # of one prompt, relative_distance says what to do
-        distances[finite.numpy()] = metrics.relative_distance(latents[finite], goal[finite]).numpy()
-    return distances
-
-
 def _judged(
     stored: dict[str, Tensor], batch: Batch, table: pd.DataFrame, device: str, clip: str | None
-) -> tuple[pd.DataFrame, Tensor, Tensor]:
-    """A batch's records, the judge's features of its finite pictures, and all its latents."""
-    finite, features, scores = stored["finite"].numpy(), torch.empty(0), {}
+) -> tuple[pd.DataFrame, Seen]:
+    """A batch's records, and what is known of its pictures."""
+    finite, scores = stored["finite"].numpy(), {}
+    features = embeddings = torch.empty(len(finite), 0)
     images, asked = stored["images"][stored["finite"]], table[finite]
     if len(images) and (clip or has_attributes(table)):
         cosines = metrics.clip_cosine(images, list(asked["prompt"]), clip, device=device)
         scores["clip"] = cosines.numpy()
+        encoder = load_encoder(clip or "bundled", device)
+        embeddings = _placed(embed(encoder, images), finite)
     if len(images) and has_attributes(table):
-        features = metrics.judge_features(images, device=device)
-        right = metrics.attributes_right(features, {name: list(asked[name]) for name in asked})
+        found = metrics.judge_features(images, device=device)
+        features = _placed(found, finite)
+        right = metrics.attributes_right(found, {name: list(asked[name]) for name in asked})
         scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
     index = pd.RangeIndex(batch.start, batch.stop)
     frame = pd.DataFrame(
@@ -94,7 +98,15 @@ def _judged(
         },
         index=index,
     )
-    return frame.join(pd.DataFrame(scores, index=index[finite])), features, stored["latents"]
+    scored = frame.join(pd.DataFrame(scores, index=index[finite]))
+    return scored, Seen(stored["latents"], embeddings, features)
+
+
+def _placed(values: Tensor, finite: np.ndarray) -> Tensor:
+    """Rows of values where pictures are finite, and NaN elsewhere (n × d, float64)."""
+    whole = torch.full((len(finite), values.shape[1]), torch.nan, dtype=torch.float64)
+    whole[torch.from_numpy(finite)] = values.double()
+    return whole
 
 
 def has_attributes(table: pd.DataFrame) -> bool:
@@ -136,16 +148,16 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
     row: dict[str, float] = {}
     if not len(judged):
         return row
-    if "clip" in judged:
-        row["clip"], row["clip_ci"] = metrics.mean_interval(judged["clip"].dropna())
     if "right_all" in judged:
         right = judged["right_all"].dropna()
         hits, total = int(right.sum()), len(right)
         row["right"] = hits / total
         row["right_ci"] = metrics.proportion_half_width(hits, total)
         row["right_low"], row["right_high"] = metrics.proportion_interval(hits, total)
-    if "distance" in judged:
-        row["distance"], row["distance_ci"] = metrics.mean_interval(judged["distance"].dropna())
+    for name in ("clip", "distance", "embedding", "looks", "own_kid"):
+        column = f"{name}_share" if name == "own_kid" else name
+        if column in judged:
+            row[name], row[f"{name}_ci"] = metrics.mean_interval(judged[column].dropna())
     return row
 
 

@@ -41,7 +41,8 @@ class Setting:
     With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance
     from its own is measured. A profile is made on `calibrate_on` of the `tuning_prompts` (a source
     for `load_prompts`; prompts that are reported on are left out) over `calibrate_steps`, with
-    `adjoint_probes`, from the seed `tuning_seed` on. Grids are tried on `try_on` of them. With
+    `adjoint_probes` and `feature_probes`, from the seed `tuning_seed` on. Grids are tried on
+    `try_on` of them, and tuned on `tune_on`. With
     `latents`, a file for `load_latents`, every picture starts from the same noise. All solvers end
     at `end`: "zero", "sigma_min", or where the model's own config says. `truncate` cuts prompts
     that are too long, which are refused otherwise. `call` is a JSON object of further options that
@@ -61,8 +62,10 @@ class Setting:
     calibrate_on: int = 8
     calibrate_steps: int = 20
     adjoint_probes: int = 0
+    feature_probes: int = 0
     tuning_seed: int = 0
     try_on: int = 32
+    tune_on: int = 128
     negative_prompt: str = ""
     latents: str = ""
     tuning_prompts: str = "bundled-tune"
@@ -104,7 +107,8 @@ class Setting:
     @property
     def profiled(self) -> bool:
         """Whether a method needs a profile."""
-        return any(needs(method) in ("profile", "trials") for method in self.methods)
+        searched = any(needs(m) == "trials" and m != "tuned" for m in self.methods)
+        return searched or any(needs(method) == "profile" for method in self.methods)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -188,6 +188,7 @@ def _table() -> Iterable[Method]:
     text = "the best of several grids, moved while that helps, within a budget"
     yield Method("chosen", "trials", text)
     yield Method("direct", "trials", "the same search, to its end")
+    yield Method("tuned", "trials", "what tune hands out: a grid whose pictures win, or a peer's")
 
 
 #: Every method by its name. `register` adds one.

@@ -21,3 +21,4 @@ from asddim_lib.metrics.intervals import proportion_half_width as proportion_hal
 from asddim_lib.metrics.intervals import proportion_interval as proportion_interval
 from asddim_lib.metrics.intervals import verdict as verdict
 from asddim_lib.metrics.kid import kid as kid
+from asddim_lib.metrics.kid import kid_shares as kid_shares

@@ -71,6 +71,12 @@ def _pair(size: Mapping[str, int], shape: torch.Size) -> tuple[int, int]:
     return high * short // min(shape), wide * short // min(shape)
 
 
+@torch.no_grad()
+def embed(encoder: Encoder, pictures: Tensor, batch: int = 64) -> Tensor:
+    """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8), so many at once."""
+    return torch.cat([encoder(part).cpu() for part in pictures.split(batch)])
+
+
 def load_encoder(source: str = "bundled", device: str = "cpu") -> Encoder:
     """The image encoder of a folder or a hub id, in float32; by default the bundled CLIP.
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.metrics.fid import _Given
 from asddim_lib.metrics.intervals import mean_interval
+
+#: Rows of a kernel's matrix that are in memory at once.
+ROWS = 1000
 
 
 def kid(
@@ -39,10 +44,37 @@ def kid(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         value = float(metric.compute()[0])
-    return value, 2 * mean_interval(_influence(x, y))[1]  # an image enters each pair of the kernel
+    return value, mean_interval(kid_shares(x, y))[1]
 
 
-def _influence(x: Tensor, y: Tensor) -> Tensor:
-    """Half of what each row of x (n × d) adds to the U-statistic, up to a constant: shape (n,)."""
-    own, cross = (x @ x.T / x.shape[1] + 1) ** 3, (x @ y.T / x.shape[1] + 1) ** 3
-    return (own.sum(1) - own.diagonal()) / (len(x) - 1) - cross.mean(1)
+def kid_shares(features: Tensor, reference: Tensor) -> Tensor:
+    """Each image's share in the KID of features (n × d) from a reference (m × d): (n,), float64.
+
+    Their mean is the unbiased KID over all pairs, and their spread that of the images' influence on
+    it, so that two methods can be compared image by image, on the same prompts. With the kernel k,
+    image i's share is 2 mean_j k(xᵢ, xⱼ) − 2 mean_j k(xᵢ, yⱼ) − mean k(x, x') + mean k(y, y').
+    Raises WrongUse for fewer than 2 images on either side.
+    """
+    x, y = features.double(), reference.double()
+    for name, values in (("features", x), ("reference", y)):
+        check(len(values) > 1, name, f"{len(values)} images", "give at least 2")
+    own = _among(x)
+    cross = torch.cat([_kernel(part, y).mean(1) for part in x.split(ROWS)])
+    return 2 * own - own.mean() - 2 * cross + _own_mean(reference)
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """KID's polynomial kernel."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _among(x: Tensor) -> Tensor:
+    """The mean kernel of each row of x (n × d) with the other rows: shape (n,)."""
+    sums = torch.cat([_kernel(part, x).sum(1) for part in x.split(ROWS)])
+    return (sums - (x.square().mean(1) + 1) ** 3) / (len(x) - 1)
+
+
+@cache
+def _own_mean(reference: Tensor) -> Tensor:
+    """The mean kernel of two different rows."""
+    return _among(reference.double()).mean()

@@ -21,7 +21,7 @@ from asddim_lib.measure.fingerprint import of_values
 from asddim_lib.measure.run import Run, out_of_memory
 from asddim_lib.metrics.clip import load_clip
 from asddim_lib.metrics.distance import relative_distance
-from asddim_lib.metrics.encoders import Encoder, encoder_for
+from asddim_lib.metrics.encoders import Encoder, embed, encoder_for
 from asddim_lib.models.load import BUNDLED, Pipeline
 from asddim_lib.schedulers.solvers import own_scheduler
 
@@ -141,7 +141,6 @@ class Embedding(Goal):
             part[~drawn.finite] = torch.nan
         return found
 
-    @torch.no_grad()
     def embedded(self, images: Tensor, encoder: Encoder | None = None) -> Tensor:
         """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8).
 
@@ -150,7 +149,7 @@ class Embedding(Goal):
         """
         sees = encoder or self.encoder
         try:
-            return torch.cat([sees(part).cpu() for part in images.split(self.batch)])
+            return embed(sees, images, self.batch)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise

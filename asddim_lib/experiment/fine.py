@@ -1,0 +1,86 @@
+"""An experiment's pictures beside the model's own fine ones, so that only the sampler is judged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from asddim_lib.metrics.distance import relative_distance
+from asddim_lib.metrics.kid import kid_shares
+
+
+class Seen(NamedTuple):
+    """What is known of n pictures, with rows of NaN where one failed.
+
+    `latents` (n × …), the image encoder's `embeddings` (n × e), and the judge's `features` (n × d).
+    The last two have no columns where the pictures are of prompts that nothing bundled can read.
+    """
+
+    latents: Tensor
+    embeddings: Tensor
+    features: Tensor
+
+
+def joined(parts: list[Seen]) -> Seen:
+    """The parts of a cell, one after the other; one of which all failed knows no columns."""
+    return Seen(*(_stacked(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
+    shape = max((part.shape[1:] for part in tensors), key=lambda sizes: sizes.numel())
+    full = [part if part.shape[1:] == shape else _unknown(len(part), shape) for part in tensors]
+    return torch.cat(full)
+
+
+def _unknown(count: int, shape: torch.Size) -> Tensor:
+    return torch.full((count, *shape), torch.nan, dtype=torch.float64)
+
+
+def beside_fine(seen: Seen, fine: Seen) -> pd.DataFrame:
+    """A row per picture: how far it is from the fine one of the same prompt and noise.
+
+    `distance` is of the latents, `embedding` of the image encoder's embeddings and `looks` of the
+    judge's features, which served no choice of a grid. Each is over the spread of the fine ones.
+    The mean of `own_kid_share` is the KID to fine pictures of other prompts and noise.
+    Raises WrongUse for pictures of one prompt, which have no spread.
+    """
+    columns = {"distance": _distances(seen.latents, fine.latents)}
+    for name, which in (("embedding", "embeddings"), ("looks", "features")):
+        values = getattr(seen, which)
+        if values.shape[1]:
+            columns[name] = _distances(values, getattr(fine, which))
+    if seen.features.shape[1]:
+        columns["own_kid_share"] = own_kid_shares(seen.features, fine.features)
+    return pd.DataFrame(columns)
+
+
+def _distances(values: Tensor, goal: Tensor) -> np.ndarray:
+    """Relative distances (n,), NaN where either failed, or fewer than 2 pairs are left."""
+    values, goal = values.flatten(1), goal.flatten(1)
+    finite = values.isfinite().all(1) & goal.isfinite().all(1)
+    distances = np.full(len(goal), np.nan)
+    if len(goal) < 2 or finite.sum() >= 2:  # of one prompt, relative_distance says what to do
+        distances[finite.numpy()] = relative_distance(values[finite], goal[finite]).numpy()
+    return distances
+
+
+def own_kid_shares(features: Tensor, fine: Tensor) -> np.ndarray:
+    """Each picture's share in the KID of features (n × d) from fine pictures of other noise.
+
+    Prompts are drawn alike, so that the even ones' pictures are compared with the odd ones' fine
+    pictures, and the odd ones' with the even ones': nothing more is drawn. NaN where a picture
+    failed, or fewer than 2 of a half are left.
+    """
+    found = np.full(len(features), np.nan)
+    for half in (0, 1):
+        here, there = slice(half, None, 2), slice(1 - half, None, 2)
+        sound = features[here].isfinite().all(1)
+        other = fine[there][fine[there].isfinite().all(1)]
+        if sound.sum() >= 2 and len(other) >= 2:
+            shares = kid_shares(features[here][sound], other)
+            found[here][sound.numpy()] = shares.numpy()  # a view of `found`
+    return found

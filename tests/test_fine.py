@@ -1,0 +1,82 @@
+"""Pictures beside the model's own fine ones: shares of KID, distances, and what failed."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.image.kid import maximum_mean_discrepancy
+
+from asddim_lib import metrics
+from asddim_lib.errors import WrongUse
+from asddim_lib.experiment.fine import Seen, beside_fine, joined, own_kid_shares
+
+
+def features(count, seed, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 6, generator=generator, dtype=torch.float64) + shift
+
+
+def kernel(x, y):
+    return (x @ y / len(x) + 1) ** 3
+
+
+def test_the_shares_mean_is_the_unbiased_kid_over_all_pairs():
+    x, y = features(7, 1), features(9, 2, 0.3)
+    own = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+    real = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+    cross = np.mean([kernel(a, b) for a in x for b in y])
+    assert float(metrics.kid_shares(x, y).mean()) == pytest.approx(own + real - 2 * cross)
+
+
+def test_with_as_many_images_it_is_torchmetrics_own():
+    x, y = features(8, 3), features(8, 4)
+    kernels = [(a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (x, y), (y, y))]
+    theirs = float(maximum_mean_discrepancy(*kernels))
+    assert float(metrics.kid_shares(x, y).mean()) == pytest.approx(theirs)
+
+
+def test_a_pair_of_sets_has_shares_and_a_single_image_has_none():
+    with pytest.raises(WrongUse, match="features is '?1 images"):
+        metrics.kid_shares(features(1, 1), features(9, 2))
+    with pytest.raises(WrongUse, match="reference is '?1 images"):
+        metrics.kid_shares(features(9, 1), features(1, 2))
+
+
+def test_own_kid_compares_each_half_with_the_other_s_fine_pictures():
+    x, fine = features(10, 5), features(10, 6)
+    shares = own_kid_shares(x, fine)
+    np.testing.assert_allclose(shares[0::2], metrics.kid_shares(x[0::2], fine[1::2]))
+    np.testing.assert_allclose(shares[1::2], metrics.kid_shares(x[1::2], fine[0::2]))
+
+
+def test_the_fine_pictures_themselves_have_distance_0_and_an_own_kid_about_0():
+    fine = Seen(features(400, 7).reshape(400, 2, 3), features(400, 8), features(400, 9))
+    table = beside_fine(fine, fine)
+    assert (table[["distance", "embedding", "looks"]] == 0).all(axis=None)
+    mean, half = metrics.mean_interval(table["own_kid_share"].to_numpy())
+    assert abs(mean) < half
+    far = beside_fine(fine._replace(features=fine.features + 1), fine)["own_kid_share"]
+    assert far.mean() > 10 * half, "another distribution would pass for the same"
+
+
+def test_a_failed_picture_is_left_out_and_the_others_keep_their_places():
+    fine = Seen(features(6, 1), features(6, 2), features(6, 3))
+    part = Seen(features(6, 4), features(6, 5), features(6, 6))
+    for values in part:
+        values[2] = torch.nan
+    table = beside_fine(part, fine)
+    assert table.loc[2].isna().all()
+    assert table.drop(index=2).notna().all(axis=None)
+
+
+def test_a_batch_of_which_all_failed_has_rows_without_figures():
+    known = Seen(features(3, 1), features(3, 2), features(3, 3))
+    lost = Seen(features(2, 1) * torch.nan, torch.empty(2, 0), torch.empty(2, 0))
+    both = joined([known, lost])
+    assert [len(values) for values in both] == [5, 5, 5]
+    assert both.embeddings.shape == (5, 6)
+    assert both.embeddings[3:].isnan().all()
+
+
+def test_of_pictures_that_nothing_can_read_only_latents_are_compared():
+    blind = Seen(features(4, 1), torch.empty(4, 0), torch.empty(4, 0))
+    assert list(beside_fine(blind, blind)) == ["distance"]
