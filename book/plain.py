@@ -37,7 +37,7 @@ NAMED = [
     "tip",
     "warning",
 ]
-TITLED = ("admonition", "dropdown")
+TITLED = ("admonition", "dropdown", "grid-item-card")
 
 
 def markdown(text: str, chapter: str) -> str:
@@ -60,9 +60,9 @@ def _translate(match: re.Match[str], chapter: str) -> str:
 
 
 def directive(match: re.Match[str], chapter: str) -> str:
-    """An admonition as a quotation under its title, shown code as a plain fence.
+    """An admonition or a card as a quotation under its title, shown code as a plain fence.
 
-    Other directives stay as they are.
+    A grid of cards is its cards, one below the other. Other directives stay as they are.
     """
     opening = re.match(r"\s*\{([\w-]+)\}\s*(.*)", match["info"])
     if not opening:
@@ -71,6 +71,8 @@ def directive(match: re.Match[str], chapter: str) -> str:
     body = re.sub(r"\A(?::[\w-]+:.*\n|---\n(?:.*\n)*?---\n)*\n*", "", match["body"])
     if kind in ("code", "code-block"):
         return f"```{argument}\n{body}```"
+    if kind == "grid":
+        return markdown(body, chapter)
     if kind in TITLED:
         title = argument
     elif kind in NAMED:

@@ -116,6 +116,11 @@ def test_a_rebuild_writes_the_same_bytes_and_removes_what_is_no_chapter(tmp_path
             ":::{admonition} Mind *this*\ntwo\n\nlines\n:::",
             "> **Mind *this***\n>\n> two\n>\n> lines",
         ),
+        (
+            "::::{grid} 1 1 2 2\n:gutter: 3\n\n:::{grid-item-card} One\nsee {eq}`eq-ddim`\n:::\n"
+            "\n:::{grid-item-card} Two\n:link: noise\n- it\n:::\n::::",
+            "> **One**\n>\n> see Eq. (3)\n\n> **Two**\n>\n> - it",
+        ),
         ("```{code-block} bash\nmake\n```", "```bash\nmake\n```"),
         ("$a\n+ b$", "$a + b$"),
         ("`{eq}` and ``{doc}`x` ``", "`{eq}` and ``{doc}`x` ``"),
