@@ -65,7 +65,7 @@ def execute(
         "parameters": values,
         "seconds": round(time.perf_counter() - start),
         "commit": git("rev-parse", "--short", "HEAD"),
-        "figures": partial.read_text().count('"image/png":'),
+        "figures": len(re.findall(r'"image/(?:png|svg\+xml)":', partial.read_text())),
         "lock": digest(ROOT / "requirements.lock"),
     }
     out.with_suffix(".json").write_text(json.dumps(record) + "\n")

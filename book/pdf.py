@@ -60,10 +60,11 @@ def main() -> None:
         printed(page)
         page.evaluate(NUMBER, headings(PdfReader(PDF)))
         printed(page)
-    reader = PdfReader(PDF)
-    check_print(reader, yaml.safe_load((ROOT / "book" / "equations.yml").read_text()), figures())
+    reader, (all_figures, pixels) = PdfReader(PDF), figures()
+    equations = yaml.safe_load((ROOT / "book" / "equations.yml").read_text())
+    check_print(reader, equations, all_figures, pixels)
     print(
-        f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {figures()} figures and sliders, "
+        f"{PDF.relative_to(ROOT)}: {len(reader.pages)} pages, {all_figures} figures and sliders, "
         f"{PDF.stat().st_size / 1e6:.1f} MB"
     )
 
@@ -101,24 +102,48 @@ def headings(reader: PdfReader) -> list[int]:
     return walk(reader.outline, 1)
 
 
-def figures() -> int:
-    """The number of pictures in the executed chapters; a slider counts as one."""
-    count = 0
+def figures() -> tuple[int, int]:
+    """The number of figures in the executed chapters, and how many of them are of pixels.
+
+    A slider counts as one figure, of pixels.
+    """
+    drawn = pixels = 0
     for file in (STAGE / "chapters").glob("*.ipynb"):
-        outputs = [
-            json.dumps(output.get("data", {}))
-            for cell in json.loads(file.read_text())["cells"]
-            for output in cell.get("outputs", [])
-        ]
-        count += sum('"image/png"' in output or "asddim-explorer" in output for output in outputs)
+        for cell in json.loads(file.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                data = json.dumps(output.get("data", {}))
+                if '"image/svg+xml"' in data:
+                    drawn += 1
+                elif '"image/png"' in data or "asddim-explorer" in data:
+                    pixels += 1
+    return drawn + pixels, pixels
+
+
+def described(reader: PdfReader) -> int:
+    """The number of figures in a tagged PDF that have an alternative text."""
+    count, waiting = 0, [reader.trailer["/Root"]["/StructTreeRoot"]]
+    while waiting:
+        part = waiting.pop().get_object()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            count += part.get("/S") == "/Figure" and "/Alt" in part
+            waiting += [part["/K"]] if "/K" in part else []
     return count
 
 
-def check_print(reader: PdfReader, equations: list[dict[str, Any]], figures: int) -> None:
-    """Raises ValueError if a picture, an equation's number or a link's target is missing."""
+def check_print(
+    reader: PdfReader, equations: list[dict[str, Any]], figures: int, pixels: int
+) -> None:
+    """Raises ValueError if a figure, an equation's number or a link's target is missing.
+
+    Of `figures`, `pixels` are pictures in the PDF; it holds the others as drawings.
+    """
     pictures = sum(len(page.images.keys()) for page in reader.pages)
-    if pictures < figures:
-        raise ValueError(f"the PDF has {pictures} pictures of {figures}")
+    if pictures < pixels:
+        raise ValueError(f"the PDF has {pictures} pictures of {pixels}")
+    if described(reader) < figures:
+        raise ValueError(f"the PDF has {described(reader)} described figures of {figures}")
     text = [page.extract_text() for page in reader.pages]
     doubtful = [
         k + 1

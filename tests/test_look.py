@@ -205,20 +205,27 @@ def test_a_folder_without_a_book_and_a_machine_without_a_browser_get_one_line(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "figures", "message"),
+    ("old", "new", "figures", "pixels", "message"),
     [
-        ("", "", 1, None),
-        ("", "", 2, "has 1 pictures of 2"),
-        ("(3)", "(4)", 1, "no Eq. 3 where its links lead"),
-        ("Text", "see ??", 1, "unresolved references on pages \\[1\\]"),
-        ('"#equation-eq-x"', '"nowhere.html"', 1, "a link that leads nowhere"),
+        ("", "", 2, 1, None),
+        ("", "", 2, 2, "has 1 pictures of 2"),
+        ("", "", 3, 1, "has 2 described figures of 3"),
+        ('alt="A line."', 'alt=""', 2, 1, "has 1 described figures of 2"),
+        ("(3)", "(4)", 2, 1, "no Eq. 3 where its links lead"),
+        ("Text", "see ??", 2, 1, "unresolved references on pages \\[1\\]"),
+        ('"#equation-eq-x"', '"nowhere.html"', 2, 1, "a link that leads nowhere"),
     ],
 )
-def test_a_print_that_lacks_something_is_refused(page, tmp_path, old, new, figures, message):
+def test_a_print_that_lacks_something_is_refused(
+    page, tmp_path, old, new, figures, pixels, message
+):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "dot.png")
     body = (
         '<p>Text</p><a href="#equation-eq-x">Eq. (3)</a><p id="equation-eq-x">x = y (3)</p>'
-        '<img src="dot.png" alt="A dot.">'
+        '<img src="dot.png" alt="A dot."><img src="line.svg" alt="A line.">'
+    )
+    (tmp_path / "line.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0L9 9"/></svg>'
     )
     write(tmp_path, {"book.html": body.replace(old, new) if old else body})
     with browser_tool.served(tmp_path) as base:
@@ -226,6 +233,6 @@ def test_a_print_that_lacks_something_is_refused(page, tmp_path, old, new, figur
         page.pdf(path=tmp_path / "book.pdf", outline=True, tagged=True)
     if message:
         with pytest.raises(ValueError, match=message):
-            pdf.check_print(PdfReader(tmp_path / "book.pdf"), [EQUATION], figures)
+            pdf.check_print(PdfReader(tmp_path / "book.pdf"), [EQUATION], figures, pixels)
     else:
-        pdf.check_print(PdfReader(tmp_path / "book.pdf"), [EQUATION], figures)
+        pdf.check_print(PdfReader(tmp_path / "book.pdf"), [EQUATION], figures, pixels)

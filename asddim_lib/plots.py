@@ -1,0 +1,197 @@
+"""One look for every figure of the book: its type, its lines, and how a notebook shows it.
+
+A chapter calls `use()` once. From then on its line plots are shown as SVG without a background,
+whose ink turns light on a dark page. Figures that hold pictures are shown as PNG on white paper.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from asddim_lib.colours import FAINT, FARTHER, INK, INK_ON_DARK, NEARER
+from asddim_lib.colours import colour as colour
+from asddim_lib.colours import series as series
+from asddim_lib.colours import style as style
+
+#: The width of the book's text, in inches: there 9-point type is 9 points tall.
+WIDTH = 7.0
+_STYLE: dict[str, Any] = {
+    "figure.figsize": (WIDTH, 3.2),
+    "figure.facecolor": "white",  # of figures with pictures; an SVG has no background
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.alpha": 0.3,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "svg.hashsalt": "asddim",  # the same figure gives the same file
+    **{
+        f"{part}size": 9
+        for part in ("font.", "axes.title", "axes.label", "xtick.label", "ytick.label")
+    },
+    "legend.fontsize": 9,
+    "figure.titlesize": 9,
+    "figure.titleweight": "bold",
+}
+_DARK = (
+    f'<style>@media (prefers-color-scheme: dark) {{ [style*="fill: {INK}"] '
+    f"{{ fill: {INK_ON_DARK} !important }} "
+    f'[style*="stroke: {INK}"] {{ stroke: {INK_ON_DARK} !important }} }}</style>'
+)
+
+
+def use() -> None:
+    """Sets the look of all figures from here on, and how a notebook shows them."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(_STYLE)  # type: ignore[arg-type]
+    try:
+        from IPython import get_ipython  # type: ignore[attr-defined]
+    except ImportError:
+        return
+    shell = get_ipython()
+    if shell is not None:
+        plt.switch_backend(plt.get_backend())  # loaded later, it would undo the next line
+        _show_in(shell.display_formatter.formatters)
+
+
+def _show_in(formatters: Any) -> None:
+    """Lets IPython's formatters show line plots as SVG, and figures with pictures as PNG."""
+    from matplotlib.figure import Figure
+
+    formatters["image/svg+xml"].for_type(
+        Figure, lambda figure: None if _held(figure) else _svg(figure)
+    )
+    formatters["image/png"].for_type(Figure, lambda figure: _png(figure) if _held(figure) else None)
+
+
+def _held(figure: Any) -> bool:
+    """Whether a figure holds pictures."""
+    return any(axis.images for axis in figure.axes)
+
+
+def _svg(figure: Any) -> str:
+    """A figure as SVG without a background. Its ink is light where its surroundings are dark."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
+    start, end = file.getvalue().split("<defs>", 1)
+    return f"{start}{_DARK}\n <defs>{end}"
+
+
+def _png(figure: Any) -> bytes:
+    """A figure as PNG, sharp on a screen with two pixels to a point of the page."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=144, bbox_inches="tight")
+    return file.getvalue()
+
+
+def sampling(axis: Any) -> None:
+    """Writes above an axis of timesteps or noise levels which way sampling runs: to the lower."""
+    inverted = axis.xaxis_inverted()
+    text, place, side = ("sampling →", 0, "left") if inverted else ("← sampling", 1, "right")
+    axis.annotate(
+        text,
+        (place, 1),
+        xytext=(0, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha=side,
+        va="bottom",
+        fontsize=9,
+    )
+
+
+def label_ends(axis: Any, labels: Mapping[str, str] | Sequence[str] = ()) -> None:
+    """Writes each labelled line's name at its right end, instead of a legend.
+
+    `labels` gives other words for some names, or says which lines are named; by default all are.
+    Names that would overlap move apart, up and down. Call it when the axis is otherwise complete.
+    """
+    drawn = {str(line.get_label()): line for line in axis.get_lines()}
+    wanted = [name for name in drawn if not name.startswith("_") and (not labels or name in labels)]
+    words = labels if isinstance(labels, Mapping) else {}
+    axis.figure.draw_without_rendering()
+    height = axis.get_window_extent().height * 72 / axis.figure.dpi
+    ends = []
+    for name in wanted:
+        x, y = (np.asarray(values, float) for values in drawn[name].get_data(orig=False))
+        last = int(np.nanargmax(np.where(np.isfinite(y), x, np.nan)))
+        ends.append(axis.transLimits.transform(axis.transScale.transform((x[last], y[last]))))
+    heights = _apart([end[1] * height for end in ends], gap=11)
+    for name, end, place in zip(wanted, ends, heights, strict=True):
+        moved = place - end[1] * height
+        axis.annotate(
+            words.get(name, name),
+            tuple(end),
+            xytext=(12, moved),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": drawn[name].get_color(),
+                "shrinkA": 1,
+                "shrinkB": 2,
+                "lw": 1,
+            },
+        )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places on a line, moved as little as a few sweeps find, until each is `gap` from the next."""
+    order = np.argsort(places)
+    moved = np.asarray(places, float)[order]
+    for _ in range(1000):
+        lack = gap - np.diff(moved)
+        if not (lack > 1e-6).any():
+            break
+        push = np.maximum(lack, 0) / 2
+        moved[:-1] -= push
+        moved[1:] += push
+    result = np.empty(len(moved))
+    result[order] = moved
+    return [float(place) for place in result]
+
+
+def heat(axis: Any, ratios: Any, words: Any = None, most: float = 2.0) -> None:
+    """A table of ratios as a map: blue below 1, orange above, without colour at 1.
+
+    `ratios` is a DataFrame of positive numbers; `words`, of the same shape, is what is written in
+    the cells. A factor of `most` either way has the full colour, which is transparent enough to
+    read ink on, on a light page and on a dark one. Missing ratios stay empty.
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Rectangle
+
+    values = ratios.to_numpy(float)
+    depth = np.clip(np.abs(np.log(values)) / np.log(most), 0, 1)
+    for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
+        ground = to_rgb(NEARER if values[row, column] < 1 else FARTHER)
+        alpha = 0.75 * float(depth[row, column])
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc=(*ground, alpha), lw=0))
+        if words is not None:
+            text = str(words.iloc[row, column])
+            axis.text(column, row, text, ha="center", va="center", fontsize=8)
+    axis.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5))
+    axis.set_xticks(range(values.shape[1]), list(ratios.columns))
+    axis.set_yticks(range(values.shape[0]), list(ratios.index))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)

@@ -1,0 +1,195 @@
+"""The look of the book's figures: one colour a method, legible in light and dark, to all eyes."""
+
+import itertools
+import re
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.core.formatters import DisplayFormatter
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+
+from asddim_lib import colours, plots
+from asddim_lib.experiment import setting
+from asddim_lib.grids.methods import METHODS
+
+matplotlib.use("Agg")
+CHAPTERS = Path(__file__).parents[1] / "book" / "chapters"
+CSS = CHAPTERS.parent / "_static" / "book.css"
+#: Chapters whose figures still have the look of before.
+NOT_YET = [
+    "ablation",
+    "clock",
+    "ddim",
+    "experiment",
+    "flow",
+    "goal",
+    "judging",
+    "low-noise",
+    "model",
+]
+NOT_YET += ["noise", "notation", "one-grid", "peers", "sensitivity", "start", "use"]
+COLOURS = {name: colour for group in colours.FAMILIES.values() for name, colour in group.items()}
+#: What an eye without red or green cones sees, on linear RGB (Machado et al. 2009).
+EYES = {
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+}
+
+
+def linear(colour):
+    """A colour's linear RGB."""
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one, other):
+    """The ratio of two colours' luminances, as WCAG 2 has it."""
+    luminances = [linear(colour) @ [0.2126, 0.7152, 0.0722] for colour in (one, other)]
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+
+
+@pytest.fixture(autouse=True)
+def _own_style():
+    with matplotlib.rc_context():
+        plots.use()
+        yield
+    plt.close("all")
+
+
+def test_every_method_has_one_colour_and_no_two_the_same():
+    names = [name for group in colours.FAMILIES.values() for name in group]
+    assert len(names) == len(set(names))
+    assert set(names) == set(METHODS)
+    assert len(set(COLOURS.values())) == len(names)
+    assert not set(COLOURS.values()) & set(colours.SERIES)
+
+
+def test_an_experiment_s_names_look_like_the_methods_they_stand_for():
+    for name, method in setting.METHODS.items():
+        assert plots.style(name) == plots.style(method)
+    with pytest.raises(ValueError, match="method is ddpm; use one of trailing, "):
+        plots.style("ddpm")
+
+
+@pytest.mark.parametrize("ground", colours.GROUNDS)
+def test_every_colour_stands_out_from_a_light_and_from_a_dark_page(ground):
+    for colour in [*COLOURS.values(), *colours.SERIES, colours.FAINT]:
+        assert contrast(colour, ground) >= 3, colour
+
+
+def test_words_read_on_a_light_and_on_a_dark_page_and_in_the_deepest_cell_of_a_map():
+    for ground, ink in zip(colours.GROUNDS, (colours.INK, colours.INK_ON_DARK), strict=True):
+        assert contrast(ink, ground) >= 7
+        for colour in (colours.NEARER, colours.FARTHER):
+            cell = 0.75 * np.array(to_rgb(colour)) + 0.25 * np.array(to_rgb(ground))
+            assert contrast(ink, cell) >= 3.5
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_lines_that_an_eye_could_confuse_differ_in_dashes_or_marker(eye):
+    """Where the colours are near, the second channel tells."""
+    seen = {name: np.array(EYES[eye]) @ linear(colour) for name, colour in COLOURS.items()}
+    for (one, a), (other, b) in itertools.combinations(seen.items(), 2):
+        if np.abs(a - b).max() < 0.02:
+            first, second = (colours.LOOKS[name] for name in (one, other))
+            assert (first["linestyle"], first["marker"]) != (second["linestyle"], second["marker"])
+
+
+@pytest.mark.parametrize("file", sorted(CHAPTERS.glob("*.md")), ids=lambda file: file.stem)
+def test_no_chapter_has_a_palette_of_its_own(file):
+    """Colours come from asddim_lib.plots."""
+    if file.stem in NOT_YET:
+        pytest.skip("its figures have the look of before")
+    code = "".join(re.findall(r"^```\{code-cell\}.*?^```", file.read_text(), re.S | re.M))
+    assert not re.findall(r"color_palette|\bcmap\b|[\"']#[0-9a-fA-F]{6}|[\"']C\d[\"']", code)
+    assert not re.findall(r"\bcolou?rs?=\(?[\"'](?!none)", code)
+    assert "plots.use()" in code or "plt." not in code
+
+
+def svg(draw):
+    figure, axis = plt.subplots()
+    draw(axis)
+    return plots._svg(figure)
+
+
+def test_a_line_plot_has_no_ground_and_its_ink_is_light_in_the_dark():
+    text = svg(lambda axis: axis.plot([0, 1], **plots.style("noise")))
+    assert text == svg(lambda axis: axis.plot([0, 1], **plots.style("noise")))
+    assert colours.INK in text.split("</style>", 1)[1], "what the rule changes"
+    assert COLOURS["noise"] in text
+    assert re.search(rf"prefers-color-scheme: dark.*{colours.INK_ON_DARK} !important", text)
+    assert "#ffffff" not in text
+    width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text, re.S)[1])
+    assert width == plots.WIDTH * 72, "the page's width, so that 9 points are 9 points"
+
+
+def test_a_notebook_shows_line_plots_as_svg_and_pictures_as_png():
+    shell = DisplayFormatter()
+    plots._show_in(shell.formatters)
+    for draw, kind in (
+        (lambda axis: axis.plot([0, 1]), "image/svg+xml"),
+        (lambda axis: axis.imshow(np.zeros((2, 2, 3))), "image/png"),
+    ):
+        figure, axis = plt.subplots()
+        draw(axis)
+        assert {name for name in shell.format(figure)[0] if "image" in name} == {kind}
+
+
+def test_the_arrow_points_to_where_sampling_goes():
+    for limits, text, x in (((0, 9), "← sampling", 1), ((9, 0), "sampling →", 0)):
+        _, axis = plt.subplots()
+        axis.set_xlim(limits)
+        plots.sampling(axis)
+        assert (axis.texts[0].get_text(), axis.texts[0].xy[0]) == (text, x)
+
+
+def test_names_stand_at_the_ends_of_their_lines_in_order_and_apart():
+    figure, axis = plt.subplots()
+    axis.set(xscale="log", yscale="log")
+    ends = {"noise": 2.0, "karras": 2.02, "beta": 9.0, "gits": 2.01, "without": 4.0}
+    for name, end in ends.items():
+        axis.plot([1, 10], [1, end], label=name)
+    axis.plot([1, 10], [3, 3], label="_no name")
+    plots.label_ends(axis, {"noise": "Eq 5", "karras": "karras", "beta": "beta", "gits": "gits"})
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without their leaders
+    middles = [(box.y0 + box.y1) / 2 for box in boxes]
+    assert [t.get_text() for t in axis.texts] == ["Eq 5", "karras", "beta", "gits"]
+    assert sorted(range(4), key=middles.__getitem__) == [0, 3, 1, 2], "in the order of the ends"
+    gaps = np.diff(sorted(middles)) * 72 / figure.dpi
+    assert gaps.min() > 10.9
+    at = axis.transData.transform((10, 9.0))[1]
+    assert abs(middles[2] - at) * 72 / figure.dpi < 1, "who has room stays where the line ends"
+    assert all(box.x0 > axis.transData.transform((10, 1))[0] for box in boxes)
+
+
+def test_a_map_is_blue_where_nearer_orange_where_farther_and_deep_at_most():
+    ratios = pd.DataFrame([[0.25, 0.5, 1.0], [2.0, 2**0.5, np.nan]], ["a", "b"], ["x", "y", "z"])
+    _, axis = plt.subplots()
+    plots.heat(axis, ratios, ratios.map("{:.2f}".format), most=2)
+    found = {patch.get_xy(): patch.get_facecolor() for patch in axis.patches}
+    assert len(found) == len(axis.texts) == 5, "a missing ratio has no cell"
+    near, far = to_rgb(colours.NEARER), to_rgb(colours.FARTHER)
+    assert found[-0.5, -0.5] == found[0.5, -0.5] == (*near, 0.75)
+    assert found[-0.5, 0.5] == (*far, 0.75)
+    assert found[0.5, 0.5] == pytest.approx((*far, 0.375))
+    assert found[1.5, -0.5][3] == 0
+
+
+def test_the_page_neither_dims_nor_frames_a_figure_in_the_dark():
+    text = CSS.read_text()
+    assert re.search(r'data-theme="dark"\] \.bd-content img:not\([^)]*\) \{ filter: none', text)
+    assert re.search(r'data-theme="dark"\][^{]*cell_output img \{ background: none', text)
