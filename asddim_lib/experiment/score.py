@@ -217,7 +217,7 @@ def paired(
 
     Raises WrongUse for an unknown baseline, or a `key` whose direction is not known.
     """
-    direction = better or _better(key)
+    direction = better or better_of(key)
     rows = []
     for (scale, steps, solver), part in records.groupby(
         ["guidance_scale", "steps", "solver"], sort=False
@@ -239,8 +239,8 @@ def paired(
     return table
 
 
-def _better(key: str) -> Better:
-    """The direction in which a column of the records improves."""
+def better_of(key: str) -> Better:
+    """The direction in which a column of the records improves. Raises WrongUse for another."""
     known = key in BETTER or key.startswith("right_")
     names = ", ".join([*BETTER, "right_all"])
     check(known, "key", key, f"use one of {names}, or say which direction is better")
