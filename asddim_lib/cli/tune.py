@@ -73,6 +73,10 @@ Quick = Annotated[
         help="9 prompts and no search: about the cost of ten guided pictures of 50 steps.",
     ),
 ]
+Ahead = Annotated[
+    bool,
+    typer.Option("--look-ahead", help="Also try to tell the network other times than the steps'."),
+]
 
 
 def tune(
@@ -89,6 +93,7 @@ def tune(
     budget: Budget = None,
     minutes: Minutes = None,
     quick: Quick = False,
+    look_ahead: Ahead = False,
     batch_size: Batch = 8,
     call: Call = "",
     truncate: Truncate = False,
@@ -115,13 +120,20 @@ def tune(
     pipe = load_pipeline(model, device=device, dtype=kind, **loading(variant, pipeline_class))
     how |= {"solver": solver or None, "guidance_scale": guidance_scale, "goal": goal}
     how |= {"encoder": encoder or None, "check_encoder": check_encoder or None}
-    how |= {"budget": budget, "minutes": minutes, "quick": quick, "batch_size": batch_size}
+    how |= {"budget": budget, "minutes": minutes, "quick": quick, "look_ahead": look_ahead}
+    how |= {"batch_size": batch_size}
     with _line() as progress:
         found = find(pipe, texts, steps=steps, seed=SEED, progress=progress, **how)
     found.save(out)
+    _say(found, out, as_json)
+
+
+def _say(found: Any, out: Path, as_json: bool) -> None:
+    """Prints what is handed out, and where it is."""
     value = {"out": str(out), "accepted": found.accepted, "name": found.name}
-    value |= {"timesteps": found.grid, "best_peer": found.acceptance.best}
-    value |= {"left_out": found.left_out, "evaluations": found.evaluations}
+    value |= {"timesteps": found.grid, "look_ahead": found.look_ahead}
+    value |= {"best_peer": found.acceptance.best, "left_out": found.left_out}
+    value |= {"evaluations": found.evaluations}
     text = f"{found.summary()}\n{out}: timesteps {found.grid}, {found.evaluations} evaluations"
     text += f" ({found.pictures:.0f} pictures of 50 steps); {out / 'report.md'} has the verdicts"
     say(value | {"rows": rows(found.table())}, text, as_json)

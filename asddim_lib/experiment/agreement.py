@@ -92,6 +92,6 @@ def _correlation(
             pair = average(goal[:, chosen]), mean(judge[:, chosen])
             return sign * float(stats.spearmanr(*pair).statistic)
 
-    again = [rho(draw.integers(count, size=count)) for _ in range(resamples)]
+    again = [rho(draw.integers(0, count, (count,))) for _ in range(resamples)]
     low, high = np.nanpercentile(again, [2.5, 97.5])
     return {"rho": rho(np.arange(count)), "low": float(low), "high": float(high)}

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from asddim_lib.measure.run import Run
+from asddim_lib.tune.ahead import PLAIN
 from asddim_lib.tune.goals import even, fine_run
 from asddim_lib.tune.trials import Meter, Shelf
 
@@ -27,21 +28,26 @@ PICTURE_STEPS = 50
 
 
 def examples(
-    run: Run, grids: Mapping[str, list[int]], fine_steps: int, shelf: Shelf, meter: Meter
+    columns: Mapping[str, tuple[Run, list[int]]], fine_steps: int, shelf: Shelf, meter: Meter
 ) -> tuple[bytes, int, int]:
-    """The sheet of a run's prompts on some grids and on the fine one; a picture's width, height."""
+    """The sheet of runs of the same prompts on their grids, and of the fine one.
+
+    Returns the PNG, and a picture's width and height.
+    """
     meter.doing = "drawing examples"
-    steps = sum(map(len, grids.values())) + fine_steps
+    run = next(iter(columns.values()))[0]
+    steps = sum(len(grid) for _, grid in columns.values()) + fine_steps
     meter.spend(steps * run.evaluations_per_step)
 
     def drawn() -> dict[str, Tensor]:
-        columns = {name: run.pictures(grid).images for name, grid in grids.items()}
-        columns[f"{fine_steps} steps"] = fine_run(run).pictures(even(run, fine_steps)).images
-        height, width = next(iter(columns.values())).shape[-2:]
-        content = torch.frombuffer(bytearray(sheet(columns)), dtype=torch.uint8)
+        pictures = {name: one.pictures(grid).images for name, (one, grid) in columns.items()}
+        pictures[f"{fine_steps} steps"] = fine_run(run).pictures(even(run, fine_steps)).images
+        height, width = next(iter(pictures.values())).shape[-2:]
+        content = torch.frombuffer(bytearray(sheet(pictures)), dtype=torch.uint8)
         return {"sheet": content, "size": torch.tensor([width, height])}
 
-    found = shelf.kept(drawn, run.inputs, "sheet", dict(grids), fine_steps)
+    depends = {name: [one.inputs, grid] for name, (one, grid) in columns.items()}
+    found = shelf.kept(drawn, depends, "sheet", fine_steps)
     width, height = found["size"].tolist()
     return found["sheet"].numpy().tobytes(), width, height
 
@@ -81,6 +87,7 @@ def markdown(tuned: Tuned) -> str:
         "a loss is a paired interval without 0, and p after Holm's correction below 0.05.",
         _verdicts(tuned),
         *_checked(tuned),
+        *_told(tuned),
         *_left_out(tuned),
         *_shown(tuned),
         "## What it is for",
@@ -122,6 +129,18 @@ def _checked(tuned: Tuned) -> list[str]:
     change = f"{second.difference:+.4f} ± {second.half:.4f} of {second.loss:.4f}"
     text = f"The second encoder, {tuned.setting['check_encoder']}, which served no choice"
     return [f"{text}: {change} against {second.peer}, a {second.verdict}."]
+
+
+def _told(tuned: Tuned) -> list[str]:
+    """What telling the network other times gains over the same grid without it."""
+    if tuned.told is None:
+        return []
+    own = next(one for one in tuned.told.comparisons if one.peer == PLAIN)
+    change = f"{own.difference:+.4f} ± {own.half:.4f} of {own.loss:.4f}, p {own.p_value:.3f}"
+    text = f"The network told the time of a point {tuned.share:+g} of a step ahead: {change}, "
+    text += f"against the same grid without it, a {own.verdict}."
+    handed = "It is handed out." if tuned.look_ahead else "It is left out."
+    return ["## Other times", f"{text} {handed}"]
 
 
 def _left_out(tuned: Tuned) -> list[str]:

@@ -27,7 +27,9 @@ class Tuned:
     `candidate` did not win over. `rivals` are the peers' grids, and `left_out` says why others have
     none; `acceptance` compares the candidate with them on prompts that served no choice.
     `setting` is what the grid is for: model, solver, steps, guidance and options. `evaluations`
-    counts the network's. `sheet` is a PNG of pictures side by side.
+    counts the network's. `sheet` is a PNG of pictures side by side. Where it was asked for, `share`
+    is the best `look_ahead` found, `told` its verdict against the same grid without it and the
+    peers, and `look_ahead` what is handed out: the share, or 0 unless it wins.
     """
 
     grid: list[int]
@@ -40,6 +42,9 @@ class Tuned:
     setting: dict[str, Any]
     scheduler_config: dict[str, Any]
     sheet: bytes = b""
+    look_ahead: float = 0.0
+    share: float = 0.0
+    told: Acceptance | None = None
 
     @property
     def accepted(self) -> bool:
@@ -124,11 +129,17 @@ class Tuned:
         damaged = f"{folder}, whose {file.name} is damaged"
         check(sound, "folder", damaged, "run the same asddim tune again: it is made again")
         value = content["value"]
-        found = value["acceptance"]
-        parts = [Comparison(**one) for one in found["comparisons"]]
-        second = Comparison(**found["check"]) if found["check"] else None
-        value["acceptance"] = Acceptance(found["accepted"], found["best"], parts, second)
+        value["acceptance"] = _acceptance(value["acceptance"])
+        if value.get("told"):  # older files have none
+            value["told"] = _acceptance(value["told"])
         return cls(**value, sheet=picture.read_bytes() if picture.is_file() else b"")
+
+
+def _acceptance(found: dict[str, Any]) -> Acceptance:
+    """A verdict as it was before it became JSON."""
+    parts = [Comparison(**one) for one in found["comparisons"]]
+    second = Comparison(**found["check"]) if found["check"] else None
+    return Acceptance(found["accepted"], found["best"], parts, second)
 
 
 def _of(one: Comparison) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,13 @@ class Trials:
         check(count >= 2, "prompts", f"{count} prompt", remedy)
         # Once: it reads all of an encoder's weights.
         self._aim = self.goal.identity if self.shelf.folder else ""
+
+    def telling(self, look_ahead: float) -> Trials:
+        """The same trials by a scheduler that tells the network other times (`look_ahead`)."""
+        own = self.run.scheduler
+        told = type(own).from_config(own.config, look_ahead=look_ahead)
+        run, rest = replace(self.run, scheduler=told), (self.shelf, self.meter)
+        return Trials(run, self.goal, self.reference_steps, *rest, _wanted=self.wanted)
 
     def cost(self, steps: int) -> int:
         """The network evaluations of so many steps, for all prompts."""

@@ -20,6 +20,8 @@ from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
 from asddim_lib.schedulers.laying import holding, prepared, takes
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
+from asddim_lib.tune.ahead import MOST as MOST_SHARES
+from asddim_lib.tune.ahead import best_share, check_told, verified
 from asddim_lib.tune.family import MOST, family, needing_a_path, peer_names, peers
 from asddim_lib.tune.goals import Goal, goal_of
 from asddim_lib.tune.measured import check_derivatives, measure, recorded
@@ -44,6 +46,7 @@ def tune(
     budget: int | None = None,
     minutes: float | None = None,
     quick: bool = False,
+    look_ahead: bool = False,
     plan: Plan | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -62,10 +65,12 @@ def tune(
     (Euler) where that takes no grid. `goal` is one of `tune.goals`, its `encoder` as `encoder_for`
     takes it; a candidate that loses by the `check_encoder` is not handed out. `budget` bounds the
     network evaluations, or `minutes` do, by `evaluations_in`. `quick` is the plan `QUICK`, about
-    ten pictures. Prompt i starts from the noise of seed `seed` + i; `options` go to the pipeline.
-    In a `folder` what was drawn is kept: a run that was stopped goes on to the same grid.
-    `progress` is told what is done. Raises WrongUse for wrong use, and, before anything is drawn,
-    for too few prompts and too small a budget, with how many are needed.
+    ten pictures. With `look_ahead` it is also tried to tell the network other times than the steps'
+    own: one number, handed out if it wins over the same grid without it. Prompt i starts from the
+    noise of seed `seed` + i; `options` go to the pipeline. In a `folder` what was drawn is kept: a
+    run that was stopped goes on to the same grid. `progress` is told what is done. Raises WrongUse
+    for wrong use, and, before anything is drawn, for too few prompts and too small a budget, with
+    how many are needed.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds, limits = range(seed, seed + len(prompts)), Limits(budget, minutes)
@@ -76,7 +81,7 @@ def tune(
     shelf = Shelf(place, "" if place is None else of_pipeline(pipe))
     plan, meter = plan or (QUICK if quick else Plan()), Meter(progress)
     drawn = run.prepared_with(kind)
-    return _Tuning(drawn, steps, order, aim, plan, shelf, meter).tuned(limits)
+    return _Tuning(drawn, steps, order, aim, plan, shelf, meter, look_ahead).tuned(limits)
 
 
 def _solver(run: Run, solver: str | None, steps: int) -> tuple[Any, int]:
@@ -103,9 +108,12 @@ class _Tuning:
     plan: Plan
     shelf: Shelf
     meter: Meter
+    look_ahead: bool = False
 
     def __post_init__(self) -> None:
         plan, count = self.plan, len(self.run.prompts)
+        if self.look_ahead:
+            check_told(self.run.scheduler, plan.trials)
         check_derivatives(self.run, self.goal, plan)
         self.fine_steps = min(max(plan.reference_steps, 2 * self.steps), len(self.run.schedule))
         self.rows = self.run.evaluations_per_step // count
@@ -134,10 +142,15 @@ class _Tuning:
         if self.fit is not None:
             name, grid = searched(self.fit, {**ours, **rivals}, limit)
         accepted = self._verified(grid, rivals)
+        best_name = "tuned" if accepted.accepted else accepted.best
         best = grid if accepted.accepted else rivals[accepted.best]
-        kind = "tuned" if accepted.accepted else "candidate"
-        page, shown = self._shown(rivals, accepted.best, {kind: grid})
-        scheduler = holding(self.run.scheduler, best, self.run.mu)
+        share, told = self._told(best, rivals)
+        ahead = share if told is not None and told.accepted else 0.0
+        teller = self.held.telling(ahead) if ahead else self.held
+        columns = {"tuned" if accepted.accepted else "candidate": (self.held, grid)}
+        columns |= {f"{best_name}, told {ahead:+g}": (teller, best)} if ahead else {}
+        page, shown = self._shown(rivals, accepted.best, columns)
+        scheduler = holding(teller.run.scheduler, best, self.run.mu)
         self.meter.end()
         return Tuned(
             grid=best,
@@ -148,6 +161,9 @@ class _Tuning:
             acceptance=accepted,
             evaluations=self.meter.spent,
             setting={**self._setting(), **shown},
+            look_ahead=ahead,
+            share=share,
+            told=told,
             scheduler_config=json.loads(scheduler.to_json_string()),
             sheet=page,
         )
@@ -163,7 +179,7 @@ class _Tuning:
             budget = evaluations_in(limits.minutes, self.held.run, self.goal, *tools)
         before = self.meter.spent + plan.measuring_cost(self.rows, self.goal)
         later = self.held.wanted_cost + self.held.cost((self.most_peers + 1) * self.steps)
-        later += plan.shown * self.rows * (3 * self.steps + self.fine_steps)
+        later += plan.shown * self.rows * (4 * self.steps + self.fine_steps) + self._told_cost
         least, most = 0, 0
         if self.fit is not None:
             race = race_cost(self.fit.run, self.most_peers + MOST, self.steps)
@@ -183,20 +199,48 @@ class _Tuning:
             return found
         return confirm(found, self.held.checked(grid), self.held.checked(rivals[found.best]))
 
+    @property
+    def _told_cost(self) -> int:
+        """The network evaluations of all that is tried of other times, and of the verdict."""
+        if not self.look_ahead or self.fit is None:
+            return 0
+        return MOST_SHARES * self.fit.cost(self.steps) + self.held.cost(self.steps)
+
+    def _told(
+        self, grid: list[int], rivals: dict[str, list[int]]
+    ) -> tuple[float, Acceptance | None]:
+        """The best share to look ahead by on a grid, and the verdict on it, if it is not 0."""
+        if not self.look_ahead or self.fit is None:
+            return 0.0, None
+        self.meter.doing = "telling other times"
+        share = best_share(self.fit, grid)
+        if share == 0:
+            return 0.0, None
+        self.meter.doing = "verifying"
+        checked = getattr(self.goal, "check", None) is not None
+        return share, verified(self.held, grid, share, rivals, checked)
+
     def _shown(
-        self, rivals: dict[str, list[int]], best: str, ours: dict[str, list[int]]
+        self,
+        rivals: dict[str, list[int]],
+        best: str,
+        ours: dict[str, tuple[Trials, list[int]]],
     ) -> tuple[bytes, dict[str, Any]]:
         """The sheet of a few held-out prompts, and what is on it."""
         if not self.plan.shown:
             return b"", {}
-        columns = {f"{best}, best peer": rivals[best], "trailing": rivals.get("trailing"), **ours}
-        different: dict[str, list[int]] = {}
-        for name, grid in columns.items():
-            if grid is not None and grid not in different.values():
-                different[name] = grid
-        part = self.held.run.part(slice(0, self.plan.shown))
-        page, width, height = examples(part, different, self.fine_steps, self.shelf, self.meter)
-        return page, {"width": width, "height": height, "shown": list(part.prompts)}
+        few = slice(0, self.plan.shown)
+        columns = {f"{best}, best peer": (self.held, rivals[best])}
+        if "trailing" in rivals:
+            columns["trailing"] = (self.held, rivals["trailing"])
+        different: dict[str, tuple[Run, list[int]]] = {}
+        for name, (drawn, grid) in {**columns, **ours}.items():
+            seen = any(grid == other and drawn is self.held for _, other in different.values())
+            if not seen:
+                different[name] = (drawn.run.part(few), grid)
+        page, width, height = examples(different, self.fine_steps, self.shelf, self.meter)
+        shown = self.held.run.part(few).prompts
+        return page, {"width": width, "height": height, "shown": list(shown)}
 
     def _setting(self) -> dict[str, Any]:
         """What the grid is for, and on what it was chosen."""
