@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asddim_lib.cli.evaluate import Plan
 from asddim_lib.cli.experiment import Experiment
 from asddim_lib.cli.options import (
     Batch,
@@ -77,6 +78,7 @@ def compare(
     call: Call = "",
     variant: Variant = "",
     pipeline_class: PipelineClass = "",
+    plan: Plan = False,
     as_json: Json = False,
 ) -> None:
     """Compares grids with the trailing one, picture by picture.
