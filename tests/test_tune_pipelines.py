@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler
 from asddim_lib.core.coordinates import is_flow
 from asddim_lib.measure.run import Run
 from asddim_lib.tune import tune
+from asddim_lib.tune.family import OWN, needing_a_path, peer_names, peers
 from tests import tiny
 from tests.planted import SMALL, WORDS
 from tests.test_goals import encoders as encoders
@@ -86,3 +88,12 @@ def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
     with pytest.raises(ValueError, match=words):
         tune(pipe, WORDS[:8], options=options, **how)
     assert len(tune(pipe, WORDS[:8], options={**options, "strength": 1.0}, **how).grid) == 2
+
+
+@pytest.mark.parametrize("kind", [ASDDIMScheduler, ASFlowScheduler])
+def test_every_peer_of_a_default_plan_is_known_and_laid(kind):
+    config = kind().config
+    names = peer_names(config)
+    found, left_out = peers(config, 8, names, None)
+    assert set(left_out) <= {*needing_a_path(names), OWN}
+    assert {*found, *left_out} == {*names, OWN}

@@ -19,7 +19,16 @@ from asddim_lib.grids.methods import METHODS
 
 #: What a user would pick instead. The last two are searched on a recorded path.
 PEERS = ("trailing", "leading", "karras", "logsnr", "beta", "arctan", "ays-sd15", "gits", "tors")
-FLOW_PEERS = ("trailing", "karras", "beta", "beta57", "linear_quadratic", "logsnr", "gits", "tors")
+FLOW_PEERS = (
+    "trailing",
+    "karras",
+    "beta",
+    "comfy-beta57",
+    "comfy-linear-quadratic",
+    "logsnr",
+    "gits",
+    "tors",
+)
 #: The name of what the pipeline's own scheduler lays, which is always a peer.
 OWN = "as it is"
 #: The densities by what is weighed, the last of them first.
