@@ -51,6 +51,21 @@ def test_local_error_is_the_step_s_power_times_the_derivative(order):
     np.testing.assert_allclose(errors, exact, rtol=1e-9)
 
 
+@pytest.mark.parametrize("second", [998, 990, 960, 920])
+def test_a_step_from_pure_noise_errs_as_a_normal_distribution_says(second):
+    """Data N(m, s²): from noise x the path is y = m + x √(σ² + s²), and DDIM's step y = m + σ x."""
+    schedule = NoiseSchedule.from_config({**SD, "rescale_betas_zero_snr": True})
+    assert schedule.alphas_cumprod[999] == 0
+    mean, spread, x = 0.7, 0.5, 1.3
+    sigma = float(schedule.sigmas[second])
+    y = mean + sigma * x
+    clean = (mean * sigma**2 + spread**2 * y) / (sigma**2 + spread**2)
+    noises = torch.tensor([x, (y - clean) / sigma], dtype=torch.float64).reshape(-1, 1, 1)
+    error = float(local_errors(path_of(noises, [999, second]), schedule)) / 2
+    exact = mean + x * math.hypot(sigma, spread) - y
+    assert -error == pytest.approx(exact, rel=0.25 * (spread / sigma) ** 2 + spread**2 / sigma**2)
+
+
 def test_a_path_s_length_is_its_number_of_timesteps():
     assert len(path_of(torch.zeros(3, 2, 4), [999, 500, 0])) == 3
 

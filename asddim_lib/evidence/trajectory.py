@@ -80,13 +80,17 @@ def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> T
     """The error of one step between neighbouring points, for a solver of this order, in y.
 
     (N − 1) × n × d, up to a factor that all intervals share: h^(p+1) σ d^p ε / dλ^p, with the
-    derivative from divided differences of the recorded noise. Raises WrongUse for an order outside
-    1 … 3, and for a path of fewer than order + 1 points.
+    derivative from divided differences of the recorded noise. Pure noise, whose σ is infinite,
+    counts as twice the next σ: the predicted clean sample is then what changes evenly, in 1/σ, and
+    a step of order 1 from there errs by half of its change, Δ = −σ Δε (Eq 3 with σ → ∞).
+    Raises WrongUse for an order outside 1 … 3, and for a path of fewer than order + 1 points.
     """
     check(order in ORDERS, "order", order, f"use one of {', '.join(map(str, ORDERS))}")
     remedy = f"order {order} needs at least {order + 1}"
     check(len(path) > order, "path", f"{len(path)} points", remedy)
     sigma = path.sigmas(schedule)[:-1]
+    if schedule.alphas_cumprod[path.timesteps[0]] == 0:
+        sigma[0] = 2 * sigma[1]
     half_log_snr, derivative = -sigma.log(), path.noises.double()
     for degree in range(1, order + 1):  # row i is the divided difference over points i … i + degree
         width = (half_log_snr[degree:] - half_log_snr[:-degree]) / degree
