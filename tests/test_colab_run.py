@@ -32,6 +32,7 @@ CHANGED = {
     "experiment": {"model": TINY, "steps": [4], "count": 8},
     "flow": {"steps": 10},
     "goal": {"count": 4, "measured_on": 1, "steps": 4},
+    "grids": {"model": TINY, "steps": 5},
     "judging": {"repeats": 3, "sizes": [250, 500, 1000]},
     "low-noise": {"steps": 14},
     "model": {"steps": 5},

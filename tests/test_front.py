@@ -1,0 +1,180 @@
+"""What a newcomer meets first: README, landing page, recipes, citation, changelog and footer."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jupytext
+import nbformat
+import picture
+import pytest
+import sources
+import typer
+import yaml
+from PIL import Image
+
+import asddim_lib
+from asddim_lib.cli import app
+from tests.zoo import ZOO
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+START, USE = ((ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in ("start", "use"))
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+COMMANDS = typer.main.get_command(app).commands
+
+
+def fences(text, language):
+    """The blocks of code in a Markdown text that are not executed with it."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+#: The recipes of the page on use: each card's code that is Python.
+RECIPES = fences(USE, "python")
+
+
+def test_the_readme_fits_one_screen():
+    assert len(README.splitlines()) <= 45
+    (shown,) = re.findall(r"!\[[^\]]{40,}\]\(([^)]+)\)", README)
+    assert ROOT / shown == picture.FILE
+    assert picture.FILE.stat().st_size < 300_000
+
+
+def test_what_the_readme_names_is_there():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"book", "test"} <= set(re.findall(r"make ([a-z]+)", README)) <= targets
+    commands = set(re.findall(r"`?asddim ([a-z]+)", README))
+    assert commands
+    assert commands <= set(COMMANDS)
+    for file in re.findall(r"`([\w/]+\.(?:md|py|cff))`", README):
+        assert (ROOT / file).is_file(), file
+    assert README.index("pip install") < README.index("![")
+
+
+def test_the_readme_s_code_runs():
+    (code,) = fences(README, "python")
+    names = {}
+    exec(code, names)
+    assert names["pipe"].scheduler.timesteps.tolist() == names["steps"]
+    assert names["image"].size == (64, 64)
+
+
+@pytest.fixture
+def kitchen(tmp_path, monkeypatch):
+    """What the recipes may use: tiny pipelines of the named models' classes, and a tuned folder."""
+    monkeypatch.chdir(tmp_path)
+    tiny = {"sdxl": "sdxl", "flux": "flux-dev"}
+
+    def load(name):
+        pipe, options = ZOO[tiny[name]]()
+        pipe.set_progress_bar_config(disable=True)
+        kind = type(pipe)
+        called = {key: value for key, value in options.items() if key in ("height", "width")}
+        pipe.__class__ = type(
+            kind.__name__,
+            (kind,),
+            {"__call__": lambda self, *one, **more: kind.__call__(self, *one, **called, **more)},
+        )
+        return pipe
+
+    monkeypatch.setattr(asddim_lib, "load_pipeline", load, raising=False)
+    held = asddim_lib.ASDDIMScheduler(grid=list(range(900, 100, -100)))
+    held.save_pretrained(tmp_path / "tuned" / "scheduler")
+    names = {"pipe": load("sdxl"), "prompt": "a red boot", "prompts": ["a red boot", "a bag"]}
+    names |= {"picture": Image.new("RGB", (64, 64)), "grid": [999, 600, 200]}
+    exec("from asddim_lib import ASDDIMScheduler, timesteps", names)
+    return names
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=range(len(RECIPES)))
+def test_a_recipe_runs(recipe, kitchen):
+    exec(recipe, kitchen)
+    assert kitchen["image"].size[0] > 0
+    steps = int(re.search(r"num_inference_steps=(\d+)", recipe + "num_inference_steps=3")[1])
+    if "strength" in recipe:
+        steps = 10
+        assert int(kitchen["pipe"].scheduler.timesteps[0]) <= 500
+    assert len(kitchen["pipe"].scheduler.timesteps) == steps
+
+
+def test_the_commands_in_the_pages_are_understood():
+    lines = [
+        line for text in (USE, README) for line in re.findall(r"(?<=asddim )[a-z]+ [^`#\n]+", text)
+    ]
+    lines = [line for line in lines if line.split()[0] in COMMANDS]
+    assert len(lines) > 2
+    for line in lines:
+        name, *words = re.sub(r'"[^"]*"', "words", line).split()
+        COMMANDS[name].make_context(name, words, resilient_parsing=True)
+
+
+def test_the_citation_is_valid_and_of_this_version():
+    schema = ["--builtin-schema", "vendor.citation-file-format"]
+    command = [sys.executable, "-m", "check_jsonschema", *schema, ROOT / "CITATION.cff"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    (entry,) = fences(START, "bibtex")
+    shown = dict(re.findall(r"(\w+) += \{+([^}]+)\}", entry))
+    assert shown["title"] == CITATION["title"]
+    assert shown["author"] == CITATION["authors"][0]["name"]
+    assert shown["license"] == CITATION["license"]
+    assert shown["version"] == CITATION["version"] == asddim_lib.__version__
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first[1] == asddim_lib.__version__
+
+
+def test_the_footer_has_version_licence_and_a_link_to_the_citation():
+    config = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["config"]
+    footer = config["html_theme_options"]["extra_footer"]
+    page = SimpleNamespace(config=SimpleNamespace(root_doc="chapters/start"))
+    context = {"theme_extra_footer": footer, "pathto": lambda name: f"../{name}.html"}
+    sources.fill_footer(page, "", "", context, None)
+    filled = context["theme_extra_footer"]
+    assert f"Version {asddim_lib.__version__}." in filled
+    assert 'href="../chapters/start.html#how-to-cite"' in filled
+    assert "CC BY 4.0" in filled
+    assert "\n## How to cite\n" in START
+    other: dict = {}
+    sources.fill_footer(page, "", "", other, None)
+    assert other == {}
+
+
+def test_every_part_of_the_sidebar_has_a_name():
+    parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"]
+    captions = [part["caption"] for part in parts]
+    assert captions == ["Learn", "Measure", "Use", "Appendices"]
+
+
+def test_the_landing_page_types_no_figure():
+    """Figures of our records are computed; its prose has whole numbers only, and few."""
+    cells = jupytext.reads(START, fmt="md:myst").cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    prose = prose.split("## How to cite")[0].replace("Diffusion 3.5", "")
+    assert not re.findall(r"\d[.,]\d|\d ?%", prose)
+
+
+def notebook(name):
+    """An executed notebook whose figure of this name is a gradient of many colours."""
+    figure = Image.linear_gradient("L").convert("RGB")
+    file = io.BytesIO()
+    figure.save(file, format="PNG")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    cell = nbformat.v4.new_code_cell(metadata={"mystnb": {"figure": {"name": name}}})
+    cell.outputs = [nbformat.v4.new_output("display_data", data)]
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), cell])
+
+
+def test_the_picture_of_the_readme_is_the_landing_page_s_figure(tmp_path):
+    nbformat.write(notebook(picture.FIGURE), tmp_path / "right.ipynb")
+    picture.write(tmp_path / "right.ipynb", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.size == (256, 256)
+        assert made.mode == "P"
+    nbformat.write(notebook("other"), tmp_path / "wrong.ipynb")
+    with pytest.raises(ValueError, match="no figure same-noise"):
+        picture.write(tmp_path / "wrong.ipynb", tmp_path / "none.png")
+    assert f"name: {picture.FIGURE}}}" in START
