@@ -21,6 +21,7 @@ from asddim_lib.tune.goals import (
     Score,
     goal_of,
 )
+from asddim_lib.tune.trials import LEAST, Trials
 from tests.test_encoders import clip, dinov2
 
 PROMPTS = ["a red boot", "a blue bag", "a pink dress"]
@@ -73,6 +74,21 @@ def test_latents_are_the_pipeline_s_and_their_loss_is_the_distance_over_the_spre
     expected = np.linalg.norm(own.numpy() - fine, axis=1) / spread
     np.testing.assert_allclose(goal.losses(seen, wanted), expected, rtol=1e-3)
     assert goal.evaluations(run, 6) == 6 * 3 * 2
+
+
+def test_distances_are_compared_by_their_logarithms_and_other_losses_as_they_are(run):
+    trials, goal = Trials(run, Latents(), 6), Latents()
+    distances = goal.losses(goal.look(run, GRID)["seen"], goal.wanted(run, 6))
+    torch.testing.assert_close(trials(GRID), distances.double().log(), rtol=1e-5, atol=1e-5)
+    even = [999, 832, 666, 499, 332, 166]
+    assert (trials(even).exp() <= LEAST * 1.01).all(), "the fine pictures themselves"
+    relative = {name: kind.relative for name, kind in GOALS.items()}
+    assert relative == {
+        "latents": True,
+        "embedding": True,
+        "embedding+distribution": False,
+        "score": False,
+    }
 
 
 def test_an_embedding_is_of_the_very_pictures_and_the_second_encoder_sees_them_too(

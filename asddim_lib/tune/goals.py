@@ -40,6 +40,10 @@ class Goal(ABC):
     name: ClassVar[str]
     #: Whether fine pictures of other noise are wanted, too.
     others: ClassVar[bool] = False
+    #: Whether losses are distances, of which logarithms are averaged: a few pictures that come out
+    #: as another scene weigh less, and as many prompts tell more (page "What should a grid be near
+    #: to?").
+    relative: ClassVar[bool] = False
 
     @property
     def fine(self) -> bool:
@@ -57,9 +61,10 @@ class Goal(ABC):
 
     @abstractmethod
     def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
-        """One number for each picture (n), by what was `seen` in it (n × d). They are averaged.
+        """One number for each picture (n), by what was `seen` in it (n × d).
 
-        `wanted` is of all prompts of a run, and the pictures are those of its first n.
+        They are averaged, or their logarithms where they are `relative`. `wanted` is of all prompts
+        of a run, and the pictures are those of its first n.
         """
 
     def wanted(self, run: Run, steps: int) -> Seen:
@@ -106,6 +111,7 @@ class Latents(Goal):
     """
 
     name = "latents"
+    relative = True
 
     def look(self, run: Run, grid: Sequence[int]) -> Seen:
         return {"seen": run.ends(grid)}
@@ -125,6 +131,7 @@ class Embedding(Goal):
     check: Encoder | None = None
     batch: int = 64
     name = "embedding"
+    relative = True
 
     @property
     def identity(self) -> str:
@@ -177,6 +184,7 @@ class Distribution(Embedding):
     weight: float = 10.0
     name = "embedding+distribution"
     others = True
+    relative = False
 
     def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
         fine, others = wanted["seen"], wanted["others"]
@@ -206,6 +214,7 @@ class Score(Embedding):
 
     clip: str | None = None
     name = "score"
+    relative = False
 
     @property
     def fine(self) -> bool:

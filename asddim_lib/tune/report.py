@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -77,12 +78,13 @@ def sheet(columns: dict[str, Tensor]) -> bytes:
 
 def markdown(tuned: Tuned) -> str:
     """The page: what is handed out, the verdicts, what it is for, and what it cost."""
+    kind = "geometric mean" if tuned.setting["relative"] else "mean"
     parts = [
         f"# A grid of {len(tuned.grid)} steps for {tuned.setting['model'] or 'a pipeline'}",
         tuned.summary(),
         f"Timesteps: {tuned.grid}",
         "## Against every peer at the same steps",
-        f"{_tally(tuned.acceptance.comparisons)} of {len(tuned.rivals)}. A loss is the mean over "
+        f"{_tally(tuned.acceptance.comparisons)} of {len(tuned.rivals)}. A loss is the {kind} over "
         f"{tuned.setting['verified_on']} prompts that served no choice; lower is better. A win or "
         "a loss is a paired interval without 0, and p after Holm's correction below 0.05.",
         _verdicts(tuned),
@@ -105,6 +107,20 @@ def markdown(tuned: Tuned) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def change(one: Comparison, relative: bool) -> str:
+    """A difference and its interval: of logarithms as a share of the peer's loss, else as it is."""
+    ends = (one.difference, one.difference - one.half, one.difference + one.half)
+    if not relative:
+        return f"{one.difference:+.4f} ± {one.half:.4f}"
+    middle, low, high = (100 * math.expm1(value) for value in ends)
+    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def loss(one: Comparison, relative: bool) -> str:
+    """A peer's mean loss, or its geometric mean."""
+    return f"{math.exp(one.loss) if relative else one.loss:.4f}"
+
+
 def _tally(comparisons: list[Comparison]) -> str:
     counts = Counter(one.verdict for one in comparisons)
     wins, ties, losses = (counts[kind] for kind in ("win", "tie", "loss"))
@@ -113,12 +129,13 @@ def _tally(comparisons: list[Comparison]) -> str:
 
 
 def _verdicts(tuned: Tuned) -> str:
-    lines = ["| peer | its loss | the candidate's, less that | p | verdict | timesteps |"]
+    relative = tuned.setting["relative"]
+    lines = ["| peer | its loss | the candidate's, against that | p | verdict | timesteps |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for one in sorted(tuned.acceptance.comparisons, key=lambda one: one.loss):
-        change = f"{one.difference:+.4f} ± {one.half:.4f}"
         rest = f"{one.p_value:.3f} | {one.verdict} | {tuned.rivals[one.peer]}"
-        lines.append(f"| {one.peer} | {one.loss:.4f} | {change} | {rest} |")
+        figures = f"{loss(one, relative)} | {change(one, relative)}"
+        lines.append(f"| {one.peer} | {figures} | {rest} |")
     return "\n".join(lines)
 
 
@@ -126,9 +143,9 @@ def _checked(tuned: Tuned) -> list[str]:
     second = tuned.acceptance.check
     if second is None:
         return []
-    change = f"{second.difference:+.4f} ± {second.half:.4f} of {second.loss:.4f}"
     text = f"The second encoder, {tuned.setting['check_encoder']}, which served no choice"
-    return [f"{text}: {change} against {second.peer}, a {second.verdict}."]
+    figures = f"{change(second, True)} against {second.peer}'s {loss(second, True)}"
+    return [f"{text}: {figures}, a {second.verdict}."]
 
 
 def _told(tuned: Tuned) -> list[str]:
@@ -136,9 +153,10 @@ def _told(tuned: Tuned) -> list[str]:
     if tuned.told is None:
         return []
     own = next(one for one in tuned.told.comparisons if one.peer == PLAIN)
-    change = f"{own.difference:+.4f} ± {own.half:.4f} of {own.loss:.4f}, p {own.p_value:.3f}"
-    text = f"The network told the time of a point {tuned.share:+g} of a step ahead: {change}, "
-    text += f"against the same grid without it, a {own.verdict}."
+    relative = tuned.setting["relative"]
+    figures = f"{change(own, relative)} against {loss(own, relative)}, p {own.p_value:.3f}"
+    text = f"The network told the time of a point {tuned.share:+g} of a step ahead: {figures}, "
+    text += f"of the same grid without it, a {own.verdict}."
     handed = "It is handed out." if tuned.look_ahead else "It is left out."
     return ["## Other times", f"{text} {handed}"]
 

@@ -13,7 +13,7 @@ import pandas as pd
 from asddim_lib import schedulers
 from asddim_lib.errors import check
 from asddim_lib.files import seal, short_hash, write_whole
-from asddim_lib.tune.report import PICTURE_STEPS, markdown
+from asddim_lib.tune.report import PICTURE_STEPS, change, markdown
 from asddim_lib.tune.verify import Acceptance, Comparison
 
 FILES = ("tune.json", "report.md", "sheet.png", "scheduler/scheduler_config.json")
@@ -83,7 +83,7 @@ class Tuned:
     def summary(self) -> str:
         """What is handed out, and how sure that is, in a few sentences."""
         best = next(c for c in self.acceptance.comparisons if c.peer == self.acceptance.best)
-        by = f"{_of(best)}, over {self.setting['verified_on']} prompts"
+        by = f"{_of(best, self.setting['relative'])}, over {self.setting['verified_on']} prompts"
         if self.accepted:
             return f"{self.name} wins over the best peer, {best.peer}: {by}."
         if self.candidate == self.rivals[best.peer]:
@@ -91,7 +91,7 @@ class Tuned:
         second = self.acceptance.check
         if best.verdict == "win" and second is not None:
             text = f"The candidate, {self.candidate}, wins over {best.peer} ({by}), but the second"
-            text += f" encoder, {self.setting['check_encoder']}, sees it lose: {_of(second)}."
+            text += f" encoder, {self.setting['check_encoder']}, sees it lose: {_of(second, True)}."
             return f"{text} {best.peer} is handed out."
         text = f"The candidate, {self.candidate}, does not win over {best.peer}: {by}. "
         text += f"{best.peer} is handed out."
@@ -142,9 +142,11 @@ def _acceptance(found: dict[str, Any]) -> Acceptance:
     return Acceptance(found["accepted"], found["best"], parts, second)
 
 
-def _of(one: Comparison) -> str:
+def _of(one: Comparison, relative: bool) -> str:
     """A difference as a share of the peer's loss, or as it is where that is 0."""
+    if relative:
+        return f"{change(one, relative)} of its loss"
     if one.loss == 0:
         return f"{one.difference:+.3g} ± {one.half:.3g} on its loss of 0"
-    change, half = (100 * value / abs(one.loss) for value in (one.difference, one.half))
-    return f"{change:+.1f} ± {half:.1f} % of its loss"
+    share, half = (100 * value / abs(one.loss) for value in (one.difference, one.half))
+    return f"{share:+.1f} ± {half:.1f} % of its loss"

@@ -19,6 +19,8 @@ from asddim_lib.tune.goals import Goal, Seen, apart
 
 log = logging.getLogger(__name__)
 
+#: A distance below this counts as this: its logarithm is finite.
+LEAST = 1e-6
 #: Is told what is being done, how many evaluations were spent, and how many may be in all.
 Progress = Callable[[str, int, int], None]
 
@@ -126,18 +128,20 @@ class Trials:
     def __call__(self, grid: Sequence[int], batches: int | None = None) -> Tensor:
         """A grid's losses (n, float64): of all prompts, or of those in the first batches.
 
+        Of a goal whose losses are `relative` they are the logarithms.
         Raises WrongUse where one is not finite.
         """
         wanted = self.wanted
         losses = self.goal.losses(self._all(grid, batches)["seen"], wanted)
-        return _finite(losses, grid)
+        return _finite(_logarithms(losses) if self.goal.relative else losses, grid)
 
     def checked(self, grid: Sequence[int]) -> Tensor:
         """How far the goal's second encoder sees a grid's pictures lie from the fine ones (n).
 
-        Raises WrongUse where one is not finite.
+        These are logarithms. Raises WrongUse where one is not finite.
         """
-        return _finite(apart(self._all(grid)["checked"], self.wanted["checked"]), grid)
+        distances = apart(self._all(grid)["checked"], self.wanted["checked"])
+        return _finite(_logarithms(distances), grid)
 
     def _all(self, grid: Sequence[int], batches: int | None = None) -> Seen:
         cut = list(self.run.batches())[:batches]
@@ -161,6 +165,11 @@ class Trials:
 
 def _joined(parts: list[Seen]) -> Seen:
     return {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
+
+
+def _logarithms(distances: Tensor) -> Tensor:
+    """log d, also of pictures that are the fine ones themselves."""
+    return distances.clamp(min=LEAST).log()
 
 
 def _finite(losses: Tensor, grid: Sequence[int]) -> Tensor:

@@ -259,6 +259,7 @@ class _Tuning:
             "num_train_timesteps": len(run.schedule),
             "evaluations_per_step": self.rows,
             "goal": self.goal.name,
+            "relative": self.goal.relative,
             "encoder": getattr(encoder, "name", ""),
             "check_encoder": getattr(second, "name", ""),
             "reference_steps": self.fine_steps,

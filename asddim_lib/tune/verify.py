@@ -21,9 +21,10 @@ POWER = 0.8
 class Comparison:
     """A candidate against one peer: the paired difference of their losses, and the verdict.
 
-    `loss` is the peer's; `difference` is the candidate's less the peer's, ± `half`. `p_value` is
-    corrected for all peers that were compared. `needed` is how many prompts would find a difference
-    as large as this one in four of five tries; None where there is none.
+    `loss` is the peer's mean; `difference` is the candidate's less the peer's, ± `half`. All three
+    are of logarithms where the goal's losses are `relative`. `p_value` is corrected for all peers
+    that were compared. `needed` is how many prompts would find a difference as large as this one in
+    four of five tries; None where there is none.
     """
 
     peer: str
