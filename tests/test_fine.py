@@ -1,13 +1,16 @@
 """Pictures beside the model's own fine ones: shares of KID, distances, and what failed."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torchmetrics.image.kid import maximum_mean_discrepancy
 
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
 from asddim_lib.experiment.fine import Seen, beside_fine, joined, own_kid_shares
+from asddim_lib.experiment.score import paired
 
 
 def features(count, seed, shift=0.0):
@@ -35,9 +38,9 @@ def test_with_as_many_images_it_is_torchmetrics_own():
 
 
 def test_a_pair_of_sets_has_shares_and_a_single_image_has_none():
-    with pytest.raises(WrongUse, match="features is '?1 images"):
+    with pytest.raises(WrongUse, match=r"features is '?1 images"):
         metrics.kid_shares(features(1, 1), features(9, 2))
-    with pytest.raises(WrongUse, match="reference is '?1 images"):
+    with pytest.raises(WrongUse, match=r"reference is '?1 images"):
         metrics.kid_shares(features(9, 1), features(1, 2))
 
 
@@ -80,3 +83,21 @@ def test_a_batch_of_which_all_failed_has_rows_without_figures():
 def test_of_pictures_that_nothing_can_read_only_latents_are_compared():
     blind = Seen(features(4, 1), torch.empty(4, 0), torch.empty(4, 0))
     assert list(beside_fine(blind, blind)) == ["distance"]
+
+
+def test_a_share_is_compared_by_its_mean_and_a_distance_by_ratio():
+    """A few images make a KID: Wilcoxon's test, which ranks, would not see them."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=200)
+    gain = np.where(np.arange(200) % 5 == 0, -10.0, 1.0) + rng.normal(size=200)
+    rows = {"index": np.tile(np.arange(200), 2), "method": ["a"] * 200 + ["b"] * 200}
+    where = {"guidance_scale": 3.0, "steps": 5, "solver": "ddim"}
+    table = pd.DataFrame({**rows, **where, "kid_share": np.concatenate([base, base + gain])})
+    table["embedding"] = np.exp(table["kid_share"])
+    row = paired(table, "a", "kid_share").iloc[0]
+    assert row["p_value"] == pytest.approx(stats.ttest_rel(base + gain, base).pvalue)
+    assert row["verdict"] == "win"
+    ratio = paired(table, "a", "embedding", ratio=True).iloc[0]
+    assert ratio["difference"] == pytest.approx(gain.mean())
+    assert ratio["p_value"] == pytest.approx(stats.wilcoxon(gain).pvalue)
+    assert ratio["verdict"] != row["verdict"]

@@ -18,7 +18,7 @@ from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, 
 from asddim_lib.experiment.store import load
 from asddim_lib.metrics.encoders import embed, load_encoder
 from asddim_lib.metrics.features.reference import Reference
-from asddim_lib.metrics.intervals import Better
+from asddim_lib.metrics.intervals import Better, Test
 
 #: The direction in which each column of the records improves; `right_…` columns are all "higher".
 BETTER: dict[str, Better] = {
@@ -205,15 +205,20 @@ def real_figures(
 
 
 def paired(
-    records: pd.DataFrame, baseline: str, key: str, better: Better | None = None
+    records: pd.DataFrame,
+    baseline: str,
+    key: str,
+    better: Better | None = None,
+    ratio: bool = False,
 ) -> pd.DataFrame:
     """Each method's difference from the baseline in `key`, on the same prompts and noise.
 
     One row per cell: `difference` is the mean, `half` the half-width of its 95 % t interval,
-    `p_value` that of Wilcoxon's signed-rank test, `p_adjusted` the same by Holm's correction over
-    all rows returned, and `verdict` the method's "win", "tie" or "loss" against the baseline
-    (`metrics.verdict`). `better` is "lower" or "higher", by default as `BETTER` has it. Pairs of
-    which one failed are left out.
+    `p_value` that of Wilcoxon's signed-rank test (of a t test where the column is an image's
+    share), `p_adjusted` the same by Holm's correction over all rows returned, and `verdict` the
+    method's "win", "tie" or "loss" against the baseline (`metrics.verdict`). `better` is "lower" or
+    "higher", by default as `BETTER` has it. With `ratio` logarithms are compared, of a column
+    that is positive. Pairs of which one failed are left out.
 
     Raises WrongUse for an unknown baseline, or a `key` whose direction is not known.
     """
@@ -223,11 +228,13 @@ def paired(
         ["guidance_scale", "steps", "solver"], sort=False
     ):
         wide = part.pivot(index="index", columns="method", values=key).astype(float)
+        wide = np.log(wide) if ratio else wide
         check(baseline in wide, "baseline", baseline, f"use one of {', '.join(wide)}")
         where = {"guidance_scale": scale, "steps": steps, "solver": solver}
         for method in (name for name in part["method"].unique() if name != baseline):
             pairs = wide[[method, baseline]].dropna()
-            result = metrics.paired_difference(pairs[method], pairs[baseline])
+            test: Test = "t" if key.endswith("_share") else "wilcoxon"
+            result = metrics.paired_difference(pairs[method], pairs[baseline], test)
             rows.append({**where, "method": method, **result._asdict()})
     columns = ["guidance_scale", "steps", "solver", "method", *metrics.Paired._fields]
     table = pd.DataFrame(rows, columns=columns)

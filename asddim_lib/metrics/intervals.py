@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ ALPHA = 0.05
 
 Better = Literal["lower", "higher"]
 Verdict = Literal["win", "tie", "loss"]
+Test = Literal["wilcoxon", "t"]
 
 
 def mean_interval(values: Tensor | np.ndarray) -> tuple[float, float]:
@@ -98,8 +100,8 @@ def bootstrap_interval(
 class Paired(NamedTuple):
     """How one method differs from another on the same pictures.
 
-    `half` is the half-width of the difference's t interval; `p_value` is that of Wilcoxon's
-    signed-rank test, two-sided and not corrected for other comparisons.
+    `half` is the half-width of the difference's t interval; `p_value` is two-sided and not
+    corrected for other comparisons.
     """
 
     difference: float
@@ -107,17 +109,22 @@ class Paired(NamedTuple):
     p_value: float
 
 
-def paired_difference(values: Tensor | np.ndarray, baseline: Tensor | np.ndarray) -> Paired:
+def paired_difference(
+    values: Tensor | np.ndarray, baseline: Tensor | np.ndarray, test: Test = "wilcoxon"
+) -> Paired:
     """`values` (n,) less `baseline` (n,), entry by entry.
 
-    Where no pair differs, or there is no pair, p is 1. Raises WrongUse for arrays of different
-    shapes, or values that are not finite.
+    The `test` is Wilcoxon's signed-rank test, which no single pair decides; or "t", for values that
+    mean something by their mean alone, as an image's share in a KID does. Where no pair differs, or
+    there is no pair, p is 1. Raises WrongUse for arrays of different shapes, or values that are not
+    finite.
     """
     one, other = (np.asarray(array, np.float64) for array in (values, baseline))
     check(one.shape == other.shape, "values", one.shape, f"give the baseline's shape {other.shape}")
     change = one - other
     check(bool(np.isfinite(change).all()), "values", "not finite", "leave such pairs out")
-    p_value = float(stats.wilcoxon(change).pvalue) if change.any() else 1.0
+    how = stats.wilcoxon if test == "wilcoxon" else partial(stats.ttest_1samp, popmean=0.0)
+    p_value = float(how(change).pvalue) if change.any() else 1.0
     return Paired(*mean_interval(change), p_value)
 
 
