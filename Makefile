@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book colab look pdf test coverage experiment full bench inception lock clean
+.PHONY: book colab look pdf test coverage experiment pictures full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -41,6 +41,11 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 	$(BIN)/asddim compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
 	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
 	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
+
+SEEN := leading,karras,logsnr,beta,arctan,ays-sd15,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted# what pictures are judged of
+
+pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones; two hours of a core, goes on where it was stopped; with --plan a line prints its cost
+	$(BIN)/asddim compare --count 256 --batch-size 32 --steps 5,8,10 --guidance-scale 3 --reference-steps 100 --grids $(SEEN) --calibrate-on 8 --calibrate-steps 32 --out results/pictures/bundled
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them
