@@ -118,10 +118,11 @@ def sampling(axis: Any) -> None:
 
 
 def label_ends(axis: Any, labels: Mapping[str, str] | Sequence[str] = ()) -> None:
-    """Writes each labelled line's name at its right end, instead of a legend.
+    """Writes each labelled line's name beside its right end, instead of a legend.
 
     `labels` gives other words for some names, or says which lines are named; by default all are.
-    Names that would overlap move apart, up and down. Call it when the axis is otherwise complete.
+    The names stand right of the axes, one below the other, each joined to its line by a thin one.
+    Call it when the axis is otherwise complete.
     """
     drawn = {str(line.get_label()): line for line in axis.get_lines()}
     wanted = [name for name in drawn if not name.startswith("_") and (not labels or name in labels)]
@@ -131,17 +132,17 @@ def label_ends(axis: Any, labels: Mapping[str, str] | Sequence[str] = ()) -> Non
     ends = []
     for name in wanted:
         x, y = (np.asarray(values, float) for values in drawn[name].get_data(orig=False))
-        last = int(np.nanargmax(np.where(np.isfinite(y), x, np.nan)))
+        to_right = -x if axis.xaxis_inverted() else x
+        last = int(np.nanargmax(np.where(np.isfinite(y), to_right, np.nan)))
         ends.append(axis.transLimits.transform(axis.transScale.transform((x[last], y[last]))))
-    heights = _apart([end[1] * height for end in ends], gap=11)
+    heights = _apart([end[1] * height for end in ends], 11, height)
     for name, end, place in zip(wanted, ends, heights, strict=True):
-        moved = place - end[1] * height
         axis.annotate(
             words.get(name, name),
             tuple(end),
-            xytext=(12, moved),
             xycoords="axes fraction",
-            textcoords="offset points",
+            xytext=(1 + 12 / 72 / axis.get_window_extent().width * axis.figure.dpi, place / height),
+            textcoords="axes fraction",
             va="center",
             fontsize=9,
             annotation_clip=False,
@@ -150,33 +151,30 @@ def label_ends(axis: Any, labels: Mapping[str, str] | Sequence[str] = ()) -> Non
                 "color": drawn[name].get_color(),
                 "shrinkA": 1,
                 "shrinkB": 2,
-                "lw": 1,
+                "lw": 0.8,
             },
         )
 
 
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Places on a line, moved as little as a few sweeps find, until each is `gap` from the next."""
-    order = np.argsort(places)
-    moved = np.asarray(places, float)[order]
-    for _ in range(1000):
-        lack = gap - np.diff(moved)
-        if not (lack > 1e-6).any():
-            break
-        push = np.maximum(lack, 0) / 2
-        moved[:-1] -= push
-        moved[1:] += push
-    result = np.empty(len(moved))
-    result[order] = moved
+def _apart(places: Sequence[float], gap: float, top: float) -> list[float]:
+    """Places from 0 to `top`, moved as little as leaves each `gap` from the next, if they fit."""
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(places, kind="stable")
+    least = gap * np.arange(len(order))  # what each is above the lowest, at the least
+    room = max(top - least[-1], 0) if len(order) else 0
+    excess = isotonic_regression(np.asarray(places, float)[order] - least).x if len(order) else 0
+    result = np.empty(len(order))
+    result[order] = np.clip(excess, 0, room) + least
     return [float(place) for place in result]
 
 
-def heat(axis: Any, ratios: Any, words: Any = None, most: float = 2.0) -> None:
+def heat(axis: Any, ratios: Any, words: Any = None, bold: Any = None, most: float = 2.0) -> None:
     """A table of ratios as a map: blue below 1, orange above, without colour at 1.
 
-    `ratios` is a DataFrame of positive numbers; `words`, of the same shape, is what is written in
-    the cells. A factor of `most` either way has the full colour, which is transparent enough to
-    read ink on, on a light page and on a dark one. Missing ratios stay empty.
+    `ratios` is a DataFrame of positive numbers. Of the same shape, `words` is what is written in
+    the cells, and `bold` says where in bold. A factor of `most` either way has the full colour,
+    which is transparent enough to read ink on, in light and in dark. Missing ratios stay empty.
     """
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
@@ -188,8 +186,9 @@ def heat(axis: Any, ratios: Any, words: Any = None, most: float = 2.0) -> None:
         alpha = 0.75 * float(depth[row, column])
         axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc=(*ground, alpha), lw=0))
         if words is not None:
-            text = str(words.iloc[row, column])
-            axis.text(column, row, text, ha="center", va="center", fontsize=8)
+            weight = "bold" if bold is not None and bold.iloc[row, column] else "normal"
+            text = axis.text(column, row, str(words.iloc[row, column]), ha="center", va="center")
+            text.set(fontsize=8, fontweight=weight)
     axis.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5))
     axis.set_xticks(range(values.shape[1]), list(ratios.columns))
     axis.set_yticks(range(values.shape[0]), list(ratios.index))

@@ -86,7 +86,7 @@ def test_the_command_refuses_a_wrong_value_before_it_executes(capsys):
 def test_a_chapter_depends_on_what_it_reads():
     chapters = build.BOOK / "chapters"
     assert build.reads(chapters / "equations.md") == [ROOT / "book" / "equations.yml"]
-    assert build.reads(chapters / "peers.md") == [ROOT / "results" / "compare"]
+    assert build.reads(chapters / "reach.md") == [ROOT / "results" / "compare"]
     assert build.reads(chapters / "noise.md") == []
 
 
