@@ -45,9 +45,9 @@ def rows(model: str, count: int = 64, grids=("trailing", "beta"), steps=(5, 10))
     for name in grids:
         for number in steps:
             grid = numbers(run.config, number, {"allocation": name})
-            own = plain(grid).log()
+            own = plain(grid)  # logarithms
             for share in SHARES:
-                told = plain.telling(share)(grid).log()
+                told = plain.telling(share)(grid)
                 change = paired_difference(told, own)._asdict()
                 where = {"model": model, "guidance_scale": scale, "grid": name, "steps": number}
                 found.append({**where, "look_ahead": share, "prompts": count, **change})
