@@ -23,7 +23,9 @@ from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-START, USE = ((ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in ("start", "use"))
+START, USE, GRIDS = (
+    (ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in ("start", "use", "grids")
+)
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 COMMANDS = typer.main.get_command(app).commands
 
@@ -33,8 +35,8 @@ def fences(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-#: The recipes of the page on use: each card's code that is Python.
-RECIPES = fences(USE, "python")
+#: The recipes of the pages on use: each card's code that is Python.
+RECIPES = fences(USE, "python") + fences(GRIDS, "python")
 
 
 def test_the_readme_fits_one_screen():
