@@ -52,6 +52,7 @@ STATIC = (
     "sources.py",
     "_static/book.css",
     "_static/print.css",
+    "_static/scroll.js",
 )
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
