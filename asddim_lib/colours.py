@@ -21,8 +21,8 @@ NEARER, FARTHER = "#0f7fd6", "#d4622a"
 GROUNDS = ("#ffffff", "#121212")
 
 #: Every method's colour. Related methods have related hues: even steps are grey, the paper's grids
-#: red to orange, grids measured here blue, rules of σ or t green, published grids violet, and grids
-#: that others search on a path pink.
+#: red to orange, grids measured here blue, rules of σ or t green, published grids violet (brown for
+#: flow models), and grids that others search on a path pink.
 FAMILIES: dict[str, dict[str, str]] = {
     "even steps": {
         "trailing": "#6f6f6f",
@@ -66,15 +66,17 @@ FAMILIES: dict[str, dict[str, str]] = {
         "comfy-bong-tangent": "#4c995f",
     },
     "published": {
-        "ays-sd15": "#8250c8",
-        "ays-sdxl": "#9682fb",
-        "ays-deepfloyd": "#8c8ac7",
-        "ays-svd": "#925eb9",
-        "gits-sd15": "#8372fd",
-        "oss-flux": "#a269c4",
-        "oss-wan": "#9d5ccc",
-        "ltx2": "#8949b7",
-        "wan-lightning": "#9769b2",
+        "ays-sd15": "#8b45bd",
+        "ays-sdxl": "#b064fd",
+        "ays-deepfloyd": "#786cb8",
+        "ays-svd": "#b182cb",
+        "gits-sd15": "#5c4ee6",
+    },
+    "published for flow models": {
+        "oss-flux": "#a88700",
+        "oss-wan": "#875e14",
+        "ltx2": "#a08a60",
+        "wan-lightning": "#6f6a2c",
     },
     "searched by others": {
         "gits": "#c0399f",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from asddim_lib.colours import FAINT, FARTHER, INK, INK_ON_DARK, NEARER
+from asddim_lib.colours import SERIES as SERIES
 from asddim_lib.colours import colour as colour
 from asddim_lib.colours import series as series
 from asddim_lib.colours import style as style
@@ -95,9 +96,9 @@ def _svg(figure: Any) -> str:
 
 
 def _png(figure: Any) -> bytes:
-    """A figure as PNG, sharp on a screen with two pixels to a point of the page."""
+    """A figure as PNG. Made `WIDTH` wide, it has three pixels for two of the page's."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=144, bbox_inches="tight")
+    figure.savefig(file, format="png", dpi=144)
     return file.getvalue()
 
 
