@@ -36,6 +36,11 @@ def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
     return torch.cat(full)
 
 
+def _alike(fine: Tensor, seen: Tensor) -> Tensor:
+    """What is known of fine pictures; of those which all failed, nothing, in the others' shape."""
+    return fine if fine.shape[1:] == seen.shape[1:] else _unknown(len(fine), seen.shape[1:])
+
+
 def _unknown(count: int, shape: torch.Size) -> Tensor:
     return torch.full((count, *shape), torch.nan, dtype=torch.float64)
 
@@ -48,6 +53,7 @@ def beside_fine(seen: Seen, fine: Seen) -> pd.DataFrame:
     The mean of `own_kid_share` is the KID to fine pictures of other prompts and noise.
     Raises WrongUse for pictures of one prompt, which have no spread.
     """
+    fine = Seen(*(_alike(*pair) for pair in zip(fine, seen, strict=True)))
     columns = {"distance": _distances(seen.latents, fine.latents)}
     for name, which in (("embedding", "embeddings"), ("looks", "features")):
         values = getattr(seen, which)
