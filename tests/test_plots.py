@@ -22,8 +22,6 @@ from asddim_lib.grids.methods import METHODS
 matplotlib.use("Agg")
 CHAPTERS = Path(__file__).parents[1] / "book" / "chapters"
 CSS = CHAPTERS.parent / "_static" / "book.css"
-#: Chapters whose figures still have the look of before.
-NOT_YET = {"goal"}
 COLOURS = {name: colour for group in colours.FAMILIES.values() for name, colour in group.items()}
 #: What an eye without red or green cones sees, on linear RGB (Machado et al. 2009).
 EYES = {
@@ -102,8 +100,6 @@ def test_lines_that_an_eye_could_confuse_differ_in_dashes_or_marker(eye):
 @pytest.mark.parametrize("file", sorted(CHAPTERS.glob("*.md")), ids=lambda file: file.stem)
 def test_no_chapter_has_a_palette_of_its_own(file):
     """Colours come from asddim_lib.plots."""
-    if file.stem in NOT_YET:
-        pytest.skip("its figures have the look of before")
     code = "".join(re.findall(r"^```\{code-cell\}.*?^```", file.read_text(), re.S | re.M))
     assert all(hasattr(plots, name) for name in re.findall(r"\bplots\.(\w+)", code))
     assert not re.findall(r"color_palette|\bcmap\b|[\"']#[0-9a-fA-F]{6}|[\"']C\d[\"']", code)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from asddim_lib.tune.goals import Distribution, Embedding
 from asddim_lib.tune.verify import accept, confirm, least_pairs, prompts_needed
 
 
@@ -94,3 +95,13 @@ def test_a_second_encoder_may_object_but_not_speak_for_a_candidate():
         assert found.check.verdict == verdict
         assert found.accepted == (verdict == "tie")
     assert not confirm(tied, 0.5 * other, other).accepted
+
+
+def test_a_goal_of_a_whole_set_is_compared_by_its_mean():
+    """A few pictures make the mean: Wilcoxon's test, which ranks, would not see them."""
+    rng = np.random.default_rng(0)
+    peer = torch.from_numpy(rng.normal(size=200))
+    gain = torch.from_numpy(np.where(np.arange(200) % 5 == 0, -10.0, 1.0) + rng.normal(size=200))
+    assert Distribution.test == "t"
+    assert accept(peer + gain, {"peer": peer}, Distribution.test).accepted
+    assert not accept(peer + gain, {"peer": peer}, Embedding.test).accepted

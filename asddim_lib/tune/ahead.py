@@ -62,7 +62,8 @@ def verified(
     """The verdict on a grid that tells other times, against itself without them and all rivals."""
     told = held.telling(share)
     others = {PLAIN: grid, **{name: laid for name, laid in rivals.items() if laid != grid}}
-    found = accept(told(grid), {name: held(laid) for name, laid in others.items()})
+    losses = {name: held(laid) for name, laid in others.items()}
+    found = accept(told(grid), losses, held.goal.test)
     if not check:
         return found
     return confirm(found, told.checked(grid), held.checked(others[found.best]))

@@ -2,7 +2,7 @@
 
 Nearness in latents is the goal of a faithful preview. A grid can end nearer to the fine solution
 and draw worse pictures, by attributes that a judge reads. An image encoder's embedding is another
-goal; how well each agrees with a judge is not on record yet.
+goal. `experiment.agreement` says how well each ranks grids as a judge does.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from asddim_lib.measure.run import Run, out_of_memory
 from asddim_lib.metrics.clip import load_clip
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.metrics.encoders import Encoder, embed, encoder_for
+from asddim_lib.metrics.intervals import Test
 from asddim_lib.models.load import BUNDLED, Pipeline
 from asddim_lib.schedulers.solvers import own_scheduler
 
@@ -40,6 +41,8 @@ class Goal(ABC):
     name: ClassVar[str]
     #: Whether fine pictures of other noise are wanted, too.
     others: ClassVar[bool] = False
+    #: The test that compares losses in pairs; "t" where a loss means something by its mean alone.
+    test: ClassVar[Test] = "wilcoxon"
     #: Whether losses are distances, of which logarithms are averaged: a few pictures that come out
     #: as another scene weigh less, and as many prompts tell more (page "What should a grid be near
     #: to?").
@@ -185,6 +188,7 @@ class Distribution(Embedding):
     name = "embedding+distribution"
     others = True
     relative = False
+    test = "t"
 
     def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
         fine, others = wanted["seen"], wanted["others"]

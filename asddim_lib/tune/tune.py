@@ -194,7 +194,8 @@ class _Tuning:
     def _verified(self, grid: list[int], rivals: dict[str, list[int]]) -> Acceptance:
         """The verdict on the prompts that were held out."""
         self.meter.doing = "verifying"
-        found = accept(self.held(grid), {name: self.held(laid) for name, laid in rivals.items()})
+        others = {name: self.held(laid) for name, laid in rivals.items()}
+        found = accept(self.held(grid), others, self.goal.test)
         if getattr(self.goal, "check", None) is None:
             return found
         return confirm(found, self.held.checked(grid), self.held.checked(rivals[found.best]))

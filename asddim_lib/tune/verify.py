@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.metrics.intervals import ALPHA, Verdict, holm, paired_difference, verdict
+from asddim_lib.metrics.intervals import ALPHA, Test, Verdict, holm, paired_difference, verdict
 
 #: The chance with which an effect as large as the one seen should be found.
 POWER = 0.8
@@ -49,15 +49,16 @@ class Acceptance:
     check: Comparison | None = None
 
 
-def accept(candidate: Tensor, peers: Mapping[str, Tensor]) -> Acceptance:
+def accept(candidate: Tensor, peers: Mapping[str, Tensor], test: Test = "wilcoxon") -> Acceptance:
     """Whether a candidate's losses (n) win over the best peer's, and so lose to no peer's.
 
     The same pictures' losses are compared in pairs, on prompts that served no choice of the
     candidate. The best peer is the one with the least mean loss on those very prompts, which
-    favours it. Holm's correction is for all peers. Raises WrongUse without a peer.
+    favours it. The `test` is the goal's. Holm's correction is for all peers. Raises
+    WrongUse without a peer.
     """
     check(len(peers) > 0, "peers", "none", "give at least one grid to compare with")
-    found = _compared(candidate, peers)
+    found = _compared(candidate, peers, test)
     best = min(found, key=lambda one: one.loss)
     return Acceptance(best.verdict == "win", best.peer, found)
 
@@ -72,9 +73,11 @@ def confirm(acceptance: Acceptance, candidate: Tensor, best: Tensor) -> Acceptan
     return replace(acceptance, accepted=accepted, check=second)
 
 
-def _compared(candidate: Tensor, peers: Mapping[str, Tensor]) -> list[Comparison]:
+def _compared(
+    candidate: Tensor, peers: Mapping[str, Tensor], test: Test = "wilcoxon"
+) -> list[Comparison]:
     """A candidate against each peer, with Holm's correction for all of them."""
-    pairs = {name: paired_difference(candidate, losses) for name, losses in peers.items()}
+    pairs = {name: paired_difference(candidate, rest, test) for name, rest in peers.items()}
     adjusted = holm([pair.p_value for pair in pairs.values()])
     found = []
     for (name, pair), p_value in zip(pairs.items(), adjusted, strict=True):
