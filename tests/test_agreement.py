@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from asddim_lib.errors import WrongUse
 from asddim_lib.experiment.agreement import GOALS, agreement, geometric_mean, mean
@@ -98,3 +99,12 @@ def test_too_few_methods_and_records_without_a_column_are_refused():
         agreement(two, {"near": ("distance", mean)}, ["kid_share"])
     with pytest.raises(WrongUse, match="without embedding; compare with a reference"):
         agreement(two, GOALS, ["kid_share"])
+
+
+def test_the_correlation_is_scipy_s_also_with_ties():
+    rng = np.random.default_rng(2)
+    distance = np.round(rng.uniform(1, 3, size=(6, 8)))
+    table = records(distance=distance, right_all=np.round(rng.uniform(size=(6, 8))))
+    found = agreement(table, {"near": ("distance", mean)}, ["right_all"]).iloc[0]
+    pair = (table.groupby("method")[name].mean() for name in ("distance", "right_all"))
+    assert found["rho"] == pytest.approx(-stats.spearmanr(*pair).statistic)

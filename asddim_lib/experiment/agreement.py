@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,18 +11,18 @@ from scipy import stats
 from asddim_lib.errors import check
 from asddim_lib.experiment.score import better_of
 
-#: A figure of each method (m,) from its records' values of one column (m × n).
+#: A figure of each method from its records' values of one column (… × n).
 Average = Callable[[np.ndarray], np.ndarray]
 
 
 def mean(values: np.ndarray) -> np.ndarray:
     """The mean over pictures."""
-    return values.mean(1)
+    return values.mean(-1)
 
 
 def geometric_mean(values: np.ndarray) -> np.ndarray:
     """The mean of logarithms, back from the logarithm: few far pictures weigh little in it."""
-    return np.exp(np.log(values).mean(1))
+    return np.exp(np.log(values).mean(-1))
 
 
 #: What a grid could be chosen by: a column of the records and how it is averaged.
@@ -84,14 +83,15 @@ def _correlation(
     goal: np.ndarray, judge: np.ndarray, average: Average, sign: int, resamples: int, seed: int
 ) -> dict[str, float]:
     """Spearman's ρ over methods, and its interval over resamples of the prompts."""
-    draw, count = np.random.default_rng(seed), goal.shape[1]
-
-    def rho(chosen: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.ConstantInputWarning)  # NaN says it
-            pair = average(goal[:, chosen]), mean(judge[:, chosen])
-            return sign * float(stats.spearmanr(*pair).statistic)
-
-    again = [rho(draw.integers(0, count, (count,))) for _ in range(resamples)]
-    low, high = np.nanpercentile(again, [2.5, 97.5])
-    return {"rho": rho(np.arange(count)), "low": float(low), "high": float(high)}
+    count = goal.shape[1]
+    again = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    chosen = np.concatenate([np.arange(count)[None], again])  # the first is all prompts, once
+    ranks = [
+        stats.rankdata(figure, axis=0)
+        for figure in (average(goal[:, chosen]), mean(judge[:, chosen]))
+    ]
+    one, other = (rank - rank.mean(0) for rank in ranks)
+    with np.errstate(invalid="ignore"):  # NaN says that a figure is the same for all methods
+        rho = sign * (one * other).sum(0) / np.sqrt((one**2).sum(0) * (other**2).sum(0))
+    low, high = np.nanpercentile(rho[1:], [2.5, 97.5])
+    return {"rho": float(rho[0]), "low": float(low), "high": float(high)}
