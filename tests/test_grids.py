@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from asddim_lib import sigmas, timesteps
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.grids.methods import ALLOCATIONS, CALIBRATED
-from asddim_lib.grids.rivals import LEVELS, _dmn_bound, arctan
+from asddim_lib.grids.rivals import IN_OWN_NUMBERS, LEVELS, _dmn_bound, arctan
 
 SD = {
     "beta_start": 0.00085,
@@ -45,6 +45,18 @@ def test_levels_equal_diffusers(name, flag, steps):
     np.testing.assert_allclose(
         LEVELS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", IN_OWN_NUMBERS)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_on_a_flow_model_they_are_laid_in_s_as_diffusers_lays_them(name, shift):
+    flag = f"use_{name.removesuffix('-sigmas')}_sigmas"
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift, **{flag: True})
+    theirs.set_timesteps(sigmas=np.linspace(1, 0.001, 8).tolist())
+    found = sigmas(FlowMatchEulerDiscreteScheduler(shift=shift), 8, allocation=name, shifted=True)
+    assert found[0] == 1.0
+    # Ours are the model's own levels, which at shift 3 lie up to 0.003 apart.
+    np.testing.assert_allclose(found, theirs.sigmas.numpy(), atol=0.0016)
 
 
 def test_align_your_steps_at_its_own_length():

@@ -11,12 +11,14 @@ import numpy as np
 from asddim_lib.core.allocation import distinct
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
+from asddim_lib.grids.table import Table
 
 Levels = Callable[[float, float, int], np.ndarray]
 Grid = Callable[[NoiseSchedule, int], list[int]]
 
 # Grids in σ: K noise levels σ = √((1 − ᾱ)/ᾱ) from the largest, `high`, to the smallest, `low`.
-# Clean data, σ = 0, follows.
+# Clean data, σ = 0, follows. Those of `IN_OWN_NUMBERS` are laid in a flow model's share of noise s,
+# as diffusers and ComfyUI lay them there.
 
 
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
@@ -95,6 +97,11 @@ LEVELS: dict[str, Levels] = {
 }
 
 
+#: What diffusers' flags (`use_karras_sigmas`, …) and ComfyUI lay in s on a flow model. Its σ has no
+#: upper end: in σ these grids would spend most of their steps on what is pure noise.
+IN_OWN_NUMBERS = ("karras", "exponential", "beta-sigmas")
+
+
 def nearest(schedule: NoiseSchedule, wanted: np.ndarray) -> list[int]:
     """The timesteps of K falling noise levels σ on a schedule; a level may be infinite.
 
@@ -104,8 +111,12 @@ def nearest(schedule: NoiseSchedule, wanted: np.ndarray) -> list[int]:
     return distinct(np.interp(np.log(wanted), np.log(sigmas), np.arange(len(sigmas))))
 
 
-def _by_level(levels: Levels) -> Grid:
+def _by_level(levels: Levels, in_own_numbers: bool) -> Grid:
     def grid(schedule: NoiseSchedule, steps: int) -> list[int]:
+        if in_own_numbers:
+            table = Table.of(schedule)
+            own = levels(float(table.levels[-1]), float(table.levels[0]), steps)
+            return nearest(schedule, table.sigmas(own))
         sigmas = schedule.finite_sigmas
         return nearest(schedule, levels(float(sigmas[-1]), float(sigmas[0]), steps))
 
@@ -216,5 +227,5 @@ RIVALS: dict[str, Grid] = {
     "quadratic": quadratic,
     "beta": beta,
     "dmn": dmn,
-    **{name: _by_level(levels) for name, levels in LEVELS.items()},
+    **{name: _by_level(levels, name in IN_OWN_NUMBERS) for name, levels in LEVELS.items()},
 }

@@ -22,10 +22,11 @@ PEERS = ("trailing", "leading", "karras", "logsnr", "beta", "arctan", "ays-sd15"
 FLOW_PEERS = (
     "trailing",
     "karras",
+    "exponential",
     "beta",
     "comfy-beta57",
+    "comfy-bong-tangent",
     "comfy-linear-quadratic",
-    "logsnr",
     "gits",
     "tors",
 )
