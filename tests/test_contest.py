@@ -64,3 +64,43 @@ def test_verdicts_are_counted_in_words():
     table = pd.DataFrame({"verdict": ["win", "tie", "win", "loss"]})
     assert contest.counted(table) == "2 wins, 1 tie and 1 loss in 4 cells"
     assert contest.counted(table[:1]) == "1 win, 0 ties and 0 losses in 1 cell"
+
+
+def judged():
+    """Records with one measure of each kind: a ratio, and a share."""
+    whole = records()
+    return whole.assign(embedding=np.exp(whole["distance"]), kid_share=whole["distance"])
+
+
+def test_a_method_stands_against_each_rival_by_each_measure():
+    measures = ["embedding", "KID, real"]
+    found = contest.standing(judged(), "near", ["trailing", "karras"], measures)
+    assert len(found) == 2 * 2 * 2  # measures, rivals, cells
+    assert set(found["verdict"]) == {"win"}
+    for (measure, against, steps), row in found.groupby(["measure", "against", "steps"]):
+        cell = judged()[judged()["steps"] == steps]
+        wide = cell.pivot(index="index", columns="method", values="distance")
+        test = "wilcoxon" if measure == "embedding" else "t"
+        pair = metrics.paired_difference(wide["near"], wide[against], test)
+        assert row["difference"].item() == pytest.approx(pair.difference)
+        assert row["p_value"].item() == pytest.approx(pair.p_value)
+    for _, part in found.groupby("measure"):  # all rivals and cells of a measure are one family
+        np.testing.assert_array_equal(part["p_adjusted"], metrics.holm(part["p_value"]))
+
+
+def test_a_rival_that_a_cell_lacks_has_no_row_there_and_an_unknown_name_is_refused():
+    part = judged()[(judged()["method"] != "karras") | (judged()["steps"] == 5)]
+    found = contest.standing(part, "near", ["karras", "trailing"], ["embedding"])
+    assert list(zip(found["against"], found["steps"], strict=True)) == [
+        ("karras", 5),
+        ("trailing", 5),
+        ("trailing", 10),
+    ]
+    table = contest.shown(found)
+    assert list(table.index) == [("karras", 5), ("trailing", 5), ("trailing", 10)]
+    change = 100 * np.expm1(found["difference"].iloc[0])
+    assert table["embedding"].iloc[0] == f"{change:+.0f} %: win"
+    for name in ("method", "rivals"):
+        how = {"method": "near", "rivals": ["beta"], name: "dmn" if name == "method" else ["dmn"]}
+        with pytest.raises(ValueError, match=rf"^{name} is \['dmn'\]; use some of .*trailing"):
+            contest.standing(judged(), **how)

@@ -1,16 +1,27 @@
-"""Group against group: the best of some methods beside the best of others, cell by cell."""
+"""Methods against methods, cell by cell: one beside its rivals, or a group beside a group."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
+from asddim_lib import metrics
 from asddim_lib.errors import check
 from asddim_lib.experiment import score
 
 #: What names a cell: the solver, the guidance scale and the number of steps.
 CELL = ["solver", "guidance_scale", "steps"]
+#: What pictures are judged by: the records' column, and whether its logarithms are compared.
+MEASURES = {
+    "embedding": ("embedding", True),
+    "looks": ("looks", True),
+    "KID, real": ("kid_share", False),
+    "KID, own fine": ("own_kid_share", False),
+    "all right": ("right_all", False),
+    "CLIP score": ("clip", False),
+}
 
 
 def best_against_best(
@@ -40,6 +51,68 @@ def best_against_best(
     columns = ["ours", "peer", "distance", "its distance", f"over {over}"]
     names = pd.DataFrame(about, columns=columns)
     return pd.concat([pairs[CELL], names, pairs.drop(columns=CELL)], axis=1)
+
+
+def standing(
+    records: pd.DataFrame, method: str, rivals: Sequence[str], measures: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Pairs one method with each of the rivals, in each cell, by each of some `MEASURES`.
+
+    One row per measure, rival and cell, with the columns of `score.paired` and `against`, the
+    rival's name. Holm's correction is over all rivals and cells of a measure. A rival that a cell
+    lacks has no row for it. Raises WrongUse for a name that the records do not hold.
+    """
+    known = list(records["method"].unique())
+    for argument, names in (("method", [method]), ("rivals", list(rivals))):
+        missing = [name for name in names if name not in known]
+        check(not missing, argument, missing, f"use some of {', '.join(known)}")
+    parts = []
+    for measure in measures or MEASURES:
+        column, ratio = MEASURES[measure]
+        rows = [_pairs(records, method, rival, column, ratio) for rival in rivals]
+        table = pd.concat([part for part in rows if len(part)], ignore_index=True)
+        table.insert(0, "measure", measure)
+        table["p_adjusted"] = metrics.holm(table["p_value"])
+        better = score.better_of(column)
+        table["verdict"] = [
+            metrics.verdict(row.difference, row.half, row.p_adjusted, better)
+            for row in table.itertuples()
+        ]
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _pairs(
+    records: pd.DataFrame, method: str, rival: str, column: str, ratio: bool
+) -> pd.DataFrame:
+    """The rows of `score.paired` for one method and one rival, in the cells that have both."""
+    both = records[records["method"].isin([method, rival])]
+    whole = both.groupby(CELL)["method"].transform("nunique") == 2
+    pairs = score.paired(both[whole], rival, column, ratio=ratio)
+    return pairs.assign(against=rival)
+
+
+def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> pd.DataFrame:
+    """`standing`'s rows for people: a column per measure, each difference with its verdict.
+
+    A ratio is shown in per cent.
+    """
+    percent = {measure for measure, (_, ratio) in MEASURES.items() if ratio}
+    said = [
+        f"{100 * np.expm1(row.difference):+.0f} %: {row.verdict}"
+        if row.measure in percent
+        else f"{_brief(row.difference, '+')} ± {_brief(row.half)}: {row.verdict}"
+        for row in standings.itertuples()
+    ]
+    wide = standings.assign(said=said).pivot(index=list(by), columns="measure", values="said")
+    rivals = list(dict.fromkeys(standings["against"]))
+    return wide[[measure for measure in MEASURES if measure in wide]].reindex(
+        rivals, level="against"
+    )
+
+
+def _brief(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.0f}" if abs(value) >= 10 else f"{value:{sign}.2g}"
 
 
 def counted(pairs: pd.DataFrame) -> str:
