@@ -1,5 +1,7 @@
 """The best of one group beside the best of another."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,3 +106,36 @@ def test_a_rival_that_a_cell_lacks_has_no_row_there_and_an_unknown_name_is_refus
         how = {"method": "near", "rivals": ["beta"], name: "dmn" if name == "method" else ["dmn"]}
         with pytest.raises(ValueError, match=rf"^{name} is \['dmn'\]; use some of .*trailing"):
             contest.standing(judged(), **how)
+
+
+def test_each_method_stands_at_the_guidance_that_is_best_for_it():
+    draw, rows = np.random.default_rng(0), []
+    peak = {"near": 3.0, "beta": 5.0}  # the guidance at which each has the least embedding
+    for method, scale, index in itertools.product(peak, (2.0, 3.0, 5.0), range(40)):
+        value = 1 + abs(scale - peak[method]) + draw.uniform(0, 0.1)
+        where = {"solver": "ddim", "steps": 5, "guidance_scale": scale, "index": index}
+        rows.append({**where, "method": method, "embedding": value})
+    found = contest.at_own_best(pd.DataFrame(rows), "embedding")
+    assert found.groupby("method")["scale"].unique().map(list).to_dict() == {
+        method: [scale] for method, scale in peak.items()
+    }
+    assert found.groupby("method")["index"].apply(sorted).map(list).tolist() == [[*range(40)]] * 2
+    assert set(contest.standing(found, "near", ["beta"], ["embedding"])["verdict"]) == {"tie"}
+    with pytest.raises(ValueError, match=r"^measure is fid; use one of embedding, "):
+        contest.at_own_best(found, "fid")
+
+
+def test_a_choice_of_guidance_that_chance_makes_flatters_nobody():
+    """All scales are alike, so what is chosen on one half must look average on the other."""
+    draw = np.random.default_rng(1)
+    index = np.arange(400)
+    rows = [
+        {"solver": "ddim", "steps": 5, "method": "near", "guidance_scale": scale, "index": i}
+        for scale in np.arange(1.0, 21.0)
+        for i in index
+    ]
+    records = pd.DataFrame(rows)
+    records["embedding"] = draw.normal(5, 1, len(records))
+    least = records.groupby("guidance_scale")["embedding"].mean().min()
+    found = contest.at_own_best(records, "embedding")["embedding"].mean()
+    assert least < 4.93 < found

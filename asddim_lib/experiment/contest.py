@@ -92,6 +92,27 @@ def _pairs(
     return pairs.assign(against=rival)
 
 
+def at_own_best(records: pd.DataFrame, measure: str = "all right") -> pd.DataFrame:
+    """The records of each method at the guidance scale that is best for it, by a measure.
+
+    A scale is chosen on one half of the prompts and serves the other, so that no method is
+    flattered by the choice. `scale` is that scale, and `guidance_scale` says "own best" in every
+    row. Solvers and step counts choose for themselves. Raises WrongUse for an unknown measure.
+    """
+    check(measure in MEASURES, "measure", measure, f"use one of {', '.join(MEASURES)}")
+    column = MEASURES[measure][0]
+    sign = 1 if score.better_of(column) == "higher" else -1
+    parts = []
+    for _, rows in records.groupby(["solver", "steps", "method"], sort=False):
+        odd = rows["index"] % 2 == 1
+        for serves in (odd, ~odd):
+            means = rows[~serves].groupby("guidance_scale")[column].mean()
+            best = (sign * means).idxmax()
+            chosen = rows[serves & (rows["guidance_scale"] == best)]
+            parts.append(chosen.assign(scale=best, guidance_scale="own best"))
+    return pd.concat(parts, ignore_index=True)
+
+
 def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> pd.DataFrame:
     """`standing`'s rows for people: a column per measure, each difference with its verdict.
 
