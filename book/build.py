@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import colab
+import folds
 import links
 import live
 import nbformat
@@ -156,10 +157,11 @@ def copy_if_changed(source: Path, target: Path) -> None:
 
 
 def linked(executed: Path, name: str) -> Path:
-    """A copy of an executed notebook, with a link to Colab under its title."""
+    """A copy of an executed notebook, folded, with a link to Colab under its title."""
     notebook, copy = nbformat.read(executed, as_version=4), BUILD / "linked" / f"{name}.ipynb"
     link = f"[Open in Colab]({links.colab_link(name)})"
     notebook.cells[0].source = colab.under_title(notebook.cells[0].source, link)
+    notebook.cells = folds.folded(notebook.cells)
     copy.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, copy)
     return copy

@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import folds
 import jupytext
 import nbformat
 from leftovers import leftovers
@@ -109,17 +110,15 @@ def code_cell(cell: nbformat.NotebookNode, chapter: str, solution: int) -> nbfor
     title = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
     if "hide-input" in tags:
         metadata["cellView"] = "form"
-        title = title or _purpose(tags, solution)
+        title = title or numbered(folds.purpose(cell), solution)
     source = f"# @title {title}\n{source}" if title else source
     return nbformat.v4.new_code_cell(source, metadata=metadata)
 
 
-def _purpose(tags: list[str], solution: int) -> str:
-    if "solution" in tags:
-        return f"Solution {solution}"
-    if "check" in tags:
-        return f"Check {solution}"
-    return "Preparation" if "remove-output" in tags else "Code"
+def numbered(purpose: str, solution: int) -> str:
+    """A cell's purpose, with the exercise's number if it belongs to one."""
+    of_exercise = solution and purpose in (folds.SOLUTION, folds.CHECKED)
+    return f"{purpose} {solution}" if of_exercise else purpose
 
 
 def refuse(sources: list[str], chapter: str, text: str) -> None:

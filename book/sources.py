@@ -1,4 +1,4 @@
-"""A Sphinx extension: links to source code, list items for cited works, and the footer.
+"""A Sphinx extension: links to source code, code below what it shows, cited works, the footer.
 
 Beside the first mention of each function in a section stands a link to its source, where viewcode
 has a page of it.
@@ -44,6 +44,19 @@ class SourceLinks(SphinxPostTransform):
             mention.parent.insert(mention.parent.index(mention) + 1, anchor)
 
 
+class CodeBelow(SphinxPostTransform):
+    """Puts a cell's folded code below what the cell shows, once MyST-NB has folded it."""
+
+    default_priority = 200  # MyST-NB's is 199
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Changes the order of the two parts of a cell."""
+        for cell in self.document.findall(nodes.container):
+            if cell.get("hide_mode") == "input" and len(cell.children) == 2:
+                cell.children.reverse()
+
+
 def split(target: str, modules: Iterable[str]) -> tuple[str, str]:
     """Splits "package.module.Class.method" after the longest prefix that is one of `modules`."""
     prefixes = [module for module in modules if target.startswith(f"{module}.")]
@@ -58,15 +71,15 @@ def _section(node: nodes.Node) -> nodes.Node:
     return node
 
 
-def list_works(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
-) -> None:
-    """Gives entries of the bibliography the role of list items, since docutils makes it a list.
+def mend_body(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Gives works the role of list items, and lets folds be read out by their own names.
 
-    Their own role, doc-biblioentry, has been withdrawn from WAI-ARIA.
+    Docutils makes the bibliography a list; its entries' own role, doc-biblioentry, has been
+    withdrawn from WAI-ARIA. MyST-NB labels every fold "Toggle hidden content".
     """
     if "body" in context:
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = body.replace(' aria-label="Toggle hidden content"', "")
 
 
 def fill_footer(
@@ -79,8 +92,9 @@ def fill_footer(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the three parts with Sphinx."""
+    """Registers the parts with Sphinx."""
     app.add_post_transform(SourceLinks)
-    app.connect("html-page-context", list_works)
+    app.add_post_transform(CodeBelow)
+    app.connect("html-page-context", mend_body)
     app.connect("html-page-context", fill_footer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

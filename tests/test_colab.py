@@ -2,6 +2,7 @@
 
 import re
 
+import build
 import citations
 import colab
 import jupytext
@@ -10,7 +11,6 @@ import nbformat
 import plain
 import pytest
 import yaml
-from build import linked
 from leftovers import leftovers
 
 ROOT = links.ROOT
@@ -191,15 +191,16 @@ def test_code_that_prints_roles_prints_links():
         crafted('```{code-cell} ipython3\nprint("{doc}`nowhere`")\n```')
 
 
-def test_a_page_of_the_book_links_to_its_notebook(tmp_path):
+def test_a_page_of_the_book_links_to_its_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "BUILD", tmp_path / "build")
     cells = [nbformat.v4.new_markdown_cell("# Noise\n\nText."), nbformat.v4.new_code_cell("1")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "noise.ipynb")
-    copy = linked(tmp_path / "noise.ipynb", "noise")
+    copy = build.linked(tmp_path / "noise.ipynb", "noise")
     once = copy.read_bytes()
     assert (
         nbformat.read(copy, 4).cells[0].source
         == f"# Noise\n\n[Open in Colab]({links.colab_link('noise')})\n\nText."
     )
-    assert linked(tmp_path / "noise.ipynb", "noise").read_bytes() == once, (
+    assert build.linked(tmp_path / "noise.ipynb", "noise").read_bytes() == once, (
         "or Sphinx would read it again"
     )
