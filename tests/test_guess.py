@@ -1,0 +1,152 @@
+"""Guess before you look: a box's right option is what its chapter computes."""
+
+import re
+import subprocess
+import sys
+
+import browser as browser_tool
+import build
+import jupytext
+import look
+import pytest
+
+from tests.test_editor_page import PAGE
+
+pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
+STATIC = build.BOOK / "_static"
+BOX = re.compile(r"^::::\{admonition\}[^\n]*\n:class: guess\n.*?^::::$", re.MULTILINE | re.DOTALL)
+TEXTS = {name: source.read_text() for name, source in build.chapter_sources().items()}
+BOXES = {name: box for name, text in TEXTS.items() for box in BOX.findall(text)}
+RIGHT = {
+    name: int(re.search(r"^\*\*(\d)\.\*\*", box, re.MULTILINE)[1]) for name, box in BOXES.items()
+}
+
+
+def options(box):
+    return re.findall(r"^(\d)\. ", box, re.MULTILINE)
+
+
+@pytest.mark.parametrize("chapter", BOXES)
+def test_the_option_that_a_box_marks_is_the_one_that_its_chapter_computes(chapter):
+    """A cell below the box asserts the number of the option; that it runs is the build's matter."""
+    assert len(BOX.findall(TEXTS[chapter])) == 1
+    numbers = options(BOXES[chapter])
+    assert numbers == [str(k + 1) for k in range(len(numbers))]
+    assert 3 <= len(numbers) <= 4
+    below = TEXTS[chapter].split(BOXES[chapter])[1]
+    cells = [c for c in jupytext.reads(below, fmt="md:myst").cells if c.cell_type == "code"]
+    asserting = [
+        cell.source for cell in cells if re.search(r"^guess = ", cell.source, re.MULTILINE)
+    ]
+    assert len(asserting) == 1
+    said = re.findall(
+        r"^assert (?:\[k .*|guess\.index.*) == \[?(\d)\]?$", asserting[0], re.MULTILINE
+    )
+    assert said == [str(RIGHT[chapter])]
+
+
+def test_the_boxes_are_where_they_were_asked_for():
+    wanted = {"ablation", "goal", "pictures", "peers", "judging", "flow", "clock"}
+    assert wanted <= set(BOXES)
+    assert len(set(RIGHT.values())) > 1, "the right option is not always the same"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
+    if not browser_tool.installed():
+        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
+    with browser_tool.chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A page with all boxes, made by Sphinx as the book is, in a plain theme."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("boxes")
+    (source / "conf.py").write_text(
+        "extensions = ['myst_parser', 'sphinx_design']\n"
+        "myst_enable_extensions = ['colon_fence', 'dollarmath']\n"
+        "html_theme = 'basic'\nhtml_use_index = False\n"
+        "suppress_warnings = ['myst.xref_missing']\n"
+    )
+    text = "\n\n".join(BOXES.values())
+    plain = re.sub(r"\$[^$]+\$", "x", re.sub(r"\{\w+\}`([^`]+)`", r"\1", text))
+    (source / "index.md").write_text(f"# Boxes\n\n{plain}\n")
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    body = (out / "index.html").read_text().split("</h1>")[1].split('<div class="clearer">')[0]
+    boxes = "".join(re.findall(r'<div class="guess .*?</details></div>', body, re.DOTALL))
+    style, script = ((STATIC / f"guess.{end}").read_text() for end in ("css", "js"))
+    made = tmp_path_factory.mktemp("made")
+    page = f"<style>{style}</style><script>{script}</script>{boxes}"
+    (made / "index.html").write_text(PAGE % page)
+    return made
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """Opens the page from its file; errors in it fail the test."""
+    contexts, errors = [], []
+
+    def open_page(**options):
+        context = browser.new_context(viewport={"width": 390, "height": 844}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((folder / "index.html").as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def test_a_guess_says_whether_it_is_right_and_opens_the_answer(opened):
+    page = opened()
+    boxes = page.locator(".guess").all()
+    assert len(boxes) == len(BOXES)
+    for k, (box, right) in enumerate(zip(boxes, RIGHT.values(), strict=True)):
+        assert not box.locator("details p").first.is_visible()
+        wrong = right % len(options(list(BOXES.values())[k])) + 1
+        picked = right if k % 2 else wrong
+        box.get_by_role("button").nth(picked - 1).click()
+        said = box.get_by_role("status").inner_text()
+        assert said == ("Right." if k % 2 else f"No: it is option {right}.")
+        assert box.locator("details p").first.is_visible()
+        shown = [li.get_attribute("class") or "" for li in box.locator("li").all()]
+        assert [n for n, name in enumerate(shown, 1) if "guess-right" in name] == [right]
+        box.get_by_role("button").nth(right % len(shown)).dispatch_event("click")
+        assert box.get_by_role("status").inner_text() == said, "a second guess changes nothing"
+
+
+def test_the_keyboard_alone_guesses(opened):
+    page = opened()
+    first = page.locator(".guess").first
+    first.get_by_role("button").first.focus()
+    for _ in range(next(iter(RIGHT.values())) - 1):
+        page.keyboard.press("Tab")
+    page.keyboard.press(" ")
+    assert first.get_by_role("status").inner_text() == "Right."
+
+
+def test_whoever_opens_the_answer_sees_which_option_is_right(opened):
+    page = opened()
+    page.locator(".guess summary").first.click()
+    page.wait_for_selector(".guess-done")
+    assert page.locator(".guess").first.locator(".guess-right").count() == 1
+    assert page.locator(".guess-done").count() == 1
+
+
+def test_without_scripts_all_is_readable(opened):
+    page = opened(java_script_enabled=False)
+    for box in page.locator(".guess").all():
+        assert box.locator("li").first.is_visible()
+        box.locator("summary").click()
+        assert box.locator("details p").first.is_visible()
+
+
+def test_in_dark_and_on_a_phone_the_checks_of_the_book_find_nothing(browser, folder, tmp_path):
+    assert look.look(browser, folder, tmp_path, looks=("dark", "phone")) == []
