@@ -26,6 +26,7 @@ TINY = "../../tiny"
 CHANGED = {
     "ablation": {"count": 2},
     "audit": {"records": "results/"},
+    "blind": {"pairs": 2, "steps": 5},
     "clock": {"repeats": 2, "steps": [2, 4]},
     "ddim": {"samples": 100},
     "equations": {"contract": "./book/equations.yml"},
