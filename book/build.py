@@ -51,7 +51,11 @@ STATIC = (
     "_toc.yml",
     "references.bib",
     "sources.py",
+    "_static/blind.css",
+    "_static/blind.js",
     "_static/book.css",
+    "_static/guess.css",
+    "_static/guess.js",
     "_static/print.css",
     "_static/scroll.js",
 )
