@@ -44,7 +44,8 @@ def purpose(cell: Cell) -> str:
     for name, pattern in ((FIGURE, DRAWS), (TABLE, TABULATES), (TEXT, PRINTS)):
         if pattern.search(cell.source):
             return name
-    return CHECKED if any(_asserts(one) for one in body) else MEASUREMENT
+    nested = (part for one in body for part in ast.walk(one) if isinstance(part, ast.stmt))
+    return CHECKED if any(_asserts(one) for one in nested) else MEASUREMENT
 
 
 def _statements(source: str) -> list[ast.stmt]:
