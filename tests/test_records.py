@@ -5,6 +5,7 @@ Tables follow from records, records from a setting, and the same setting draws t
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,19 @@ def opened(folder):
             for key, value in said["setting"].items()
         }
     )
-    table = load_prompts("bundled-tune" if folder.name == "tune" else "bundled", said["prompts"])
+    prompts = "bundled-tune" if folder.name.startswith("tune") else "bundled"
+    table = load_prompts(prompts, said["prompts"])
     return said, setting, table, experiment.read_records(folder)
+
+
+@cache
+def model(name):
+    return load_pipeline(name)
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline()
+    return model("bundled")
 
 
 def test_there_are_records():
@@ -55,9 +62,9 @@ def test_there_are_records():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
-def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(folder, pipe):
+def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(folder):
     said, setting, table, records = opened(folder)
-    assert said["weights_sha256"] == weights_hash(pipe)
+    assert said["weights_sha256"] == weights_hash(model(said.get("model", "bundled")))
     assert said["prompts_sha256"] == short_hash(list(table["prompt"]))
     cells = design.cells(setting)
     assert len(records) == len(cells) * len(table)
@@ -112,8 +119,9 @@ def test_paired_differences_are_those_of_the_records(folder):
 
 @pytest.mark.xdist_group("dmn")  # its searches are those of test_before.py, kept in one process
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
-def test_grids_follow_from_the_setting(folder, pipe):
+def test_grids_follow_from_the_setting(folder):
     said, setting, _, _ = opened(folder)
+    pipe = model(said.get("model", "bundled"))
     profiles = {scale: folder / f"profile-g{scale:g}.json" for scale in setting.guidance_scales}
     for cell in design.cells(setting):
         if cell.method not in (*SEARCHED, *design.TRIED):
