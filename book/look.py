@@ -34,6 +34,9 @@ KINDS = {
     "picture": "every picture loads, and has an alternative text",
     "math": "every formula is typeset",
     "width": "nothing is wider than a phone, except what scrolls by itself",
+    "length": "no page is longer than a reader scrolls, except the reference",
+    "cut": "no table and no line of code is cut, except in what scrolls by itself",
+    "letters": "no figure's letters are smaller than 9 pixels",
     "axe": "axe-core has no serious or critical finding",
     "focus": "the Tab key reaches visible elements only, and shows where it is",
     "slider": "every slider moves its picture and its text by arrow keys",
@@ -96,7 +99,9 @@ def look(
     return findings
 
 
-PAGE = (JS / "page.js").read_text()
+PAGE, DESK = (JS / "page.js").read_text(), (JS / "desk.js").read_text()
+LONGEST = 8000  # pixels
+LONG = {"chapters/api.html"}
 
 
 def visit(
@@ -112,10 +117,19 @@ def visit(
     shot = f"{path.removesuffix('.html').replace('/', '-')}-{look}.png"
     page.screenshot(path=shots / shot, full_page=True)
     findings += [Finding("axe", place, what) for what in violations(page)]
+    if look == "light":  # dark differs in colours only
+        findings += [Finding(kind, place, what) for kind, what in page.evaluate(DESK)]
+        findings += [Finding("length", place, what) for what in length(page, path)]
     if look != "dark":  # its keys are those of light
         findings += [Finding("slider", place, what) for what in sliders(page)]
         findings += [Finding("focus", place, what) for what in focus(page)]
     page.close()
+
+
+def length(page: Page, path: str) -> list[str]:
+    """The page's length, if it is too long."""
+    pixels = page.evaluate("() => document.documentElement.scrollHeight")
+    return [f"is {pixels} pixels long"] if pixels > LONGEST and path not in LONG else []
 
 
 def violations(page: Page) -> list[str]:

@@ -3,6 +3,8 @@
 book/pdf.py refuses a print that lacks something.
 """
 
+from urllib.parse import quote
+
 import browser as browser_tool
 import look
 import matplotlib
@@ -26,6 +28,11 @@ SLIDER = (
     '<input type="range"></label><p aria-live="polite">A dot.</p></div>'
 )
 WIDE = '<div style="width: 900px">wide</div>'
+TABLE = '<table style="width: 2000px"><tr><td>wide</td></tr></table>'
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} 100" width="900">{}</svg>'
+TINY = SVG.format(1800, '<text y="20" font-size="17">17 of 1,800 units are 8.5 pixels</text>')
+PLOT = '<g id="text_1"><g transform="translate(9 9) scale(0.09 -0.09)"><path d="M0 0L9 9"/></g></g>'
+GLYPHS = "data:image/svg+xml," + quote(SVG.format(504, PLOT))  # 9 of 504 units
 ABOVE = "position: absolute; left: 0; top: -99px"
 #: Of each page with a fault: the kind of finding, the look that shows it, and the page's parts.
 FAULTS = {
@@ -42,6 +49,12 @@ FAULTS = {
     "math": ("math", "light", {"body": '<span class="math">\\(x\\)</span>'}),
     "width": ("width", "phone", {"body": WIDE}),
     "clipped": ("width", "phone", {"body": f'<div style="overflow: hidden">{WIDE}</div>'}),
+    "length": ("length", "light", {"body": '<p style="height: 9000px">long</p>'}),
+    "table": ("cut", "light", {"body": f'<div style="overflow: hidden">{TABLE}</div>'}),
+    "beyond": ("cut", "light", {"body": TABLE}),
+    "code": ("cut", "light", {"body": f'<pre style="overflow: hidden">{"x" * 400}</pre>'}),
+    "inline": ("letters", "light", {"body": TINY}),
+    "glyphs": ("letters", "light", {"body": f'<img alt="A" src="{GLYPHS}" width="500">'}),
     "label": ("axe", "light", {"body": "<input>"}),
     "contrast": ("axe", "light", {"body": '<p style="color: #ccc; background: #fff">pale</p>'}),
     "outline": ("focus", "light", {"body": '<a href="clean.html" style="outline: none">A</a>'}),
@@ -97,7 +110,12 @@ def clean_page():
     place = '<a href="#place">There</a><p id="place">Text</p>'
     scrolls = f'<div style="overflow-x: auto" tabindex="0">{WIDE}</div>'
     sliders = explore(draw, title="A dot", size=(5, 9, 20)).data
-    return f'<img src="dot.png" alt="A dot.">{place}{scrolls}{sliders}'
+    plot = f'<img alt="A line." src="{GLYPHS}" width="505">'
+    text = SVG.format(1800, '<text y="20" font-size="18">9 pixels</text>')
+    lines = f'<pre style="overflow: auto" tabindex="0">{"x" * 400}</pre>'
+    table = f'<div style="overflow-x: auto" tabindex="0">{TABLE}</div>'
+    desk = f'<div style="overflow: auto" tabindex="0">{plot}{text}</div>{lines}{table}'
+    return f'<img src="dot.png" alt="A dot.">{place}{scrolls}{sliders}{desk}'
 
 
 @pytest.fixture(scope="module")
