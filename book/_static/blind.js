@@ -47,13 +47,14 @@
     const decided = first + second,
       said = [`You chose ${one} in ${times(first)} and ${other} in ${times(second)}.`];
     if (decided < shown) said.push(`In ${times(shown - decided)} you saw no difference.`);
-    if (!decided) return [...said, "No pair is decided, so this is a tie."].join("\n");
+    if (!decided) return ["A tie: no pair is decided.", ...said].join("\n");
     const won = verdict(first, decided),
       p = percent(signTest(first, decided)),
       more = morePairs(first, decided, shown),
       chance = `Chance alone would split ${times(decided)} at least as unevenly in ${p} of tests.`;
-    if (won !== "tie") return [...said, `A ${won} for ${one}. ${chance}`].join("\n");
-    said.push(`A tie. ${chance}`);
+    said.unshift(won === "tie" ? "A tie." : `A ${won} for ${one}.`);
+    said.push(chance);
+    if (won !== "tie") return said.join("\n");
     if (2 * first === decided) said.push("Choosing alike, no number of pairs would decide it.");
     else if (more === null) said.push("Choosing alike, more than 1,000 decided pairs would be needed.");
     else said.push(`If you went on choosing alike, ${times(more)} more would decide it.`);
