@@ -12,7 +12,7 @@ from typing import Any
 
 from asddim_lib.errors import check
 
-_PAGE = """<div class="asddim-explorer" id="{id}" role="group" aria-label="{title}">
+_PAGE = """<div class="{kind}" id="{id}" role="group" aria-label="{title}">
 <img alt="{alt}" src="{source}" style="max-width:100%">
 {sliders}
 <p aria-live="polite" style="font-size:0.9em">{said}</p>
@@ -57,26 +57,34 @@ def explore(
     )
     if live:
         return _live(draw, title, values)
-    frames = []
+    frames, photographic = [], False
     for options in itertools.product(*values.values()):
-        picture, sentence = _render(draw, **dict(zip(values, options, strict=True)))
+        picture, sentence, held = _render(draw, **dict(zip(values, options, strict=True)))
         frames.append(("data:image/png;base64," + base64.b64encode(picture).decode(), sentence))
-    return _page(title, frames, {name: [*map(str, options)] for name, options in values.items()})
+        photographic |= held
+    labels = {name: [*map(str, options)] for name, options in values.items()}
+    return _page(title, frames, labels, drawn=not photographic)
 
 
-def _render(draw: Callable[..., tuple[Any, str]], **options: Any) -> tuple[bytes, str]:
-    """A figure as PNG, and its sentence."""
+def _render(draw: Callable[..., tuple[Any, str]], **options: Any) -> tuple[bytes, str, bool]:
+    """A figure as PNG, its sentence, and whether it holds pictures."""
     import matplotlib.pyplot as plt
 
     figure, sentence = draw(**options)
+    held = any(axis.images for axis in figure.axes)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
     plt.close(figure)
-    return file.getvalue(), sentence
+    return file.getvalue(), sentence, held
 
 
-def _page(title: str, frames: list[tuple[str, str]], labels: dict[str, list[str]]) -> Any:
-    """The frames, in the order of `itertools.product` of the labels, as HTML with sliders."""
+def _page(
+    title: str, frames: list[tuple[str, str]], labels: dict[str, list[str]], *, drawn: bool
+) -> Any:
+    """The frames, in the order of `itertools.product` of the labels, as HTML with sliders.
+
+    Frames that are `drawn`, and hold no pictures, have a class by which a dark page turns them.
+    """
     from IPython.display import HTML
 
     counts = [len(options) for options in labels.values()]
@@ -97,6 +105,7 @@ def _page(title: str, frames: list[tuple[str, str]], labels: dict[str, list[str]
     data = {"frames": frames, "counts": counts, "values": list(labels.values())}
     return HTML(
         _PAGE.format(
+            kind="asddim-explorer drawn" if drawn else "asddim-explorer",
             id=f"explorer-{slug}",
             source=source,
             sliders="\n".join(sliders),
@@ -127,7 +136,7 @@ def _live(
 
     def redraw(_: Any = None) -> None:
         options = {name: slider.value for name, slider in sliders.items()}
-        picture.value, sentence.value = _render(draw, **options)
+        picture.value, sentence.value, _ = _render(draw, **options)
 
     for slider in sliders.values():
         slider.observe(redraw, "value")

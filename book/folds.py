@@ -18,7 +18,7 @@ FIGURE, TABLE, TEXT = "Code of this figure", "Code of this table", "Code of this
 DRAWS = re.compile(r"\bplt\.show\(|\bexplore\(")
 TABULATES = re.compile(
     r"\.style\b|\bdisplay\((?!\s*(?:Markdown|HTML)\()|^\w+\Z|\.rename_axis\("  # a table of pandas
-    r"|\bas_markdown\(|\bfact\(|\| ?---",  # or of Markdown
+    r"|\bas_markdown\(|\bfact\(|\|[ :]*--",  # or of Markdown
     re.MULTILINE,
 )
 PRINTS = re.compile(r"\b(?:display|print|Markdown)\(")

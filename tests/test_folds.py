@@ -81,6 +81,7 @@ def test_each_exercise_is_followed_by_one_fold_with_its_solution_and_its_check(c
         (code("sizes = a\nsizes", "hide-input"), "Code of this table"),
         (code("display(cost)\ndisplay(Markdown('x'))", "hide-input"), "Code of this table"),
         (code("display(Markdown('| --- |'))", "hide-input"), "Code of this table"),
+        (code("display(Markdown('|:--|--:|'))", "hide-input"), "Code of this table"),
         (code("display(Markdown('5 of 6'))\nassert x", "hide-input"), "Code of this text"),
         (code("a = 1\nassert a == 1", "hide-input"), "Checked"),
         (code("for a in b:\n    assert a == 1", "hide-input"), "Checked"),

@@ -37,6 +37,16 @@ def test_every_combination_is_drawn_and_the_middle_is_shown():
     assert not plt.get_fignums()
 
 
+def test_a_page_can_tell_line_plots_from_pictures():
+    def show(p):
+        figure, axis = plt.subplots(figsize=(1, 1))
+        axis.imshow([[p, 1], [0, 1]])
+        return figure, f"a picture, {p}"
+
+    assert '<div class="asddim-explorer drawn"' in explore(draw, title="a", p=(1,), steps=(5,)).data
+    assert '<div class="asddim-explorer"' in explore(show, title="a", p=(0, 1)).data
+
+
 def test_live_sliders_draw_what_they_are_moved_to():
     made = explore(draw, title="Two & three", live=True, steps=(5, 10, 20), p=(1,))
     title, steps, _, picture, sentence = made.children

@@ -7,3 +7,4 @@ function reach() {
 }
 addEventListener("load", reach);
 addEventListener("resize", reach);
+addEventListener("toggle", reach, true); // a fold that opens shows output that had no width
