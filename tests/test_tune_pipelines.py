@@ -1,12 +1,16 @@
 """`tune` on tiny pipelines of several kinds: what it hands out draws; what it cannot do is said."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler
 from asddim_lib.core.coordinates import is_flow
+from asddim_lib.experiment import grids
+from asddim_lib.experiment.setting import Cell, Setting
+from asddim_lib.files import unseal
 from asddim_lib.measure.run import Run
 from asddim_lib.tune import tune
 from asddim_lib.tune.family import OWN, needing_a_path, peer_names, peers
@@ -97,3 +101,26 @@ def test_every_peer_of_a_default_plan_is_known_and_laid(kind):
     found, left_out = peers(config, 8, names, None)
     assert set(left_out) <= {*needing_a_path(names), OWN}
     assert {*found, *left_out} == {*names, OWN}
+
+
+def test_what_tune_hands_out_is_a_method_of_the_experiment(tmp_path, monkeypatch):
+    """It is found once, kept with its report, and read by the next process."""
+    made = entry("sd15")
+    small = partial(tune, plan=PLAN, goal="latents")
+    monkeypatch.setattr(grids, "tune", small)
+    setting = Setting(
+        methods=("tuned",),
+        steps=(2,),
+        guidance_scales=(made.guidance,),
+        calibrate_on=1,
+        tune_on=8,
+        truncate=True,
+    )
+    (tmp_path / "images").mkdir()
+    cell = Cell("tuned", 2, made.guidance)
+    found, _ = grids.find_grids(made.pipe, setting, tmp_path, WORDS[:8])
+    kept = unseal(grids.grid_file(cell, tmp_path))
+    assert kept["timesteps"] == kept["tuned"]["grid"] == found[cell]
+    assert kept["tuned"]["acceptance"]["comparisons"]
+    monkeypatch.delattr(grids, "tune")  # a second search would fail
+    assert grids.find_grids(made.pipe, setting, tmp_path, WORDS[:8])[0] == found

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -244,8 +243,7 @@ class _Finder:
             folder=self.out / "images" / "tune",
             options=setting.options,
         )
-        text = json.dumps(asdict(replace(found, sheet=b"")))
-        return {"timesteps": found.grid, "tuned": json.loads(text)}
+        return {"timesteps": found.grid, "tuned": found.to_dict()}
 
     def _moved(self, cell: Cell) -> dict[str, Any]:
         starts, own = self._starts(cell), self.pipe.scheduler

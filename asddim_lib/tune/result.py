@@ -99,6 +99,10 @@ class Tuned:
             text += f" About {best.needed} prompts for the verdict would settle such a difference."
         return text
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but the sheet, as JSON holds it."""
+        return {name: part for name, part in asdict(self).items() if name != "sheet"}
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a folder: tune.json with its hash, report.md, sheet.png and scheduler/.
 
@@ -107,13 +111,12 @@ class Tuned:
         """
         place = Path(folder)
         (place / "scheduler").mkdir(parents=True, exist_ok=True)
-        value = {name: part for name, part in asdict(self).items() if name != "sheet"}
         config = self.scheduler.to_json_string()
         write_whole(place / FILES[3], lambda part: part.write_text(config))
         if self.sheet:
             write_whole(place / FILES[2], lambda part: part.write_bytes(self.sheet))
         write_whole(place / FILES[1], lambda part: part.write_text(markdown(self)))
-        seal(place / FILES[0], value)
+        seal(place / FILES[0], self.to_dict())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Tuned:
