@@ -195,3 +195,27 @@ def heat(axis: Any, ratios: Any, words: Any = None, bold: Any = None, most: floa
     axis.set_yticks(range(values.shape[0]), list(ratios.index))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+
+
+def ranks(axes: Any, ranking: Any, judges: Mapping[str, str]) -> None:
+    """Rank correlations with their intervals: an axis per judge, a row per goal, a dot per K.
+
+    `ranking` is what `experiment.agreement.agreement` returns, of one guidance scale and solver;
+    `judges` gives each of its judges a title.
+    """
+    import matplotlib.pyplot as plt
+
+    goals = list(dict.fromkeys(ranking["goal"]))[::-1]
+    counts = sorted(ranking["steps"].unique())
+    for axis, (judge, title) in zip(axes, judges.items(), strict=True):
+        for place, steps in enumerate(counts):
+            part = ranking[(ranking["steps"] == steps) & (ranking["judge"] == judge)]
+            part = part.set_index("goal").loc[goals]
+            rows = np.arange(len(goals)) + 0.36 - 0.72 * place / max(1, len(counts) - 1)
+            colour = plt.get_cmap("viridis")(0.3 + 0.5 * place / len(counts))
+            axis.hlines(rows, part["low"], part["high"], color=colour, lw=1)
+            axis.plot(part["rho"], rows, "o", ms=4, color=colour, label=f"K = {steps}")
+        axis.axvline(0, color="grey", lw=0.6)
+        axis.set(title=title, xlabel="rank correlation", xlim=(-1, 1.05))
+    axes[0].set_yticks(range(len(goals)), goals)
+    axes[0].legend(loc="upper left")

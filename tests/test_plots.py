@@ -199,3 +199,26 @@ def test_the_page_neither_dims_nor_frames_a_figure_in_the_dark():
     text = CSS.read_text()
     assert re.search(r'data-theme="dark"\] \.bd-content img:not\([^)]*\) \{ filter: none', text)
     assert re.search(r'data-theme="dark"\][^{]*cell_output img \{ background: none', text)
+
+
+def test_ranks_stand_where_their_goal_is_named():
+    rows = [
+        {"goal": goal, "judge": judge, "steps": steps, "rho": rho, "low": rho - 0.1, "high": rho}
+        for judge in ("kid", "right")
+        for steps in (5, 10)
+        for goal, rho in (("latents", 0.2), ("embedding", 0.8))
+    ]
+    _, axes = plt.subplots(1, 2, sharey=True)
+    plots.ranks(axes, pd.DataFrame(rows), {"kid": "KID", "right": "all right"})
+    assert [axis.get_title(plt.rcParams["axes.titlelocation"]) for axis in axes] == [
+        "KID",
+        "all right",
+    ]
+    named = {label.get_text(): tick for tick, label in enumerate(axes[0].get_yticklabels())}
+    for axis in axes:
+        dots = [line for line in axis.lines if line.get_marker() == "o"]
+        assert [line.get_label() for line in dots] == ["K = 5", "K = 10"]
+        for line in dots:
+            at = dict(zip(line.get_xdata(), np.round(line.get_ydata()).astype(int), strict=True))
+            assert at == {0.2: named["latents"], 0.8: named["embedding"]}
+    plt.close("all")
