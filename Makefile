@@ -44,15 +44,14 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 
 SEEN := leading,karras,logsnr,beta,arctan,ays-sd15,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted# what pictures are judged of
 
-PICTURES := --batch-size 32 --calibrate-on 8 --calibrate-steps 32
+PICTURES := --calibrate-on 8 --calibrate-steps 32 --reference-steps 100 --steps 5,8,10,20
 FLOW := --model bundled-flow --solvers euler --call '{"max_sequence_length": 1}'
 SEEN_ON_FLOW := karras,exponential,beta,comfy-beta57,comfy-bong-tangent,comfy-linear-quadratic,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted
 
-pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models; four hours of a core, goes on where it was stopped; with --plan a line prints its cost
-	$(BIN)/asddim compare $(PICTURES) --count 256 --steps 5,8,10,20 --guidance-scale 3 --reference-steps 100 --grids $(SEEN) --out results/pictures/bundled
-	$(BIN)/asddim compare $(PICTURES) --count 128 --steps 5,10,20 --guidance-scale 1.5,2,3,5,7.5,10 --reference-steps 0 --grids leading,beta,dual-weighted,feature-weighted --out results/pictures/guidance
+pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models; three hours of a core, goes on where it was stopped; with --plan a line prints its cost
+	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --guidance-scale 3 --grids $(SEEN) --out results/pictures/bundled
 	$(BIN)/asddim evaluate $(FLOW) --out results/tune-flow --prompts bundled-tune --count 128 --batch-size 32 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,6,9
-	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 128 --steps 5,8,10,20 --guidance-scale 1,6,9 --reference-steps 100 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
+	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them
