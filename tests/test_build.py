@@ -21,7 +21,7 @@ def test_a_chapter_runs_with_another_parameter_and_refuses_one_that_it_does_not_
     contract = str(ROOT / "book" / "equations.yml")
     build.execute("equations", tmp_path / "e.ipynb", {"contract": contract})
     record = json.loads((tmp_path / "e.json").read_text())
-    assert record["parameters"] == {"contract": contract}
+    assert record["parameters"] == {"contract": contract, "chapters": "book/chapters"}
     assert "clip_score" in (tmp_path / "e.ipynb").read_text()
     with pytest.raises(ValueError, match="parameter is samplez; noise has samples, seed"):
         build.execute("noise", tmp_path / "n.ipynb", {"samplez": 3})
@@ -85,7 +85,8 @@ def test_the_command_refuses_a_wrong_value_before_it_executes(capsys):
 
 def test_a_chapter_depends_on_what_it_reads():
     chapters = build.BOOK / "chapters"
-    assert build.reads(chapters / "equations.md") == [ROOT / "book" / "equations.yml"]
+    read = [chapters, ROOT / "book" / "equations.yml"]  # it shows the equations of the chapters
+    assert build.reads(chapters / "equations.md") == read
     assert build.reads(chapters / "reach.md") == [ROOT / "results" / "compare"]
     assert build.reads(chapters / "noise.md") == []
 
