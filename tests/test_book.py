@@ -171,6 +171,14 @@ def test_the_audit_types_no_figure():
     assert not re.findall(r"\d[.,]\d|\d ?%", prose.split("## Exercises")[0])
 
 
+def test_a_cell_with_a_named_figure_shows_nothing_else():
+    """MyST-NB gives the name to each output of the cell; a second one is a duplicate target."""
+    for name, cells in CODE.items():
+        for cell in cells:
+            if cell.metadata.get("mystnb", {}).get("figure", {}).get("name"):
+                assert not re.search(r"\b(display|print)\(", cell.source), (name, cell.source)
+
+
 def test_the_chapters_code_is_clean(tmp_path):
     """No import or name is unused, none is missing, and no line is wider than a page shows."""
     for name, cells in CODE.items():
