@@ -104,6 +104,17 @@ def preloaded_small(small, monkeypatch):
     return give(small, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for a file's tests; it is closed after them, as asyncio cannot run beside it."""
+    import browser as tool
+
+    if not tool.installed():
+        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
+    with tool.chromium() as started:
+        yield started
+
+
 @pytest.fixture
 def warnings_of_the_library(caplog):
     """The log, with the library's warnings whatever other tests did to the root logger."""

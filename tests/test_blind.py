@@ -3,12 +3,8 @@
 import itertools
 import json
 import math
-import re
-import shutil
-import subprocess
 from types import SimpleNamespace
 
-import browser as browser_tool
 import jupytext
 import look
 import numpy as np
@@ -17,7 +13,8 @@ import torch
 from build import BOOK
 from scipy.stats import binom, binomtest
 
-from tests.test_editor_page import PAGE
+from tests import pages
+from tests.pages import PAGE, opening
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
 SCRIPT, STYLE = BOOK / "_static" / "blind.js", BOOK / "_static" / "blind.css"
@@ -27,17 +24,10 @@ PAIRS = 12
 
 def node(script, given=None):
     """What a script returns for `given`; it finds the functions of the page in `b`."""
-    program = shutil.which("node")
-    if not program:
-        pytest.skip("there is no node; `apt-get install nodejs` brings one")
-    whole = f"""const b = require({json.dumps(str(SCRIPT))});
+    program = f"""const b = require({json.dumps(str(SCRIPT))});
       const given = JSON.parse(require("fs").readFileSync(0));
       console.log(JSON.stringify(({script})(given)));"""
-    done = subprocess.run(
-        [program, "-e", whole], input=json.dumps(given), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return pages.node(program, given)
 
 
 def test_the_sign_test_is_scipy_s():
@@ -126,15 +116,6 @@ def fragment(shared_small):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
-    if not browser_tool.installed():
-        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    with browser_tool.chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory, fragment):
     made = tmp_path_factory.mktemp("blind")
     parts = f"<style>{STYLE.read_text()}</style><script>{SCRIPT.read_text()}</script>{fragment}"
@@ -144,22 +125,9 @@ def folder(tmp_path_factory, fragment):
 
 @pytest.fixture
 def opened(browser, folder):
-    """Opens the page from its file; an error in it, or a request to anywhere, fails the test."""
-    contexts, errors = [], []
-
-    def open_page(**options):
-        context = browser.new_context(viewport={"width": 390, "height": 844}, **options)
-        contexts.append(context)
-        context.route(re.compile("^https?:"), lambda route: errors.append(route.request.url))
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((folder / "blind.html").as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
+    """Opens the page from its file, on a phone's screen."""
+    with opening(browser, folder / "blind.html", 390, 844) as open_page:
+        yield open_page
 
 
 def named(page):

@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import editor
@@ -20,6 +18,7 @@ from asddim_lib.evidence.trajectory import Trajectory, follow, shares, spread
 from asddim_lib.grids.grid import timesteps
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.testing.mixtures import GaussianMixture
+from tests import pages
 
 CHAPTER = (Path(editor.BOOK) / "chapters" / "editor.md").read_text()
 DATA = json.loads((editor.EDITOR / "data.json").read_text())
@@ -44,14 +43,7 @@ const problem = (name, points = data.points.slice(0, data.drawn)) => {{
 
 def node(script, **given):
     """What a script prints as JSON; it finds the maths in `m`, and `given` beside the data."""
-    program = shutil.which("node")
-    if not program:
-        pytest.skip("there is no node; `apt-get install nodejs` brings one")
-    given = json.dumps({"data": DATA, **given})
-    command = [program, "-e", HEAD + script]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return pages.node(HEAD + script, {"data": DATA, **given})
 
 
 def mixture(name):

@@ -3,7 +3,6 @@
 import json
 import re
 
-import browser as browser_tool
 import editor
 import look
 import pytest
@@ -13,31 +12,10 @@ from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.evidence.trajectory import follow
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.testing.mixtures import GaussianMixture
+from tests.pages import PAGE, opening
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
-#: A page with the colours of the book's theme, light and dark.
-PAGE = """<!doctype html><html lang="en"><head><title>A page</title><link rel="icon" href="data:,">
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body { margin: 16px; background: var(--pst-color-background); }
-:root { --pst-color-background: #fff; --pst-color-text-base: #222832; --pst-color-border: #d1d5da;
-  --pst-color-text-muted: #48566b; --pst-color-surface: #f3f4f5; }
-[data-theme=dark] { --pst-color-background: #121212; --pst-color-text-base: #ced6dd;
-  --pst-color-border: #48566b; --pst-color-text-muted: #9ca4af; --pst-color-surface: #29313d; }
-:focus-visible { outline: 3px solid #176de8; outline-offset: 2px; }
-h1 { color: var(--pst-color-text-base); }
-</style><script>document.documentElement.dataset.theme =
-  matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";</script></head>
-<body><main><h1>A page</h1>%s</main></body></html>"""
 TICK = "#grid-editor [role=slider]"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
-    if not browser_tool.installed():
-        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    with browser_tool.chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +28,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, folder):
-    """Opens the page from its file, in a context of one's choice; errors in it fail the test."""
-    contexts, errors = [], []
+    """Opens the page from its file, and waits for the editor."""
+    with opening(browser, folder / "editor.html", 800, 1000) as open_page:
 
-    def open_page(**options):
-        context = browser.new_context(viewport={"width": 800, "height": 1000}, **options)
-        contexts.append(context)
-        context.route(re.compile("^https?:"), lambda route: errors.append(route.request.url))
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((folder / "editor.html").as_uri())
-        page.wait_for_selector(TICK)
-        return page
+        def open_editor(**options):
+            page = open_page(**options)
+            page.wait_for_selector(TICK)
+            return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
+        yield open_editor
 
 
 def grid(page):

@@ -4,13 +4,12 @@ import re
 import subprocess
 import sys
 
-import browser as browser_tool
 import build
 import jupytext
 import look
 import pytest
 
-from tests.test_editor_page import PAGE
+from tests.pages import PAGE, opening
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
 STATIC = build.BOOK / "_static"
@@ -52,15 +51,6 @@ def test_the_boxes_are_where_they_were_asked_for():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
-    if not browser_tool.installed():
-        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    with browser_tool.chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A page with all boxes, made by Sphinx as the book is, in a plain theme."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("boxes")
@@ -87,21 +77,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, folder):
-    """Opens the page from its file; errors in it fail the test."""
-    contexts, errors = [], []
-
-    def open_page(**options):
-        context = browser.new_context(viewport={"width": 390, "height": 844}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((folder / "index.html").as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
+    """Opens the page from its file, on a phone's screen."""
+    with opening(browser, folder / "index.html", 390, 844) as open_page:
+        yield open_page
 
 
 def test_a_guess_says_whether_it_is_right_and_opens_the_answer(opened):

@@ -56,14 +56,6 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if not browser_tool.installed():
-        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    with browser_tool.chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def findings():
     return []
 

@@ -1,8 +1,6 @@
 """The live model's own scripts compute what the library does: node runs both."""
 
 import json
-import shutil
-import subprocess
 
 import live
 import live_record
@@ -12,26 +10,19 @@ import torch
 
 from asddim_lib import ASDDIMScheduler, load_pipeline
 from asddim_lib.metrics.attributes import attributes_right, load_judge
+from tests import pages
 from training.compositions import COLOURS, COUNTS, GARMENTS, GROUNDS, RELATIONS
 
 
 def node(script, given):
     """What a script returns for `given`; it finds the functions of all modules in `m`."""
-    program = shutil.which("node")
-    if not program:
-        pytest.skip("there is no node; `apt-get install nodejs` brings one")
     names = [(live.SCRIPTS / f"{name}.js").as_uri() for name in MODULES]
     whole = f"""import {{ readFileSync }} from "node:fs";
       const m = {{}};
       for (const name of {json.dumps(names)}) Object.assign(m, await import(name));
       const answer = await ({script})(JSON.parse(readFileSync(0)));
       console.log(JSON.stringify(answer));"""
-    command = [program, "--input-type=module", "-e", whole]
-    done = subprocess.run(
-        command, input=json.dumps(given), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return pages.node(whole, given, "--input-type=module")
 
 
 MODULES = ("ddim", "judge", "prompt")

@@ -74,15 +74,6 @@ BOOK = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """One browser for all tests; it is closed after them, as asyncio cannot run beside it."""
-    if not browser_tool.installed():
-        pytest.skip("there is no Chromium; `apt-get install chromium` brings one")
-    with browser_tool.chromium() as started:
-        yield started
-
-
 @pytest.fixture
 def page(browser):
     """A page in a context of its own, with an empty cache."""

@@ -53,9 +53,10 @@ def accept(candidate: Tensor, peers: Mapping[str, Tensor], test: Test = "wilcoxo
     """Whether a candidate's losses (n) win over the best peer's, and so lose to no peer's.
 
     The same pictures' losses are compared in pairs, on prompts that served no choice of the
-    candidate. The best peer is the one with the least mean loss on those very prompts, which
-    favours it. The `test` is the goal's. Holm's correction is for all peers. Raises
-    WrongUse without a peer.
+    candidate. The best peer is the one with the least mean loss on those very prompts: a choice
+    that favours the peer. A win is an interval without 0 and a p below 0.05 after Holm's
+    correction for all peers; ties and losses are named in the answer, too. The `test` is the
+    goal's. Raises WrongUse without a peer.
     """
     check(len(peers) > 0, "peers", "none", "give at least one grid to compare with")
     found = _compared(candidate, peers, test)
