@@ -1,5 +1,6 @@
 """Fixtures that several files of tests share."""
 
+import gc
 import logging
 import os
 
@@ -11,6 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.colab_machine import once, output, publish
+
+
+def pytest_collection_finish(session):
+    """What was imported and collected stays to the end: it is not searched for garbage again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ CHANGED = {
     "reach": {"prompts_live": 2, "reference_steps": 20, "trials": 16, "dimensions": [2, 16]},
     "second": {"measure": "looks"},
     "sensitivity": {"probes": 5},
-    "start": {"steps": 4},
+    "start": {"steps": 4, "fine_steps": 10},
     "use": {"model": TINY, "steps": 5},
 }
 
@@ -218,6 +218,7 @@ def test_a_check_that_passes_without_a_solution_stops_the_notebook(vain):
         exec(stub.source, {})
 
 
+@pytest.mark.xdist_group("colab")  # one machine's kernels serve all
 @pytest.mark.parametrize("chapter", links.chapters())
 def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_parameter(
     chapter,

@@ -13,20 +13,18 @@ import pandas as pd
 import pytest
 
 from asddim_lib import load_pipeline, metrics
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.experiment import evaluate as experiment
 from asddim_lib.experiment import grids as finder
 from asddim_lib.experiment import score as scoring
 from asddim_lib.experiment import setting as design
 from asddim_lib.files import short_hash
-from asddim_lib.grids.grid import timesteps
 from asddim_lib.grids.methods import CALIBRATED
-from asddim_lib.grids.rivals import _dmn_bound
 from asddim_lib.grids.searched import SEARCHED
 from asddim_lib.measure.run import draw
 from asddim_lib.models.load import weights_hash
 from asddim_lib.models.prompts import load_prompts
+from tests.dmn import check_as_good
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(file.parent for file in RESULTS.rglob("provenance.json"))
@@ -117,7 +115,6 @@ def test_paired_differences_are_those_of_the_records(folder):
     pd.testing.assert_frame_equal(again, pd.read_csv(folder / "paired.csv"), rtol=1e-6)
 
 
-@pytest.mark.xdist_group("dmn")  # its searches are those of test_before.py, kept in one process
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
 def test_grids_follow_from_the_setting(folder):
     said, setting, _, _ = opened(folder)
@@ -131,19 +128,10 @@ def test_grids_follow_from_the_setting(folder):
                 finder.grid_for(pipe.scheduler, cell, setting, profile),
                 said["grids"][cell.name],
             )
-            if cell.method == "dmn":  # of its bound's many minima, rounding chooses one
-                assert bound(pipe, recorded) < 1.15 * bound(pipe, found)
-                assert bound(pipe, recorded) < 0.8 * bound(
-                    pipe, timesteps(pipe.scheduler, cell.steps, allocation="trailing")
-                )
+            if cell.method == "dmn":
+                check_as_good(pipe.scheduler, found, recorded)
             else:
                 assert found == recorded
-
-
-def bound(pipe, grid):
-    """What DMN makes least."""
-    levels = NoiseSchedule.from_config(pipe.scheduler).finite_sigmas
-    return _dmn_bound(np.interp([*grid, 0], np.arange(len(levels)), -np.log(levels)))
 
 
 def test_a_seed_draws_its_recorded_picture_again(pipe):

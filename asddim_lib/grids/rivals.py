@@ -13,6 +13,9 @@ from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.grids.table import Table
 
+#: Points and weights of the rule that integrates over a step: exact to machine precision there.
+LEGENDRE = np.polynomial.legendre.leggauss(8)
+
 Levels = Callable[[float, float, int], np.ndarray]
 Grid = Callable[[NoiseSchedule, int], list[int]]
 
@@ -172,54 +175,66 @@ def _least_dmn_bound(start: tuple[float, ...]) -> tuple[float, ...]:
     # Each row is the difference of two neighbouring nodes, which must not fall; the ends are fixed.
     rising = np.eye(steps, steps - 1) - np.eye(steps, steps - 1, -1)
     least = np.concatenate([[start[0]], np.zeros(steps - 2), [-start[-1]]])
+
+    def bound(inner: np.ndarray) -> np.ndarray:
+        ends = [(0, 0)] * (inner.ndim - 1) + [(1, 1)]
+        return _dmn_bound(np.pad(inner, ends, constant_values=[(start[0], start[-1])]))
+
+    def slope(inner: np.ndarray) -> np.ndarray:
+        """Forward differences, all in one call of the bound."""
+        moves = np.sqrt(np.finfo(float).eps) * np.where(inner < 0, -1, 1) * np.fmax(1, abs(inner))
+        moved = inner + np.diag(moves)
+        return (bound(moved) - bound(inner)) / (moved - inner).diagonal()
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the quasi-Newton update of a flat stretch
         result = minimize(
-            lambda inner: _dmn_bound(np.array([start[0], *inner, start[-1]])),
+            lambda inner: float(bound(inner)),
             start[1:-1],
+            jac=slope,
             method="trust-constr",
             constraints=[LinearConstraint(rising, least, np.inf)],
         )
     return (start[0], *result.x.tolist(), start[-1])
 
 
-def _dmn_bound(nodes: np.ndarray) -> float:
-    """The bound that `dmn` minimizes, at half-log-SNRs λ_0 … λ_K.
+def _dmn_bound(nodes: np.ndarray) -> np.ndarray:
+    """The bound that `dmn` minimizes, at half-log-SNRs λ_0 … λ_K (… × K + 1), for each row.
 
     Step s integrates e^λ times the polynomial through the last min(s + 1, 3, K − s) values of
     x̂_0, whose errors are taken to be σ_t²/√ᾱ_t. As in the authors' code, the first three steps
     count separately, the others by the summed weight of each value.
     """
-    steps = len(nodes) - 1
+    steps = nodes.shape[-1] - 1
     error = 1 / (np.sqrt(1 + np.exp(2 * nodes)) * np.exp(nodes))
     order = np.minimum(np.minimum(np.arange(steps) + 1, 3), steps - np.arange(steps))
-    total, summed = 0.0, np.zeros(steps)
+    total, summed = np.zeros(nodes.shape[:-1]), np.zeros((*nodes.shape[:-1], steps))
     for number in (1, 2, 3):
         of_order = np.flatnonzero(order == number)
         past, weights = _dmn_weights(nodes, of_order, number)
-        share = weights * error[past]
+        share = weights * error[..., past]
         separate = of_order < 3
-        total += np.sqrt((share[separate] ** 2).sum(1)).sum()
-        np.add.at(summed, past[~separate], share[~separate])
-    return total + np.abs(summed).sum()
+        total += np.sqrt((share[..., separate, :] ** 2).sum(-1)).sum(-1)
+        np.add.at(summed, (..., past[~separate]), share[..., ~separate, :])
+    return total + np.abs(summed).sum(-1)
 
 
 def _dmn_weights(nodes: np.ndarray, of_order: np.ndarray, number: int) -> tuple:
-    """The past values of x̂_0 that the steps use (steps × number), and the weight of each.
+    """The past values of x̂_0 that the steps use (steps × number), and weights (… × the same).
 
     A weight is the integral over the step of e^λ times the value's Lagrange basis polynomial.
     """
-    points, weights = np.polynomial.legendre.leggauss(8)
+    points, weights = LEGENDRE
     past = of_order[:, None] + np.arange(1 - number, 1)
-    half = (nodes[of_order + 1] - nodes[of_order])[:, None] / 2
-    at = nodes[of_order][:, None] + half * (1 + points)
-    integrals = np.zeros(past.shape)
+    half = (nodes[..., of_order + 1] - nodes[..., of_order])[..., None] / 2
+    at = nodes[..., of_order][..., None] + half * (1 + points)
+    integrals = np.zeros((*nodes.shape[:-1], *past.shape))
     for j in range(number):
         basis = np.exp(at) * half
         for m in set(range(number)) - {j}:
-            width = (nodes[past[:, j]] - nodes[past[:, m]])[:, None]
-            basis = basis * (at - nodes[past[:, m], None]) / width
-        integrals[:, j] = basis @ weights
+            width = (nodes[..., past[:, j]] - nodes[..., past[:, m]])[..., None]
+            basis = basis * (at - nodes[..., past[:, m], None]) / width
+        integrals[..., j] = basis @ weights
     return past, integrals
 
 
