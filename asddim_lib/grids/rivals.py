@@ -208,15 +208,15 @@ def _dmn_bound(nodes: np.ndarray) -> np.ndarray:
     steps = nodes.shape[-1] - 1
     error = 1 / (np.sqrt(1 + np.exp(2 * nodes)) * np.exp(nodes))
     order = np.minimum(np.minimum(np.arange(steps) + 1, 3), steps - np.arange(steps))
-    total, summed = np.zeros(nodes.shape[:-1]), np.zeros((*nodes.shape[:-1], steps))
+    total, summed = np.zeros(nodes.shape[:-1]), np.zeros((steps, *nodes.shape[:-1]))
     for number in (1, 2, 3):
         of_order = np.flatnonzero(order == number)
         past, weights = _dmn_weights(nodes, of_order, number)
         share = weights * error[..., past]
         separate = of_order < 3
         total += np.sqrt((share[..., separate, :] ** 2).sum(-1)).sum(-1)
-        np.add.at(summed, (..., past[~separate]), share[..., ~separate, :])
-    return total + np.abs(summed).sum(-1)
+        np.add.at(summed, past[~separate], np.moveaxis(share[..., ~separate, :], (-2, -1), (0, 1)))
+    return total + np.abs(summed).sum(0)
 
 
 def _dmn_weights(nodes: np.ndarray, of_order: np.ndarray, number: int) -> tuple:
