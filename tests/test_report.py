@@ -6,10 +6,12 @@ import math
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app
+from asddim_lib.experiment.evaluate import read_records
 from asddim_lib.experiment.report import INTERVALS, QUALITY, TIME, plus_minus, read_run, table
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,11 @@ def test_a_figure_of_one_value_has_an_endless_interval_and_none_of_none():
     assert plus_minus(0.25, math.inf, clip) == "0.250 ± ∞"
     assert plus_minus(0.0, 0.0566, share) == "0.0 ± 5.7"
     assert plus_minus(math.nan, math.inf, clip) == "–"
+
+
+def test_a_folder_s_name_may_be_text():
+    assert read_run(str(FOLDER)).folder == FOLDER
+    pd.testing.assert_frame_equal(read_records(str(FOLDER)), read_records(FOLDER))
 
 
 def test_the_command_prints_tables_for_people_and_rows_for_machines():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ def evaluate(
     pipe: Pipeline,
     table: pd.DataFrame,
     setting: Setting,
-    out: Path,
+    out: str | os.PathLike,
     progress: Callable[[list[Batch]], Iterable[Batch]] = iter,
     teach_on: int = 256,
     shard: Shard = ALONE,
@@ -54,7 +55,7 @@ def evaluate(
     Returns the summary, with the number of `failed_references` in its attrs; of a process that does
     not judge, a row that says how many of its pictures failed. Raises WrongUse as `generate` does.
     """
-    device, prompts = str(device_of(pipe)), list(table["prompt"])
+    out, device, prompts = Path(out), str(device_of(pipe)), list(table["prompt"])
     remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
     check(len(prompts) > 1 or not setting.reference_steps, "prompts", "only one", remedy)
     if clip:  # what does not serve is refused now, not after the pictures
@@ -127,9 +128,9 @@ def _write(out: Path, records: pd.DataFrame, summary: pd.DataFrame, origin: dict
     write_whole(out / "provenance.json", lambda part: part.write_text(text))
 
 
-def read_records(out: Path) -> pd.DataFrame:
+def read_records(out: str | os.PathLike) -> pd.DataFrame:
     """An experiment's records. Raises WrongUse where the file does not hold what was written."""
-    file, provenance_file = out / "records.parquet", out / "provenance.json"
+    file, provenance_file = Path(out) / "records.parquet", Path(out) / "provenance.json"
     try:
         wanted = None
         if provenance_file.exists():

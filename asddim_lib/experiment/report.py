@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,11 +107,12 @@ class Run(NamedTuple):
     summary: pd.DataFrame
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: str | os.PathLike) -> Run:
     """The record of a finished run.
 
     Raises WrongUse where files are missing, and ValueError where the records are damaged.
     """
+    folder = Path(folder)
     files = [folder / name for name in ("records.parquet", "summary.csv", "provenance.json")]
     missing = [file.name for file in files if not file.is_file()]
     check(
