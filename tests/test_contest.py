@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from asddim_lib import metrics
-from asddim_lib.experiment import contest
+from asddim_lib.experiment import contest, score
 
 MEANS = {"trailing": 5.0, "karras": 4.0, "beta": 4.5, "near": 3.5, "far": 6.0}
 
@@ -128,6 +128,24 @@ def test_each_method_stands_at_the_guidance_that_is_best_for_it():
     assert set(contest.standing(found, "near", ["beta"], ["embedding"])["verdict"]) == {"tie"}
     with pytest.raises(ValueError, match=r"^measure is fid; use one of embedding, "):
         contest.at_own_best(found, "fid")
+
+
+def test_many_steps_stand_beside_few_of_each_count():
+    whole = records()
+    many = records({50: {"trailing": 3.0}}, steps=(50,)).query("method == 'trailing'")
+    found = contest.beside(whole, many, "fifty")
+    values = many.set_index("index")["distance"]
+    for count in (5, 10):
+        part = found[(found["method"] == "fifty") & (found["steps"] == count)]
+        part = part.set_index("index")["distance"]
+        pd.testing.assert_series_equal(part.sort_index(), values.sort_index())
+    assert len(found) == len(whole) + 2 * len(many)
+    pairs = score.paired(found, "fifty", "distance").set_index(["steps", "method"])
+    assert pairs.loc[(5, "near"), "verdict"] == "loss"
+    with pytest.raises(ValueError, match=r"^name is near; give one that the records lack"):
+        contest.beside(whole, many, "near")
+    with pytest.raises(ValueError, match=r"^other is with several pictures of a prompt; "):
+        contest.beside(whole, whole, "fifty")
 
 
 def test_a_choice_of_guidance_that_chance_makes_flatters_nobody():

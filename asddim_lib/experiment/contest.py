@@ -92,6 +92,21 @@ def _pairs(
     return pairs.assign(against=rival)
 
 
+def beside(records: pd.DataFrame, other: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The records with one more method in every cell: other records, whatever cell they are of.
+
+    So a grid of a few steps can be compared with one of many, prompt by prompt. Raises WrongUse
+    where the records hold a method of that name, or the others two pictures of a prompt.
+    """
+    check(name not in set(records["method"]), "name", name, "give one that the records lack")
+    twice = bool(other["index"].duplicated().any())
+    check(not twice, "other", "with several pictures of a prompt", "give those of one cell")
+    parts = [records]
+    for cell, _ in records.groupby(CELL, sort=False):
+        parts.append(other.assign(method=name, **dict(zip(CELL, cell, strict=True))))
+    return pd.concat(parts, ignore_index=True)
+
+
 def at_own_best(records: pd.DataFrame, measure: str = "all right") -> pd.DataFrame:
     """The records of each method at the guidance scale that is best for it, by a measure.
 
