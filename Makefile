@@ -54,12 +54,17 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
 
 REFERENCE ?=# a folder of real pictures
-full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them
+full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers
 	@test -d "$(REFERENCE)" || { echo "REFERENCE is '$(REFERENCE)'; give a folder of real pictures: make full REFERENCE=coco/val2017"; exit 2; }
 	for model in sd15 sdxl; do \
 	  _build/inception/bin/asddim clock --model $$model --device cuda --out results/clock/$$model.csv && \
 	  _build/inception/bin/python book/build.py run experiment -p model=$$model -p prompts=coco -p count=1000 -p 'steps=[20, 50, 100]' -p device=cuda -p dtype=float16 \
 	    -p clip=openai/clip-vit-large-patch14 -p reference=$(REFERENCE) -p tuning_prompts=drawbench -p out=results/$$model || exit 1; \
+	done
+	for model in sd15 sdxl sd3; do \
+	  if [ $$model = sd3 ]; then grids=$(SEEN_ON_FLOW) solvers=euler; else grids=$(SEEN) solvers=ddim,dpm++; fi; \
+	  _build/inception/bin/asddim compare $(PICTURES) --model $$model --solvers $$solvers --grids $$grids,tuned --guidance-scale 7.5 --prompts coco --count 1000 \
+	    --tuning-prompts drawbench --clip openai/clip-vit-large-patch14 --check-encoder facebook/dinov2-base --device cuda --dtype float16 --out results/pictures/$$model || exit 1; \
 	done
 
 bench: .venv/.ready ## step() against diffusers' DDIM, cost of estimators and grids, the network in bfloat16, 1,000 images

@@ -1,7 +1,9 @@
 """The experiment on tiny and bundled pipelines: drawing, going on, distances and the summary."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,11 +12,13 @@ from safetensors.torch import load
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.experiment import grids
 from asddim_lib.experiment.draw import generate
-from asddim_lib.experiment.evaluate import evaluate
+from asddim_lib.experiment.evaluate import evaluate, read_records
 from asddim_lib.experiment.grids import grid_for
 from asddim_lib.experiment.score import judge, paired
 from asddim_lib.experiment.setting import Cell, Setting, cells, references
+from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
+from tests.test_goals import encoders as encoders
 
 ROOT = Path(__file__).parents[1]
 TABLE = load_prompts("bundled", 3)
@@ -145,3 +149,35 @@ def test_a_record_from_elsewhere_does_not_stop_a_new_run(small, tmp_path):
     setting = Setting(methods=("ddim",), steps=(1,), guidance_scales=(7.5,), calibrate_on=1)
     evaluate(small, load_prompts("bundled-tune", 4), setting, tmp_path)
     assert list(pd.read_csv(tmp_path / "summary.csv")["steps"]) == [1]
+
+
+OWN = TABLE[["prompt"]]  # without the attributes that the judge looks for
+
+
+def test_a_second_encoder_looks_at_prompts_that_the_judge_cannot_read(small, encoders, tmp_path):
+    setting = Setting(methods=("ddim",), steps=(2,), reference_steps=4, batch_size=2)
+    plain = evaluate(small, OWN, setting, tmp_path / "plain")
+    assert "looks" not in plain
+    second = encoders[1]
+    evaluate(small, OWN, replace(setting, check_encoder=second.name), tmp_path / "seen")
+    records = read_records(tmp_path / "seen")
+    seen = {}
+    for steps in (2, 4):
+        files = sorted((tmp_path / "seen" / "images").glob(f"*-k{steps}-*.safetensors"))
+        seen[steps] = second(torch.cat([load(file.read_bytes())["images"] for file in files]))
+    expected = relative_distance(seen[2].double(), seen[4].double())
+    np.testing.assert_allclose(records["looks"], expected, rtol=1e-5)
+    assert "own_kid_share" in records
+
+
+def test_both_encoders_reach_the_search(small, encoders, tmp_path):
+    """Which refuses one that would check itself, and one that cannot be loaded."""
+    own = encoders[0].name
+    setting = Setting(methods=("tuned",), steps=(2,), encoder=own, check_encoder=own)
+    with pytest.raises(ValueError, match=r"check_encoder is .*; it is the goal's own"):
+        evaluate(small, OWN, setting, tmp_path)
+    for name in ("encoder", "check_encoder"):
+        setting = Setting(methods=("ddim",), steps=(2,), **{name: str(tmp_path / "none")})
+        with pytest.raises(ValueError, match=r"encoder is '.*none', which could not be loaded"):
+            evaluate(small, OWN, setting, tmp_path / name)
+        assert not (tmp_path / name).exists(), "nothing was drawn"

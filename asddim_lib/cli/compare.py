@@ -12,9 +12,11 @@ from asddim_lib.cli.experiment import Experiment
 from asddim_lib.cli.options import (
     Batch,
     Call,
+    CheckEncoder,
     Clip,
     Device,
     Dtype,
+    EncoderName,
     Folder,
     Json,
     Model,
@@ -69,6 +71,8 @@ def compare(
     calibrate_steps: CalibrateSteps = 64,
     tune_on: TuneOn = 128,
     tuning_prompts: Tuning = "bundled-tune",
+    encoder: EncoderName = "",
+    check_encoder: CheckEncoder = "",
     clip: Clip = None,
     batch_size: Batch = 50,
     device: Device = "cpu",
@@ -91,6 +95,7 @@ def compare(
     names = dict.fromkeys(("trailing", *words("grids", options.pop("grids"))))
     tuning = {name: options.pop(name) for name in ("calibrate_on", "calibrate_steps")}
     tuning |= {"adjoint_probes": 2, "tuning_seed": 1_000_000, "tune_on": options.pop("tune_on")}
+    tuning |= {name: options.pop(name) for name in ("encoder", "check_encoder")}
     tuning |= {"feature_probes": 1 if "feature-weighted" in names else 0}
     summary = Experiment(**options, methods=",".join(names), tuning=tuning).run()
     against = _paired(out, bool(reference_steps))

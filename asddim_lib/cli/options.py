@@ -44,6 +44,19 @@ Call = Annotated[
         '{"height": 512, "width": 512}.',
     ),
 ]
+EncoderName = Annotated[
+    str,
+    typer.Option(
+        help="A folder or hub id: CLIP, SigLIP or DINOv2.",
+        show_default="the bundled CLIP for a bundled model, else CLIP ViT-L/14",
+    ),
+]
+CheckEncoder = Annotated[
+    str,
+    typer.Option(
+        help="Another encoder, which may object: a grid that loses by it is not handed out."
+    ),
+]
 Mu = Annotated[
     float | None,
     typer.Option(help="The shift that a pipeline reckons from a picture's size, where it does."),

@@ -13,9 +13,11 @@ from asddim_lib.cli.choose import SEED
 from asddim_lib.cli.options import (
     Batch,
     Call,
+    CheckEncoder,
     Count,
     Device,
     Dtype,
+    EncoderName,
     Json,
     Model,
     PipelineClass,
@@ -46,19 +48,6 @@ GoalName = Annotated[
         "--goal",
         help="What pictures are compared by: embedding (an image encoder's), "
         "embedding+distribution, latents, or score (CLIP's, with the prompt).",
-    ),
-]
-EncoderName = Annotated[
-    str,
-    typer.Option(
-        help="A folder or hub id: CLIP, SigLIP or DINOv2.",
-        show_default="the bundled CLIP for a bundled model, else CLIP ViT-L/14",
-    ),
-]
-CheckEncoder = Annotated[
-    str,
-    typer.Option(
-        help="Another encoder, which may object: a grid that loses by it is not handed out."
     ),
 ]
 Budget = Annotated[int | None, typer.Option(help="Network evaluations to spend at most.")]

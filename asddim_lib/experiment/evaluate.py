@@ -27,6 +27,7 @@ from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, needs, 
 from asddim_lib.experiment.shards import ALONE, Shard
 from asddim_lib.experiment.store import load
 from asddim_lib.files import short_hash, unseal, write_whole
+from asddim_lib.metrics.encoders import load_encoder
 from asddim_lib.metrics.features.reference import Reference
 from asddim_lib.models.load import Pipeline, data_folder, device_of, network, weights_hash
 from asddim_lib.models.prompts import check_prompts, load_prompts
@@ -58,10 +59,7 @@ def evaluate(
     out, device, prompts = Path(out), str(device_of(pipe)), list(table["prompt"])
     remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
     check(len(prompts) > 1 or not setting.reference_steps, "prompts", "only one", remedy)
-    if clip:  # what does not serve is refused now, not after the pictures
-        check_prompts(metrics.load_clip(clip, device)[1], prompts, truncate=setting.truncate)
-    for real in against:
-        real.network(device)
+    _check_networks(setting, prompts, device, clip, against)
     tuning = _tuning_prompts(setting, prompts)
     grids, profiles = find_grids(pipe, setting, out, tuning, teach_on)
     failed = generate(pipe, prompts, setting, grids, out, progress, shard)
@@ -126,6 +124,22 @@ def _write(out: Path, records: pd.DataFrame, summary: pd.DataFrame, origin: dict
     write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
     text = json.dumps(origin | {"records_sha256": file_hash(file)}) + "\n"
     write_whole(out / "provenance.json", lambda part: part.write_text(text))
+
+
+def _check_networks(
+    setting: Setting,
+    prompts: list[str],
+    device: str,
+    clip: str | None,
+    against: Sequence[Reference],
+) -> None:
+    """Loads what looks at the pictures: what does not serve is refused now, not after them."""
+    if clip:
+        check_prompts(metrics.load_clip(clip, device)[1], prompts, truncate=setting.truncate)
+    for real in against:
+        real.network(device)
+    for encoder in filter(None, (setting.encoder, setting.check_encoder)):
+        load_encoder(encoder, device)
 
 
 def read_records(out: str | os.PathLike) -> pd.DataFrame:

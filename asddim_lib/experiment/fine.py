@@ -16,8 +16,9 @@ from asddim_lib.metrics.kid import kid_shares
 class Seen(NamedTuple):
     """What is known of n pictures, with rows of NaN where one failed.
 
-    `latents` (n × …), the image encoder's `embeddings` (n × e), and the judge's `features` (n × d).
-    The last two have no columns where the pictures are of prompts that nothing bundled can read.
+    `latents` (n × …), the image encoder's `embeddings` (n × e), and the `features` (n × d) of the
+    judge, or of a second encoder where the judge cannot read the prompts. The last two have no
+    columns where nothing that is at hand can look at the pictures.
     """
 
     latents: Tensor

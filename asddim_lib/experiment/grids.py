@@ -73,7 +73,8 @@ def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) 
     origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
     origin |= {name: getattr(setting, name) for name in names}
     origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
-    for name in ("call", "feature_probes", "tune_on"):  # absent in claims from before them
+    later = ("call", "feature_probes", "tune_on", "encoder", "check_encoder")
+    for name in later:  # absent in claims from before them
         if getattr(setting, name) != getattr(Setting, name):
             origin[name] = getattr(setting, name)
     return origin | {"negative_prompt": setting.negative_prompt}
@@ -103,6 +104,7 @@ def _profile(
             num_steps=setting.calibrate_steps,
             adjoint_probes=setting.adjoint_probes,
             feature_probes=setting.feature_probes,
+            encoder=setting.encoder or None,
             seed=setting.tuning_seed,
             truncate=setting.truncate,
             cache=out / "images" / "parts",
@@ -238,6 +240,8 @@ class _Finder:
             steps=cell.steps,
             guidance_scale=self.scale,
             solver=cell.solver,
+            encoder=setting.encoder or None,
+            check_encoder=setting.check_encoder or None,
             seed=setting.tuning_seed,
             truncate=setting.truncate,
             folder=self.out / "images" / "tune",

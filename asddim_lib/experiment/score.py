@@ -37,17 +37,17 @@ def judge(
     CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
     real pictures (`kid_shares`), and with a reference what `beside_fine` says. Only prompts with
     the columns of the bundled ones have attributes and features, since the judge was trained on
-    those. `clip`, a folder or a hub id, scores the pictures of other prompts. A picture that is
-    `failed` has no figures.
+    those. `clip`, a folder or a hub id, scores the pictures of other prompts; the features of
+    those are of the setting's `check_encoder`, if it has one. A picture that is `failed` has no
+    figures.
 
     Raises WrongUse for a reference of one prompt, which has no spread.
     """
 
     def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
+        networks = (device, clip, setting.check_encoder)
         parts = [
-            _judged(
-                load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], device, clip
-            )
+            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *networks)
             for batch in batches(cell, len(table), setting)
         ]
         frame = pd.concat([part[0] for part in parts], ignore_index=True)
@@ -70,7 +70,12 @@ def judge(
 
 
 def _judged(
-    stored: dict[str, Tensor], batch: Batch, table: pd.DataFrame, device: str, clip: str | None
+    stored: dict[str, Tensor],
+    batch: Batch,
+    table: pd.DataFrame,
+    device: str,
+    clip: str | None,
+    check_encoder: str,
 ) -> tuple[pd.DataFrame, Seen]:
     """A batch's records, and what is known of its pictures."""
     finite, scores = stored["finite"].numpy(), {}
@@ -86,6 +91,8 @@ def _judged(
         features = _placed(found, finite)
         right = metrics.attributes_right(found, {name: list(asked[name]) for name in asked})
         scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
+    elif len(images) and check_encoder:
+        features = _placed(embed(load_encoder(check_encoder, device), images), finite)
     index = pd.RangeIndex(batch.start, batch.stop)
     frame = pd.DataFrame(
         {

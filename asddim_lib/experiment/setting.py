@@ -42,12 +42,13 @@ class Setting:
     from its own is measured. A profile is made on `calibrate_on` of the `tuning_prompts` (a source
     for `load_prompts`; prompts that are reported on are left out) over `calibrate_steps`, with
     `adjoint_probes` and `feature_probes`, from the seed `tuning_seed` on. Grids are tried on
-    `try_on` of them, and tuned on `tune_on`. With
-    `latents`, a file for `load_latents`, every picture starts from the same noise. All solvers end
-    at `end`: "zero", "sigma_min", or where the model's own config says. `truncate` cuts prompts
-    that are too long, which are refused otherwise. `call` is a JSON object of further options that
-    the pipeline's call is given, such as height. Raises WrongUse for a value out of range, or one
-    that is named twice.
+    `try_on` of them, and tuned on `tune_on`: by what the image `encoder` sees (`encoder_for` names
+    the default), unless the `check_encoder` objects. That one also looks at the pictures of prompts
+    that the bundled judge cannot read. With `latents`, a file for `load_latents`, every picture
+    starts from the same noise. All solvers end at `end`: "zero", "sigma_min", or where the model's
+    own config says. `truncate` cuts prompts that are too long, which are refused otherwise. `call`
+    is a JSON object of further options that the pipeline's call is given, such as height. Raises
+    WrongUse for a value out of range, or one that is named twice.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -66,6 +67,8 @@ class Setting:
     tuning_seed: int = 0
     try_on: int = 32
     tune_on: int = 128
+    encoder: str = ""
+    check_encoder: str = ""
     negative_prompt: str = ""
     latents: str = ""
     tuning_prompts: str = "bundled-tune"
