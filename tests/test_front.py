@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 import asddim_lib
 from asddim_lib.cli import app
+from asddim_lib.grids.methods import METHODS
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,24 @@ def test_what_the_readme_names_is_there():
     for file in re.findall(r"`([\w/]+\.(?:md|py|cff))`", README):
         assert (ROOT / file).is_file(), file
     assert README.index("pip install") < README.index("![")
+
+
+def test_the_makefile_gives_commands_the_options_that_they_have():
+    """Without running them, as a GPU's weights would be needed."""
+    lines = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    values = dict(re.findall(r"^([A-Z_]+) :?\??= *([^#\n]*)", lines, re.MULTILINE))
+    while (longer := re.sub(r"\$\((\w+)\)", lambda name: values.get(name[1], "x"), lines)) != lines:
+        lines = longer
+    lines = re.sub(r"\$\$\w+", "x", lines)
+    found = re.findall(r"bin/asddim ([a-z]+) (.*?)(?:&&|\|\||;|$)", lines, re.MULTILINE)
+    assert {"clock", "compare", "evaluate"} <= {command for command, _ in found}
+    for command, words in found:
+        known = {name for option in COMMANDS[command].params for name in option.opts}
+        given = [word for word in shlex.split(words) if word.startswith("--")]
+        assert set(given) <= known, command
+        for grids in re.findall(r"--grids ([\w,-]+)", words):
+            names = {name for name in grids.split(",") if name != "x"}
+            assert names <= {*METHODS, "x"}, command
 
 
 def test_the_readme_s_code_runs():
