@@ -44,14 +44,21 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 
 SEEN := leading,karras,logsnr,beta,arctan,ays-sd15,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted# what pictures are judged of
 
-PICTURES := --calibrate-on 8 --calibrate-steps 32 --reference-steps 100 --steps 5,8,10,20
+MEASURED := --calibrate-on 8 --calibrate-steps 32
+PICTURES := $(MEASURED) --reference-steps 100 --steps 5,8,10,20
+RIVALS := leading,beta,gits,tors,dual-weighted,feature-weighted,tuned
 FLOW := --model bundled-flow --solvers euler --call '{"max_sequence_length": 1}'
 SEEN_ON_FLOW := karras,exponential,beta,comfy-beta57,comfy-bong-tangent,comfy-linear-quadratic,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted
 
-pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models; three hours of a core, goes on where it was stopped; with --plan a line prints its cost
+pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models, and tuned grids beside their peers; six hours of a core, goes on where it was stopped; with --plan a line prints its cost
 	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --guidance-scale 3 --grids $(SEEN) --out results/pictures/bundled
 	$(BIN)/asddim evaluate $(FLOW) --out results/tune-flow --prompts bundled-tune --count 128 --batch-size 32 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,6,9
 	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
+	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 5,8,10 --guidance-scale 3 --grids $(RIVALS) --out results/pictures/thousand
+	mkdir -p results/pictures/fifty/images && cp -n results/pictures/thousand/images/*-k100-* results/pictures/fifty/images
+	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 50 --guidance-scale 3 --grids trailing --out results/pictures/fifty
+	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10,20 --guidance-scale 1.5,2,3,5,7.5,10 --grids leading,beta,dual-weighted,feature-weighted --out results/pictures/guidance
+	$(BIN)/asddim compare $(MEASURED) --count 256 --batch-size 32 --reference-steps 100 --steps 5,10 --guidance-scale 3 --solvers dpm++ --grids karras,logsnr,leading,beta,dual-weighted,feature-weighted,tuned --out results/pictures/second-order
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers
