@@ -53,6 +53,7 @@ CHANGED = {
     "second": {"measure": "looks"},
     "sensitivity": {"probes": 5},
     "start": {"steps": 4, "fine_steps": 10},
+    "tuned": {"chosen_by": "CLIP score"},
     "use": {"model": TINY, "steps": 5},
 }
 

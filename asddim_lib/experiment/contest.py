@@ -153,7 +153,8 @@ def summed(standings: pd.DataFrame) -> pd.DataFrame:
     wide = counts.unstack(fill_value=0).reindex(columns=["win", "tie", "loss"], fill_value=0)
     said = wide.astype(str).agg(" / ".join, axis=1).unstack()
     measures = [measure for measure in MEASURES if measure in said]
-    return said.loc[list(dict.fromkeys(standings["against"])), measures]
+    said = said.loc[list(dict.fromkeys(standings["against"])), measures]
+    return said.rename_axis(index=None, columns="against")  # one row of headings on a page
 
 
 def _brief(value: float, sign: str = "") -> str:
