@@ -158,15 +158,17 @@ def test_a_second_encoder_looks_at_prompts_that_the_judge_cannot_read(small, enc
     setting = Setting(methods=("ddim",), steps=(2,), reference_steps=4, batch_size=2)
     plain = evaluate(small, OWN, setting, tmp_path / "plain")
     assert "looks" not in plain
-    second = encoders[1]
-    evaluate(small, OWN, replace(setting, check_encoder=second.name), tmp_path / "seen")
+    first, second = (encoder.name for encoder in encoders)
+    setting = replace(setting, encoder=first, check_encoder=second)
+    evaluate(small, OWN, setting, tmp_path / "seen")
     records = read_records(tmp_path / "seen")
-    seen = {}
+    drawn = []
     for steps in (2, 4):
         files = sorted((tmp_path / "seen" / "images").glob(f"*-k{steps}-*.safetensors"))
-        seen[steps] = second(torch.cat([load(file.read_bytes())["images"] for file in files]))
-    expected = relative_distance(seen[2].double(), seen[4].double())
-    np.testing.assert_allclose(records["looks"], expected, rtol=1e-5)
+        drawn.append(torch.cat([load(file.read_bytes())["images"] for file in files]))
+    for column, encoder in zip(("embedding", "looks"), encoders, strict=True):
+        expected = relative_distance(*(encoder(images).double() for images in drawn))
+        np.testing.assert_allclose(records[column], expected, rtol=1e-5)
     assert "own_kid_share" in records
 
 

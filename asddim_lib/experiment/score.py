@@ -37,15 +37,15 @@ def judge(
     CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
     real pictures (`kid_shares`), and with a reference what `beside_fine` says. Only prompts with
     the columns of the bundled ones have attributes and features, since the judge was trained on
-    those. `clip`, a folder or a hub id, scores the pictures of other prompts; the features of
-    those are of the setting's `check_encoder`, if it has one. A picture that is `failed` has no
-    figures.
+    those. `clip`, a folder or a hub id, scores the pictures of other prompts. It embeds them, too,
+    unless the setting has an `encoder`; their features are its `check_encoder`'s, if it has one. A
+    picture that is `failed` has no figures.
 
     Raises WrongUse for a reference of one prompt, which has no spread.
     """
 
     def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
-        networks = (device, clip, setting.check_encoder)
+        networks = (device, clip, setting.encoder, setting.check_encoder)
         parts = [
             _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *networks)
             for batch in batches(cell, len(table), setting)
@@ -75,6 +75,7 @@ def _judged(
     table: pd.DataFrame,
     device: str,
     clip: str | None,
+    encoder: str,
     check_encoder: str,
 ) -> tuple[pd.DataFrame, Seen]:
     """A batch's records, and what is known of its pictures."""
@@ -84,8 +85,9 @@ def _judged(
     if len(images) and (clip or has_attributes(table)):
         cosines = metrics.clip_cosine(images, list(asked["prompt"]), clip, device=device)
         scores["clip"] = cosines.numpy()
-        encoder = load_encoder(clip or "bundled", device)
-        embeddings = _placed(embed(encoder, images), finite)
+        encoder = encoder or clip or "bundled"
+    if len(images) and encoder:
+        embeddings = _placed(embed(load_encoder(encoder, device), images), finite)
     if len(images) and has_attributes(table):
         found = metrics.judge_features(images, device=device)
         features = _placed(found, finite)

@@ -220,7 +220,7 @@ def _dmn_bound(nodes: np.ndarray) -> np.ndarray:
 
 
 def _dmn_weights(nodes: np.ndarray, of_order: np.ndarray, number: int) -> tuple:
-    """The past values of x̂_0 that the steps use (steps × number), and weights (… × the same).
+    """The past values of x̂_0 that the steps use (steps × number), and their weights (… × both).
 
     A weight is the integral over the step of e^λ times the value's Lagrange basis polynomial.
     """
