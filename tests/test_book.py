@@ -171,6 +171,15 @@ def test_the_audit_types_no_figure():
     assert not re.findall(r"\d[.,]\d|\d ?%", prose.split("## Exercises")[0])
 
 
+def test_no_two_figures_equations_or_solutions_have_one_label():
+    named = r"(?:name: ([\w-]+)\}$|^\(([\w-]+)\)=$|^\$\$ \(([\w-]+)\)$)"
+    labels = [
+        "".join(found) for text in TEXT.values() for found in re.findall(named, text, re.MULTILINE)
+    ]
+    assert len(labels) > 80
+    assert sorted(labels) == sorted(set(labels))
+
+
 def test_a_cell_with_a_named_figure_shows_nothing_else():
     """MyST-NB gives the name to each output of the cell; a second one is a duplicate target."""
     for name, cells in CODE.items():
