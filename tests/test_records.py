@@ -112,7 +112,8 @@ def test_paired_differences_are_those_of_the_records(folder):
     again = scoring.paired(
         records, "trailing", "distance" if setting.reference_steps else "right_all"
     )
-    pd.testing.assert_frame_equal(again, pd.read_csv(folder / "paired.csv"), rtol=1e-6)
+    written = pd.read_csv(folder / "paired.csv").astype(again.dtypes)  # of no rows it knows none
+    pd.testing.assert_frame_equal(again, written, rtol=1e-6)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))
