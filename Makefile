@@ -58,6 +58,7 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 	mkdir -p results/pictures/fifty/images && cp -n results/pictures/thousand/images/*-k100-* results/pictures/fifty/images
 	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 50 --guidance-scale 3 --grids trailing --out results/pictures/fifty
 	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 1.5,2,3,5,7.5,10 --grids leading,beta,noise,gradient,combined,feature-weighted --out results/pictures/guidance
+	$(BIN)/asddim tune --model bundled-flow --steps 8 --guidance-scale 6 --call '{"max_sequence_length": 1}' --out results/tuned-flow
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers
