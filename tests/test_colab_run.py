@@ -26,7 +26,7 @@ TINY = "../../tiny"
 CHANGED = {
     "ablation": {"count": 2},
     "audit": {"records": "results/"},
-    "blind": {"pairs": 2, "steps": 5},
+    "blind": {"pairs": 2, "steps": 5, "fine_records": "results/guidance-3/steps-20"},
     "clock": {"repeats": 2, "steps": [2, 4]},
     "ddim": {"samples": 100},
     "equations": {"contract": "./book/equations.yml"},
