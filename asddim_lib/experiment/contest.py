@@ -142,9 +142,9 @@ def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> 
     ]
     wide = standings.assign(said=said).pivot(index=list(by), columns="measure", values="said")
     rivals = list(dict.fromkeys(standings["against"]))
-    return wide[[measure for measure in MEASURES if measure in wide]].reindex(
-        rivals, level="against"
-    )
+    wide = wide[[measure for measure in MEASURES if measure in wide]]
+    wide = wide.reindex(rivals, level="against")
+    return _with_one_heading(wide, ", ".join(by))
 
 
 def summed(standings: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +154,12 @@ def summed(standings: pd.DataFrame) -> pd.DataFrame:
     said = wide.astype(str).agg(" / ".join, axis=1).unstack()
     measures = [measure for measure in MEASURES if measure in said]
     said = said.loc[list(dict.fromkeys(standings["against"])), measures]
-    return said.rename_axis(index=None, columns="against")  # one row of headings on a page
+    return _with_one_heading(said, "against")
+
+
+def _with_one_heading(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table whose rows are named in the one row of headings, not in a second one below it."""
+    return table.rename_axis(index=[None] * table.index.nlevels, columns=name)
 
 
 def _brief(value: float, sign: str = "") -> str:
