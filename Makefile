@@ -50,14 +50,18 @@ RIVALS := leading,beta,gits,tors,dual-weighted,feature-weighted,tuned
 FLOW := --model bundled-flow --solvers euler --call '{"max_sequence_length": 1}'
 SEEN_ON_FLOW := karras,exponential,beta,comfy-beta57,comfy-bong-tangent,comfy-linear-quadratic,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted
 
-pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models, and tuned grids beside their peers; five hours of a core, goes on where it was stopped; with --plan a line prints its cost
+pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models, and tuned grids beside their peers; seven hours of a core, goes on where it was stopped; with --plan a line prints its cost
 	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --guidance-scale 3 --grids $(SEEN) --out results/pictures/bundled
 	$(BIN)/asddim evaluate $(FLOW) --out results/tune-flow --prompts bundled-tune --count 128 --batch-size 32 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,6,9
 	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
 	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 5,8,10 --guidance-scale 3 --grids $(RIVALS) --out results/pictures/thousand
-	mkdir -p results/pictures/fifty/images && cp -n results/pictures/thousand/images/*-k100-* results/pictures/fifty/images
+	for part in twenty fifty; do mkdir -p results/pictures/$$part/images && cp -n results/pictures/thousand/images/*-k100-* results/pictures/$$part/images; done
+	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 20 --guidance-scale 3 --grids leading,beta,dual-weighted,feature-weighted,tuned --out results/pictures/twenty
 	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 50 --guidance-scale 3 --grids trailing --out results/pictures/fifty
 	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 1.5,2,3,5,7.5,10 --grids leading,beta,noise,gradient,combined,feature-weighted --out results/pictures/guidance
+	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --solvers dpm++ --guidance-scale 3 --grids leading,karras,logsnr,beta,dual-weighted,feature-weighted,tuned --out results/pictures/second-order
+	$(BIN)/asddim compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 100 --steps 5,8,10 --guidance-scale 6 --grids karras,beta,gits,dual-weighted,feature-weighted,tuned --out results/pictures/tuned-flow
+	$(BIN)/python -m tests.effort
 	$(BIN)/asddim tune --model bundled-flow --steps 8 --guidance-scale 6 --call '{"max_sequence_length": 1}' --out results/tuned-flow
 
 REFERENCE ?=# a folder of real pictures

@@ -32,18 +32,18 @@ FILE = Path(__file__).parents[1] / "results" / "compare" / "effort.csv"
 SCALE = 3.0  # the bundled model's best guidance
 STEPS = (5, 8)
 SEED, OWN_SEED = 4_000_000, 5_000_000  # of the pictures that are compared, of the profiles
-#: Prompts, timesteps and random directions of a profile; the first was measured most.
-EFFORTS = [(32, 32, 4)]
-EFFORTS += [(prompts, points, 1) for prompts in (1, 2, 4, 8) for points in (8, 12, 24)]
+#: Prompts, timesteps and random directions of the profile that is measured most, and of the others.
+MOST = (32, 32, 4)
+EFFORTS = [(prompts, points, 1) for prompts in (1, 2, 4, 8) for points in (8, 12, 24)]
 EFFORTS += [(1, 24, 4), (8, 24, 4)]
 DRAWS = 4
 
 
 def profiles(pipe: Any, effort: tuple[int, int, int]) -> Iterator[SensitivityProfile]:
-    """A profile from other prompts and noise each time."""
+    """Profiles, each from other prompts and noise."""
     prompts, points, directions = effort
     texts = iter(load_prompts("bundled-tune")["prompt"])
-    for draw in range(DRAWS):
+    for draw in range(1 if effort == MOST else DRAWS):
         yield calibrate(
             pipe,
             list(islice(texts, prompts)),
@@ -61,17 +61,16 @@ def rows(count: int) -> list[dict]:
     pipe.set_progress_bar_config(disable=True)
     texts = list(load_prompts("bundled")["prompt"])[-count:]
     run = Run(pipe, texts, range(SEED, SEED + count), SCALE, 32)
-    trials = Trials(run.prepared_with(own_scheduler(pipe.scheduler)), goal_of("embedding", pipe), 64)
+    run = run.prepared_with(own_scheduler(pipe.scheduler))
+    trials = Trials(run, goal_of("embedding", pipe), 64)
     even = {k: trials(timesteps(pipe.scheduler, k, allocation="trailing")) for k in STEPS}
     found, best = [], {}
-    for effort in EFFORTS:
+    for effort in [MOST, *EFFORTS]:
         for draw, profile in enumerate(profiles(pipe, effort)):
             how = dict(zip(("prompts", "timesteps", "directions"), effort, strict=True))
             how |= {"draw": draw, "evaluations": profile.evaluations, "unseen": count}
             for k in STEPS:
-                grid = timesteps(
-                    pipe.scheduler, k, allocation="feature-weighted", profile=profile
-                )
+                grid = timesteps(pipe.scheduler, k, allocation="feature-weighted", profile=profile)
                 values = trials(grid)
                 rivals = {"even": even[k], "most": best.setdefault(k, values)}
                 pairs = {name: paired_difference(values, other) for name, other in rivals.items()}
@@ -82,8 +81,6 @@ def rows(count: int) -> list[dict]:
                 }
                 found.append({**how, "steps": k, "grid": " ".join(map(str, grid)), **said})
                 print(found[-1], flush=True)
-            if effort == EFFORTS[0]:
-                break
     return found
 
 
