@@ -39,10 +39,19 @@ EFFORTS += [(1, 24, 4), (8, 24, 4)]
 DRAWS = 4
 
 
-def profiles(pipe: Any, effort: tuple[int, int, int]) -> Iterator[SensitivityProfile]:
+def prompts_of(count: int) -> tuple[list[str], list[str]]:
+    """The tuning prompts, and `count` prompts that none of them is."""
+    unseen = list(load_prompts("bundled")["prompt"])[-count:]
+    tuning = load_prompts("bundled-tune")["prompt"]
+    return list(tuning[~tuning.isin(unseen)]), unseen
+
+
+def profiles(
+    pipe: Any, tuning: list[str], effort: tuple[int, int, int]
+) -> Iterator[SensitivityProfile]:
     """Profiles, each from other prompts and noise."""
     prompts, points, directions = effort
-    texts = iter(load_prompts("bundled-tune")["prompt"])
+    texts = iter(tuning)
     for draw in range(1 if effort == MOST else DRAWS):
         yield calibrate(
             pipe,
@@ -59,14 +68,14 @@ def rows(count: int) -> list[dict]:
     """One row for each profile and step count."""
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    texts = list(load_prompts("bundled")["prompt"])[-count:]
-    run = Run(pipe, texts, range(SEED, SEED + count), SCALE, 32)
+    tuning, unseen = prompts_of(count)
+    run = Run(pipe, unseen, range(SEED, SEED + count), SCALE, 32)
     run = run.prepared_with(own_scheduler(pipe.scheduler))
     trials = Trials(run, goal_of("embedding", pipe), 64)
     even = {k: trials(timesteps(pipe.scheduler, k, allocation="trailing")) for k in STEPS}
     found, best = [], {}
     for effort in [MOST, *EFFORTS]:
-        for draw, profile in enumerate(profiles(pipe, effort)):
+        for draw, profile in enumerate(profiles(pipe, tuning, effort)):
             how = dict(zip(("prompts", "timesteps", "directions"), effort, strict=True))
             how |= {"draw": draw, "evaluations": profile.evaluations, "unseen": count}
             for k in STEPS:

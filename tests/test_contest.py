@@ -115,6 +115,21 @@ def test_a_rival_that_a_cell_lacks_has_no_row_there_and_an_unknown_name_is_refus
             contest.standing(judged(), **how)
 
 
+def test_several_methods_are_corrected_together():
+    """Each alone would be corrected for its own cells only, and win too easily in their table."""
+    found = contest.standing(judged(), ["near", "karras"], ["trailing"], ["embedding"])
+    alone = [
+        contest.standing(judged(), name, ["trailing"], ["embedding"]) for name in ("near", "karras")
+    ]
+    apart = pd.concat(alone, ignore_index=True)
+    assert list(found["method"]) == list(apart["method"])
+    pd.testing.assert_series_equal(found["p_value"], apart["p_value"])
+    np.testing.assert_array_equal(found["p_adjusted"], metrics.holm(apart["p_value"]))
+    assert (found["p_adjusted"] >= apart["p_adjusted"]).all()
+    table = contest.shown(found, by=("method", "steps"))
+    assert [name for name, _ in table.index] == ["near", "near", "karras", "karras"]
+
+
 def test_each_method_stands_at_the_guidance_that_is_best_for_it():
     draw, rows = np.random.default_rng(0), []
     peak = {"near": 3.0, "beta": 5.0}  # the guidance at which each has the least embedding

@@ -54,22 +54,27 @@ def best_against_best(
 
 
 def standing(
-    records: pd.DataFrame, method: str, rivals: Sequence[str], measures: Sequence[str] = ()
+    records: pd.DataFrame,
+    method: str | Sequence[str],
+    rivals: Sequence[str],
+    measures: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Pairs one method with each of the rivals, in each cell, by each of some `MEASURES`.
+    """Pairs one method, or several, with each of the rivals, in each cell, by some `MEASURES`.
 
-    One row per measure, rival and cell, with the columns of `score.paired` and `against`, the
-    rival's name. Holm's correction is over all rivals and cells of a measure. A rival that a cell
-    lacks has no row for it. Raises WrongUse for a name that the records do not hold.
+    One row per measure, method, rival and cell, with the columns of `score.paired` and `against`,
+    the rival's name. Holm's correction is over all methods, rivals and cells of a measure, so a
+    table of several methods comes from one call. A rival that a cell lacks has no row for it.
+    Raises WrongUse for a name that the records do not hold.
     """
+    methods = [method] if isinstance(method, str) else list(method)
     known = list(records["method"].unique())
-    for argument, names in (("method", [method]), ("rivals", list(rivals))):
+    for argument, names in (("method", methods), ("rivals", list(rivals))):
         missing = [name for name in names if name not in known]
         check(not missing, argument, missing, f"use some of {', '.join(known)}")
     parts = []
     for measure in measures or MEASURES:
         column, ratio = MEASURES[measure]
-        rows = [_pairs(records, method, rival, column, ratio) for rival in rivals]
+        rows = [_pairs(records, one, rival, column, ratio) for one in methods for rival in rivals]
         table = pd.concat([part for part in rows if len(part)], ignore_index=True)
         table.insert(0, "measure", measure)
         table["p_adjusted"] = metrics.holm(table["p_value"])
@@ -141,9 +146,9 @@ def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> 
         for row in standings.itertuples()
     ]
     wide = standings.assign(said=said).pivot(index=list(by), columns="measure", values="said")
-    rivals = list(dict.fromkeys(standings["against"]))
+    order = list(dict.fromkeys(standings[by[0]]))
     wide = wide[[measure for measure in MEASURES if measure in wide]]
-    wide = wide.reindex(rivals, level="against")
+    wide = wide.reindex(order, level=by[0])
     return _with_one_heading(wide, ", ".join(by))
 
 
