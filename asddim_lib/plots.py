@@ -58,7 +58,7 @@ _DARK = (
 
 
 def use() -> None:
-    """Sets the look of all figures from here on, and how a notebook shows them."""
+    """Sets the look of all figures from here on, and how a notebook shows figures and tables."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(_STYLE)  # type: ignore[arg-type]
@@ -73,13 +73,24 @@ def use() -> None:
 
 
 def _show_in(formatters: Any) -> None:
-    """Lets IPython's formatters show line plots as SVG, and figures with pictures as PNG."""
+    """Line plots as SVG, figures with pictures as PNG, and tables with one row of headings."""
+    import pandas as pd
     from matplotlib.figure import Figure
 
     formatters["image/svg+xml"].for_type(
         Figure, lambda figure: None if _held(figure) else _svg(figure)
     )
     formatters["image/png"].for_type(Figure, lambda figure: _png(figure) if _held(figure) else None)
+    formatters["text/html"].for_type(pd.DataFrame, _with_one_heading)
+
+
+def _with_one_heading(table: Any) -> str:
+    """A table as HTML, with its index named in the row of headings; pandas adds a second row."""
+    names = [str(name) for name in table.index.names if name is not None]
+    if names:
+        corner = [*table.columns.names[:-1], ", ".join(names)]
+        table = table.rename_axis(index=[None] * table.index.nlevels, columns=corner)
+    return table._repr_html_()
 
 
 def _held(figure: Any) -> bool:

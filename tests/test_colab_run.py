@@ -210,6 +210,13 @@ def with_stubs(notebook):
     return cells
 
 
+def last_headings(html):
+    """The last row of headings of each table."""
+    tables = re.findall("<thead>(.*?)</thead>", html, re.S)
+    rows = [re.findall("<tr.*?</tr>", table, re.S)[-1] for table in tables]
+    return [re.findall("<th.*?>(.*?)</th>", row, re.S) for row in rows]
+
+
 @pytest.mark.parametrize("vain", [False, True])
 def test_a_check_that_passes_without_a_solution_stops_the_notebook(vain):
     make = nbformat.v4.new_code_cell
@@ -253,3 +260,5 @@ def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_paramete
     ]
     assert outputs
     assert not [raw for data in outputs for raw in leftovers(data.get("text/markdown", ""))]
+    rows = [row for data in outputs for row in last_headings(data.get("text/html", ""))]
+    assert all(row[-1] for row in rows), "a second row of headings, which names the index alone"

@@ -136,6 +136,25 @@ def test_a_notebook_shows_line_plots_as_svg_and_pictures_as_png():
         assert {name for name in shell.format(figure)[0] if "image" in name} == {kind}
 
 
+def test_a_notebook_shows_a_table_s_index_named_in_its_row_of_headings():
+    shell = DisplayFormatter()
+    plots._show_in(shell.formatters)
+    plain = pd.DataFrame({"grid": ["beta", "gits"], "K": [5, 8], "fid": [1.0, 2.0]})
+    deep = plain.set_index(["grid", "K"])
+    for table, rows in (
+        (plain, [["", "grid", "K", "fid"]]),
+        (plain.set_index("K"), [["K", "grid", "fid"]]),
+        (deep, [["", "grid, K", "fid"]]),
+        (deep.rename_axis(columns="measure"), [["", "grid, K", "fid"]]),
+        (deep.unstack(), [["", "fid"], ["grid", "5", "8"]]),
+    ):
+        before = table.copy()
+        (head,) = re.findall("<thead>(.*)</thead>", shell.format(table)[0]["text/html"], re.S)
+        found = [re.findall("<th.*?>(.*?)</th>", row) for row in head.split("</tr>")[:-1]]
+        assert [row for row in found if any(row)] == rows
+        pd.testing.assert_frame_equal(table, before)
+
+
 def test_the_arrow_points_to_where_sampling_goes():
     for limits, text, x in (((0, 9), "← sampling", 1), ((9, 0), "sampling →", 0)):
         _, axis = plt.subplots()

@@ -13,7 +13,7 @@ from asddim_lib.experiment import score
 
 #: What names a cell: the solver, the guidance scale and the number of steps.
 CELL = ["solver", "guidance_scale", "steps"]
-#: What pictures are judged by: the records' column, and whether its logarithms are compared.
+#: What grids are judged by: the records' column, and whether its logarithms are compared.
 MEASURES = {
     "embedding": ("embedding", True),
     "looks": ("looks", True),
@@ -21,6 +21,7 @@ MEASURES = {
     "KID, own fine": ("own_kid_share", False),
     "all right": ("right_all", False),
     "CLIP score": ("clip", False),
+    "latents": ("distance", False),
 }
 
 
@@ -61,6 +62,7 @@ def standing(
 ) -> pd.DataFrame:
     """Pairs one method, or several, with each of the rivals, in each cell, by some `MEASURES`.
 
+    Without `measures`, by all that judge pictures: all but the distance of latents.
     One row per measure, method, rival and cell, with the columns of `score.paired` and `against`,
     the rival's name. Holm's correction is over all methods, rivals and cells of a measure, so a
     table of several methods comes from one call. A rival that a cell lacks has no row for it.
@@ -72,7 +74,7 @@ def standing(
         missing = [name for name in names if name not in known]
         check(not missing, argument, missing, f"use some of {', '.join(known)}")
     parts = []
-    for measure in measures or MEASURES:
+    for measure in measures or [name for name in MEASURES if name != "latents"]:
         column, ratio = MEASURES[measure]
         rows = [_pairs(records, one, rival, column, ratio) for one in methods for rival in rivals]
         table = pd.concat([part for part in rows if len(part)], ignore_index=True)
@@ -148,8 +150,7 @@ def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> 
     wide = standings.assign(said=said).pivot(index=list(by), columns="measure", values="said")
     order = list(dict.fromkeys(standings[by[0]]))
     wide = wide[[measure for measure in MEASURES if measure in wide]]
-    wide = wide.reindex(order, level=by[0])
-    return _with_one_heading(wide, ", ".join(by))
+    return wide.reindex(order, level=by[0])
 
 
 def summed(standings: pd.DataFrame) -> pd.DataFrame:
@@ -158,13 +159,7 @@ def summed(standings: pd.DataFrame) -> pd.DataFrame:
     wide = counts.unstack(fill_value=0).reindex(columns=["win", "tie", "loss"], fill_value=0)
     said = wide.astype(str).agg(" / ".join, axis=1).unstack()
     measures = [measure for measure in MEASURES if measure in said]
-    said = said.loc[list(dict.fromkeys(standings["against"])), measures]
-    return _with_one_heading(said, "against")
-
-
-def _with_one_heading(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A table whose rows are named in the one row of headings, not in a second one below it."""
-    return table.rename_axis(index=[None] * table.index.nlevels, columns=name)
+    return said.loc[list(dict.fromkeys(standings["against"])), measures]
 
 
 def _brief(value: float, sign: str = "") -> str:
