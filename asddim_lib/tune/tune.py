@@ -11,7 +11,7 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
-from asddim_lib.core.coordinates import Coordinates, is_flow
+from asddim_lib.core.coordinates import Coordinates, completed, is_flow
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import numbers
 from asddim_lib.measure.fingerprint import of_pipeline
@@ -92,7 +92,7 @@ def _solver(run: Run, solver: str | None, steps: int) -> tuple[Any, int]:
     own = run.pipe.scheduler
     grid = numbers(run.config, steps, {"allocation": "trailing"})
     if solver is None and takes(own):
-        return type(holding(own, grid, run.mu)), min(2, own.config.get("solver_order", 1))
+        return type(holding(own, grid, run.mu)), min(2, completed(own).get("solver_order", 1))
     kind, order = (own_scheduler(own), 1) if solver is None else solver_of(solver, own)
     return type(holding(prepared(kind, own, run.end), grid, run.mu)), order
 
