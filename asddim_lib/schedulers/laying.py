@@ -194,6 +194,24 @@ def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
     return check_timesteps(grid, size)
 
 
+def numbers_held(scheduler: Any, mu: float | None = None) -> list[int]:
+    """The numbers of the levels that a scheduler holds, without the end, each to the nearest.
+
+    Raises WrongUse unless they fall strictly.
+    """
+    coordinates = Coordinates.of(scheduler, mu)
+    size = len(coordinates.betas)
+    if getattr(scheduler, "sigmas", None) is None:
+        times = getattr(scheduler, "numbers", scheduler.timesteps)
+        return check_timesteps([int(t) for t in times if t >= 0], size)  # DDIM's may end in −1
+    levels, table = _levels(scheduler), NoiseSchedule(coordinates.betas).finite_sigmas
+    if coordinates.kind == "flow":
+        table = table / (1 + table)
+    else:
+        levels, table = np.log(levels), np.log(table)
+    return check_timesteps(np.abs(table - levels[:, None]).argmin(1), size)
+
+
 def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:
     """Raises WrongUse unless a scheduler holds the levels that the grid means, each to 1e-3."""
     meant, levels = _meant(scheduler, grid, mu), _levels(scheduler)

@@ -22,7 +22,14 @@ from asddim_lib.schedulers.laying import holding, prepared, takes
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tune.ahead import MOST as MOST_SHARES
 from asddim_lib.tune.ahead import best_share, check_told, verified
-from asddim_lib.tune.family import MOST, family, needing_a_path, peer_names, peers
+from asddim_lib.tune.family import (
+    MOST,
+    family,
+    needing_a_path,
+    own_grid,
+    peer_names,
+    peers,
+)
 from asddim_lib.tune.goals import Goal, goal_of
 from asddim_lib.tune.measured import check_derivatives, measure, recorded
 from asddim_lib.tune.plan import QUICK, Limits, Plan, evaluations_in
@@ -118,7 +125,8 @@ class _Tuning:
         self.fine_steps = min(max(plan.reference_steps, 2 * self.steps), len(self.run.schedule))
         self.rows = self.run.evaluations_per_step // count
         self.names = peer_names(self.run.config, plan.peers)
-        known, _ = peers(self.run.config, self.steps, self.names, None)
+        self.own = own_grid(self.run, self.steps)
+        known, _ = peers(self.run.config, self.steps, self.names, None, self.own)
         waiting = needing_a_path(self.names) if plan.path_prompts else []
         self.most_peers = len(known) + len(waiting)
         apart, least = plan.kept_apart(count), least_pairs(self.most_peers)
@@ -136,7 +144,7 @@ class _Tuning:
         limit, tools = self._limit(limits), (self.plan, self.shelf, self.meter)
         profile = measure(self.run, self.goal, *tools)
         path, config = recorded(self.run, *tools), self.run.config
-        rivals, left_out = peers(config, self.steps, self.names, path, self.order)
+        rivals, left_out = peers(config, self.steps, self.names, path, self.own, self.order)
         ours = family(config, self.steps, profile, self.order)
         name, grid = next(iter(ours.items()))
         if self.fit is not None:
