@@ -17,7 +17,7 @@ import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -126,24 +126,20 @@ class Coordinates:
 def completed(scheduler: Any) -> dict[str, Any]:
     """A scheduler's config as its own class reads it, and with the shift that is in force.
 
-    What it leaves out has the class's default. A class's defaults are what the scheduler itself
-    would do. Another class's are not: Heun's own betas differ from DDIM's, and only DDIM clips.
-    What an earlier class has left in it, which diffusers' `from_config` keeps, counts for nothing,
-    but for `INHERITED`. A config of no known class stays as it is. Raises WrongUse for what is no
-    config.
+    What it leaves out has the class's default: Heun's own betas differ from DDIM's, and only DDIM
+    clips. What an earlier class has left in it, which diffusers' `from_config` keeps, counts for
+    nothing, but for `INHERITED`. The config of a class that is not known stays as it is. Raises
+    WrongUse for what is no config.
     """
     config = getattr(scheduler, "config", scheduler)
-    kind = type(scheduler).__name__
-    check(
-        isinstance(config, Mapping), "scheduler", kind, "give a diffusers scheduler or its config"
-    )
+    kind, remedy = type(scheduler).__name__, "give a diffusers scheduler or its config"
+    check(isinstance(config, Mapping), "scheduler", kind, remedy)
     values = {key: value for key, value in config.items() if key != "_use_default_values"}
     source = _class_of(scheduler, config)
     if source is None:
         return values
     known = _settings(source)
-    kept = {*known, *INHERITED}
-    values = {k: v for k, v in values.items() if k in kept or k.startswith("_")}
+    values = {k: v for k, v in values.items() if k in (*known, *INHERITED) or k[0] == "_"}
     for key, default in known.items():
         if default is not inspect.Parameter.empty:
             values.setdefault(key, default)
@@ -174,29 +170,26 @@ def _class_of(scheduler: Any, config: Mapping[str, Any]) -> Any:
     if "_class_name" in config:
         name = str(config["_class_name"])
         homes = (diffusers, importlib.import_module("asddim_lib"))
-        found = [getattr(home, name) for home in homes if hasattr(home, name)]
+        found = (getattr(home, name, None) for home in homes)
         return next((one for one in found if isinstance(one, type)), None)
     if "_use_default_values" not in config:
         return None
-    plain, held = set(config["_use_default_values"]), set(config)
-    right = [
-        one for one in _below(diffusers.SchedulerMixin) if plain <= set(_settings(one)) <= held
-    ]
+    plain, every = set(config["_use_default_values"]), _below(diffusers.SchedulerMixin)
+    right = [one for one in every if plain <= set(_settings(one)) <= set(config)]
     return max(right, key=lambda one: len(_settings(one)), default=None)
 
 
-def _below(kind: type) -> Iterator[type]:
-    for one in kind.__subclasses__():
-        yield one
-        yield from _below(one)
+def _below(kind: Any) -> list[Any]:
+    return [one for child in kind.__subclasses__() for one in (child, *_below(child))]
 
 
 @functools.lru_cache(maxsize=256)
 def _settings(kind: type) -> Mapping[str, Any]:
     """The settings that a class and those above it take, and their defaults."""
     found: dict[str, Any] = {}
-    for one in (base for base in kind.__mro__ if "__init__" in vars(base)):
-        for name, parameter in inspect.signature(one).parameters.items():
+    for base in kind.__mro__:
+        own = inspect.signature(base).parameters if "__init__" in vars(base) else {}
+        for name, parameter in own.items():
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 found.setdefault(name, parameter.default)
     return MappingProxyType(found)

@@ -105,17 +105,16 @@ def peers(
                 left_out[name] = "it needs a recorded path, which the plan leaves out"
                 continue
             how["path"] = path
-        if name == OWN and isinstance(own, str):
-            left_out[name] = own
-            continue
         try:
-            grid = list(own) if name == OWN else numbers(config, steps, how)
+            laid = own if name == OWN else numbers(config, steps, how)
         except WrongUse as error:
-            left_out[name] = str(error)
+            laid = str(error)
+        if isinstance(laid, str):
+            left_out[name] = laid
             continue
-        same = next((other for other, laid in found.items() if laid == grid), None)
+        same = next((other for other, grid in found.items() if grid == laid), None)
         if same is None:
-            found[name] = grid
+            found[name] = laid
         else:
             left_out[name] = f"it is the same grid as {same}"
     return found, left_out
