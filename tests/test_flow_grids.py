@@ -289,3 +289,12 @@ def test_a_pipeline_draws_on_the_allocation_s_levels(name):
         call(run, scheduler)
     how = {"allocation": "logsnr", "shifted": True, "mu": run.mu}
     np.testing.assert_allclose(scheduler.sigmas, sigmas(run.pipe.scheduler, 4, **how), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_held_grid_of_sigmas_comes_back_as_it_is(shift):
+    held = ASFlowScheduler(shift=shift, grid=[1.0, 0.9, 0.5005, 0.0012, 0.0008])
+    assert sigmas(held, 5, shifted=True) == [*held.config["grid"], 0.0]
+    plain = FlowMatchEulerDiscreteScheduler(shift=shift)
+    plain.set_timesteps(sigmas=sigmas(held, 5))
+    np.testing.assert_allclose(plain.sigmas[:-1], held.config["grid"], rtol=1e-5)

@@ -182,3 +182,13 @@ def test_inversion_undoes_each_step_on_the_same_grid(allocation):
         x = landed
     with pytest.raises(WrongUse, match="eta is 0\\.5"):
         inverse.step(x, t, x, eta=0.5)
+
+
+@pytest.mark.parametrize("allocation", [None, "uniform", "trailing", "logsnr"])
+def test_timesteps_are_refused_where_they_are_no_whole_numbers(allocation):
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    for source in (FlowMatchEulerDiscreteScheduler(), dynamic, EDMEulerScheduler()):
+        with pytest.raises(
+            WrongUse, match=r"^scheduler is an? \S+ one; its timesteps are no whole"
+        ):
+            timesteps(source, 4, allocation=allocation)

@@ -10,6 +10,7 @@ import torch
 from asddim_lib import timesteps
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.step import ddim_step
+from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.adjoint import carry_back
 from asddim_lib.evidence.trajectory import Trajectory, follow
 from asddim_lib.grids.searched import (
@@ -167,3 +168,13 @@ def test_dual_path_needs_adjoints():
 def test_a_search_without_a_path_is_refused():
     with pytest.raises(ValueError, match="path is None"):
         timesteps(SD, 5, allocation="oracle")
+
+
+def test_a_path_of_another_noise_schedule_is_refused():
+    data = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), 0.3)
+    every = list(range(999, -1, -50))
+    path = follow(lambda y, t: data.eps(y, float(BARS[t])), normal(3, 2, seed=1), SCHEDULE, every)
+    assert len(timesteps(TRAILING, 5, allocation="oracle", path=path)) == 5
+    for other in ({**TRAILING, "beta_end": 0.02}, {**TRAILING, "num_train_timesteps": 100}):
+        with pytest.raises(WrongUse, match=r"^path is made on another noise schedule; record"):
+            timesteps(other, 5, allocation="oracle", path=path)

@@ -1,19 +1,28 @@
 """`tune` on tiny pipelines of several kinds: what it hands out draws; what it cannot do is said."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, timesteps
 from asddim_lib.core.coordinates import is_flow
 from asddim_lib.experiment import grids
 from asddim_lib.experiment.setting import Cell, Setting
 from asddim_lib.files import unseal
 from asddim_lib.measure.run import Run
 from asddim_lib.tune import tune
-from asddim_lib.tune.family import OWN, needing_a_path, peer_names, peers
+from asddim_lib.tune.family import OWN, needing_a_path, own_grid, peer_names, peers
 from tests import tiny
 from tests.planted import SMALL, WORDS
 from tests.test_goals import encoders as encoders
@@ -98,9 +107,68 @@ def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
 def test_every_peer_of_a_default_plan_is_known_and_laid(kind):
     config = kind().config
     names = peer_names(config)
-    found, left_out = peers(config, 8, names, None)
+    found, left_out = peers(config, 8, names, None, [990, 800, 600, 500, 300, 200, 100, 3])
+    assert OWN in found
     assert set(left_out) <= {*needing_a_path(names), OWN}
     assert {*found, *left_out} == {*names, OWN}
+
+
+KARRAS = {"use_karras_sigmas": True}
+SOLVERS = [(DPMSolverMultistepScheduler, {}), (DPMSolverMultistepScheduler, KARRAS)]
+SOLVERS += [(UniPCMultistepScheduler, {}), (EulerDiscreteScheduler, KARRAS)]
+SOLVERS += [(ASDDIMScheduler, {"allocation": "logsnr", "look_ahead": 0.3})]
+
+
+def of_tiny(kind, **how):
+    """A run of a tiny Stable Diffusion with a scheduler of this class."""
+    pipe, _ = tiny.sd()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = kind(**tiny.SD, **how) if kind is DDIMScheduler else kind(**LEVELS, **how)
+    return Run(pipe, ["a boot"], None, 1.0)
+
+
+LEVELS = {name: tiny.SD[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+
+
+@pytest.mark.parametrize(("kind", "how"), SOLVERS, ids=str)
+def test_a_peer_is_what_the_pipeline_s_own_scheduler_lays(kind, how):
+    run = of_tiny(kind, **how)
+    grid, own = own_grid(run, 5), run.pipe.scheduler
+    run.call(slice(0, 1), own, run.generators(slice(0, 1)), num_inference_steps=5)
+    laid = getattr(own, "numbers", own.timesteps.round().int().tolist())
+    assert max(abs(a - b) for a, b in zip(grid, laid, strict=True)) <= 1
+    found, _ = peers(run.config, 5, ("trailing",), None, grid)
+    assert found[OWN] == grid
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_of_ddim_it_is_its_own_spacing(spacing):
+    run = of_tiny(DDIMScheduler, timestep_spacing=spacing)
+    for steps in (1, 5, 61):  # 61 trailing steps of diffusers end in −1
+        assert own_grid(run, steps) == timesteps(run.config, steps)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux-dev", "wan-2.1", "z-image"])
+def test_of_a_flow_model_it_is_what_the_pipeline_asks_for(name):
+    run = entry(name).run(1)
+    grid, own = own_grid(run, 4), run.pipe.scheduler
+    run.call(slice(0, 1), own, run.generators(slice(0, 1)), num_inference_steps=4)
+    levels = run.schedule.finite_sigmas[grid]
+    np.testing.assert_allclose(levels / (1 + levels), own.sigmas[:-1], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "reason"),
+    [
+        (PNDMScheduler, {"skip_prk_steps": True}, "its scheduler lays .*, which are not 5 times"),
+        (ASDDIMScheduler, {"grid": [900, 500]}, "num_inference_steps is 5; .* holds a grid of 2"),
+    ],
+)
+def test_where_it_lays_no_such_grid_the_peer_is_left_out_with_the_reason(kind, how, reason):
+    run = of_tiny(kind, **how)
+    found, left_out = peers(run.config, 5, ("trailing",), None, own_grid(run, 5))
+    assert set(found) == {"trailing"}
+    assert re.match(reason, left_out[OWN])
 
 
 def test_what_tune_hands_out_is_a_method_of_the_experiment(tmp_path, monkeypatch):

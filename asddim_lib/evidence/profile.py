@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import numpy as np
 from asddim_lib.core.allocation import fit_paper
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse, check
+from asddim_lib.evidence.trajectory import fingerprint as fingerprint
 from asddim_lib.evidence.trajectory import spread
 from asddim_lib.files import write_whole
 
@@ -168,11 +168,6 @@ class SensitivityProfile:
             remedy = f"calibrate again, or override {name!r}"
             check(same, f"profile {path}", f"made for {name} {known}, not {value}", remedy)
         return profile
-
-
-def fingerprint(schedule: NoiseSchedule) -> str:
-    """A short name of a noise schedule: equal for equal betas."""
-    return hashlib.sha256(np.round(schedule.betas, 12).tobytes()).hexdigest()[:16]
 
 
 def _check_positive(name: str, values: list[float]) -> None:

@@ -9,6 +9,7 @@ de Boor 1973): the best density of steps is proportional to the (p + 1)th root.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,8 @@ class Trajectory:
 
     `samples` and `noises` are N × n × d. `end` (n × d) is the last point: clean data, or the sample
     at `alpha_end` where a scheduler's ᾱ stops short of 1. `adjoints` (probes × N × n × d), where
-    they were measured, are those of `carry_back`. The length is N.
+    they were measured, are those of `carry_back`. `schedule` is the `fingerprint` of the noise
+    schedule that it was recorded with, or None where that is not known. The length is N.
     """
 
     timesteps: list[int]
@@ -38,9 +40,15 @@ class Trajectory:
     end: Tensor
     alpha_end: float = 1.0
     adjoints: Tensor | None = None
+    schedule: str | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def check_schedule(self, schedule: NoiseSchedule) -> None:
+        """Raises WrongUse for a path that was recorded with another noise schedule."""
+        same = self.schedule in (None, fingerprint(schedule))
+        check(same, "path", "made on another noise schedule", "record it with this scheduler")
 
     def sigmas(self, schedule: NoiseSchedule) -> Tensor:
         """σ = √((1 − ᾱ)/ᾱ) at the path's points and its end: (N + 1), float64.
@@ -59,6 +67,11 @@ class Trajectory:
         return torch.cat([self.samples, self.end[None]]).double() * scale.reshape(-1, 1, 1)
 
 
+def fingerprint(schedule: NoiseSchedule) -> str:
+    """A short name of a noise schedule: equal for equal betas."""
+    return hashlib.sha256(np.round(schedule.betas, 12).tobytes()).hexdigest()[:16]
+
+
 def follow(
     eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSchedule, timesteps: list[int]
 ) -> Trajectory:
@@ -73,7 +86,8 @@ def follow(
         samples.append(x)
         noises.append(eps(x, t))
         x, _ = ddim_step(x, noises[-1], alphas[k], alphas[k + 1])
-    return Trajectory(list(timesteps), torch.stack(samples), torch.stack(noises), x)
+    points = torch.stack(samples), torch.stack(noises), x
+    return Trajectory(list(timesteps), *points, schedule=fingerprint(schedule))
 
 
 def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> Tensor:

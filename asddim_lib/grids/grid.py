@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from asddim_lib.core.coordinates import (
+    EDM,
     Coordinates,
     completed,
     flow_shift,
@@ -52,7 +53,10 @@ def timesteps(
     Raises WrongUse for a value out of range, for a profile or path that the method makes no use of
     or that was measured on another noise schedule, and for a flow-matching or EDM scheduler.
     """
-    kind = Coordinates.of(scheduler).kind if allocation not in ("uniform", *SPACINGS) else "vp"
+    config = completed(scheduler)
+    other = is_flow(config) or set(EDM) <= set(config)
+    free = allocation in ("uniform", *SPACINGS) and not other  # these need no noise levels
+    kind = "vp" if free else Coordinates.of(scheduler, mu=0.0).kind
     words = {"flow": "a flow-matching one", "edm": "an EDM one"}
     remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
     check(kind == "vp", "scheduler", words.get(kind, kind), remedy)
@@ -87,6 +91,11 @@ def sigmas(
             check(not config.get(flag), flag, config.get(flag), remedy)
     grid = numbers(config, num_inference_steps, how)
     if coordinates.kind == "flow":
+        if how.get("allocation") is None and config.get("grid") is not None:  # σ after the shift
+            held, shift = np.array(config["grid"]), coordinates.shift
+            return (
+                [*held.tolist(), 0.0] if shifted else (held / (shift - (shift - 1) * held)).tolist()
+            )
         size = len(coordinates.betas)
         mix = np.array([(t + 1) / size for t in grid])
         return [*flow_shift(mix, config).tolist(), 0.0] if shifted else mix.tolist()
@@ -143,6 +152,8 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
         _check_steps(steps, size)
         return uniform(spacing if name == "uniform" else name, size, steps, offset)
     schedule = NoiseSchedule.from_config(config)
+    if options.path is not None:
+        options.path.check_schedule(schedule)
     if begin is not None:
         _check_begin(name, begin, len(schedule))
     _check_steps(steps, len(options.cut(schedule.betas)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -105,6 +106,26 @@ def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
         yield with_set_timesteps(scheduler, ask), found
     what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
     check(bool(found), "pipe.scheduler", what, "use a fixed shift")
+
+
+@contextmanager
+def asked_for_steps(scheduler: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """A copy of a scheduler that lays what its pipeline asks for, and stops the run there.
+
+    It is found then; nothing is found where the pipeline asks for no steps.
+    """
+    kind, asking = type(scheduler), copy.copy(scheduler)
+    found: list[Any] = []
+
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        kind.set_timesteps(self, *args, **kwargs)
+        found.append(self)
+        raise _Asked
+
+    asking.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
+    with suppress(_Asked):
+        yield asking, found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.core.sensitivity import PRODUCTS
 from asddim_lib.errors import check
 from asddim_lib.evidence.adjoint import carry_back
-from asddim_lib.evidence.trajectory import Trajectory
+from asddim_lib.evidence.trajectory import Trajectory, fingerprint
 from asddim_lib.measure.calls import one_step_more
 from asddim_lib.measure.replay import Capture, Replay, replayed
 from asddim_lib.schedulers.laying import prepared
@@ -65,7 +65,8 @@ def record_path(run: Run, steps: int, probes: Probes, also: Measure | None) -> T
 
     adjoints = joined("adjoints") if probes else None
     ends, noises = joined("end"), joined("noises")
-    return replace(parts[0], samples=joined("samples"), noises=noises, end=ends, adjoints=adjoints)
+    made = replace(parts[0], samples=joined("samples"), noises=noises, end=ends)
+    return replace(made, adjoints=adjoints, schedule=fingerprint(run.schedule))
 
 
 def _recorder(run: Run) -> Any:

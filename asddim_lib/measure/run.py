@@ -118,7 +118,7 @@ class Run:
     @cached_property
     def mu(self) -> float | None:
         """What the pipeline reckons a flow scheduler's shift by; None where the shift is fixed."""
-        if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
+        if not completed(self.pipe.scheduler).get("use_dynamic_shifting"):
             return None
         first = slice(0, 1)
         with calls.asked_for_mu(self.pipe.scheduler) as (scheduler, found):

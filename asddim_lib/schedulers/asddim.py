@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates, completed
+from asddim_lib.core.coordinates import Coordinates, for_class
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import check
@@ -129,7 +129,7 @@ class ASDDIMScheduler(DDIMScheduler):
             grid = list(self.config["grid"])
             held.check_steps(grid, num_inference_steps)
         elif num_inference_steps is not None:
-            grid = make_timesteps(self.config, num_inference_steps)
+            grid = make_timesteps(self, num_inference_steps)
         else:
             grid = check_timesteps(timesteps, self.config["num_train_timesteps"])
         self._check_start(grid[0])
@@ -144,7 +144,7 @@ class ASDDIMScheduler(DDIMScheduler):
         ahead = self.config["look_ahead"]
         if ahead == 0:
             return torch.tensor(self.numbers, dtype=torch.int64)
-        schedule = NoiseSchedule.from_config(self.config)
+        schedule = NoiseSchedule.from_config(self)
         return told.of_schedule(schedule.finite_sigmas[self.numbers], ahead, schedule)
 
     def _lay(self, grid: list[int]) -> None:
@@ -277,7 +277,7 @@ class ASDDIMScheduler(DDIMScheduler):
 
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A source scheduler's config in DDIM's words, all of it said."""
-    source = completed(config)
+    source = for_class(ASDDIMScheduler, config)
     coordinates = Coordinates.of({**source, **changes}, mu=0.0)  # any shift tells a flow model's
     words = {"flow": "a flow-matching", "edm": "an EDM"}
     kind = words.get(coordinates.kind, coordinates.kind)

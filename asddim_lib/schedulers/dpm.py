@@ -122,7 +122,7 @@ class DPMSolverGridScheduler(DPMSolverMultistepScheduler):
     def _table(self) -> np.ndarray:
         """σ at every timestep, diffusers' own; or CogVideoX's, whose setting it does not know."""
         if "snr_shift_scale" in self.config:
-            return NoiseSchedule.from_config(self.config).finite_sigmas
+            return NoiseSchedule.from_config(self).finite_sigmas
         bars = self.alphas_cumprod.cpu()
         return (((1 - bars) / bars) ** 0.5).numpy()
 

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates, completed, with_fixed_shift
+from asddim_lib.core.coordinates import Coordinates, completed, for_class, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline, with_boundary
 from asddim_lib.grids.methods import check_allocation
@@ -149,20 +149,16 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
             held.check_steps(grid, steps)
             levels = np.asarray(grid, np.float64)
         else:
-            levels = flow_levels(self._shifted(mu), steps)
+            levels = flow_levels(with_fixed_shift(completed(self), mu), steps)
         boundary = self.config["boundary"]
         return levels if boundary is None else with_boundary(levels, boundary)
-
-    def _shifted(self, mu: float | None) -> dict[str, Any]:
-        """The config with the shift that is in force: `set_shift` may have moved it."""
-        return with_fixed_shift({**completed(self), "shift": self.shift}, mu)
 
     def _told(self, mu: float | None) -> Tensor:
         """What the network is told at each step (K)."""
         levels = self.sigmas[:-1].double().cpu().numpy()
         check_sigmas("sigmas", np.minimum(levels, 1.0))  # a shift may round 1 up
         ahead, boundary = self.config["look_ahead"], self.config["boundary"]
-        return told.of_flow(levels, ahead, self._shifted(mu), boundary)
+        return told.of_flow(levels, ahead, with_fixed_shift(completed(self), mu), boundary)
 
     def step(
         self,
@@ -195,7 +191,7 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
 
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A source scheduler's config in the words of flow matching's Euler, all of it said."""
-    source = completed(config)
+    source = for_class(ASFlowScheduler, config)
     changed = {**source, **changes, "invert_sigmas": False}  # turned round it is of no other kind
     remedy = "its samples are not flow matching's: use ASDDIMScheduler"
     kind = Coordinates.of(changed, mu=0.0).kind  # any shift tells the kind

@@ -80,7 +80,7 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     movable = {"final_sigmas_type", "set_alpha_to_one"} & set(known)
     able = bool(movable) or end == "zero" or coordinates.kind == "flow"
     check(able, "end", end, f"{kind.__name__} always ends at zero: use end='zero'")
-    return kind.from_config({**source, **changes})
+    return kind.from_config(source, **changes)
 
 
 def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def takes(scheduler: Any) -> str:
     if Coordinates.of(scheduler, mu=0.0).kind == "vp":
         if "timesteps" in known:
             return "timesteps"
-        flow_alone = "use_flow_sigmas" in scheduler.config  # diffusers' UniPC
+        flow_alone = "use_flow_sigmas" in completed(scheduler)  # diffusers' UniPC
         return "sigmas" if "sigmas" in known and not flow_alone else ""
     return "sigmas" if "sigmas" in known else ""
 
@@ -155,12 +155,9 @@ def holding(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any
         kept = np.minimum(_meant(scheduler, grid, mu), 1.0).tolist()  # a shift may round 1 up
     else:
         kept = list(grid)
-    # What an earlier class has left in the config counts for nothing, but for CogVideoX's levels.
-    known = {*inspect.signature(type(scheduler).__init__).parameters}
-    known |= {"_class_name", "snr_shift_scale"}
-    config = {name: value for name, value in completed(scheduler).items() if name in known}
+    config = completed(scheduler)
     plain = {name: value for name, value in OWN.items() if name in config}
-    return own.from_config({**config, **plain, "grid": kept})  # type: ignore[union-attr]
+    return own.from_config(config, **plain | {"grid": kept})  # type: ignore[union-attr]
 
 
 def with_set_timesteps(scheduler: Any, act: Callable[[Any, Any, float | None], None]) -> Any:
@@ -195,6 +192,24 @@ def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
     if coordinates.kind == "flow" and not _numbered(grid):
         grid = [round(float(mix) * size) - 1 for mix in grid]
     return check_timesteps(grid, size)
+
+
+def numbers_held(scheduler: Any, mu: float | None = None) -> list[int]:
+    """The numbers of the levels that a scheduler holds, without the end, each to the nearest.
+
+    Raises WrongUse unless they fall strictly.
+    """
+    coordinates = Coordinates.of(scheduler, mu)
+    size = len(coordinates.betas)
+    if getattr(scheduler, "sigmas", None) is None:
+        times = getattr(scheduler, "numbers", scheduler.timesteps)
+        return check_timesteps([int(t) for t in times if t >= 0], size)  # DDIM's may end in −1
+    levels, table = _levels(scheduler), NoiseSchedule(coordinates.betas).finite_sigmas
+    if coordinates.kind == "flow":
+        table = table / (1 + table)
+    else:
+        levels, table = np.log(levels), np.log(table)
+    return check_timesteps(np.abs(table - levels[:, None]).argmin(1), size)
 
 
 def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:

@@ -49,7 +49,7 @@ class OnlineScheduler(ASDDIMScheduler):
     def _step_sizes(self, g: np.ndarray) -> np.ndarray:
         config = self.config
         p = config["p"] if config["allocation"] == "combined" else 0.0
-        weights = noise_weights(NoiseSchedule.from_config(config).variance, p, config["eps"])
+        weights = noise_weights(NoiseSchedule.from_config(self).variance, p, config["eps"])
         return step_sizes(weights, gradient_step(g, config["lam"]), config["reading"])
 
     def number(self, timestep: int | Tensor) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from asddim_lib.core.coordinates import is_flow
@@ -16,6 +17,9 @@ from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
 from asddim_lib.grids.grid import numbers
 from asddim_lib.grids.methods import METHODS
+from asddim_lib.measure.calls import asked_for_steps
+from asddim_lib.measure.run import Run
+from asddim_lib.schedulers.laying import numbers_held
 
 #: What a user would pick instead. The last two are searched on a recorded path.
 PEERS = ("trailing", "leading", "karras", "logsnr", "beta", "arctan", "ays-sd15", "gits", "tors")
@@ -30,7 +34,7 @@ FLOW_PEERS = (
     "gits",
     "tors",
 )
-#: The name of what the pipeline's own scheduler lays, which is always a peer.
+#: The name of what the pipeline's own scheduler lays, which is a peer wherever it is a grid.
 OWN = "as it is"
 #: The densities by what is weighed, the last of them first.
 DENSITIES = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
@@ -58,31 +62,59 @@ def needing_a_path(names: Sequence[str]) -> list[str]:
     return [name for name in names if METHODS[name].needs == "path"]
 
 
+def own_grid(run: Run, steps: int) -> list[int] | str:
+    """The numbers of the levels that the pipeline's own scheduler lays for K steps.
+
+    The pipeline asks it for them, and is stopped there. Or why they are no grid, in words.
+    """
+    first = slice(0, 1)
+    with asked_for_steps(run.pipe.scheduler) as (scheduler, found):
+        try:
+            run.call(first, scheduler, run.generators(first), num_inference_steps=steps)
+        except WrongUse as error:
+            return str(error)
+    if not found:
+        return "its pipeline asks it for no steps"
+    with suppress(WrongUse):
+        grid = numbers_held(found[0], run.mu)
+        if len(grid) == steps:
+            return grid
+    times = ", ".join(f"{float(t):.4g}" for t in found[0].timesteps[:6])
+    return f"its scheduler lays {times}, …, which are not {steps} timesteps that fall"
+
+
 def peers(
-    config: Any, steps: int, names: Sequence[str], path: Trajectory | None, order: int = 1
+    config: Any,
+    steps: int,
+    names: Sequence[str],
+    path: Trajectory | None,
+    own: list[int] | str,
+    order: int = 1,
 ) -> tuple[dict[str, list[int]], dict[str, str]]:
     """The peers' grids by name, `OWN` among them, and why each of the others is left out.
 
     A peer is left out where it has no such number of steps, where its grid is another one's, and
-    where it needs a path and there is none.
+    where it needs a path and there is none. `own` is what `own_grid` gives.
     """
     found: dict[str, list[int]] = {}
     left_out: dict[str, str] = {}
     for name in [*names, OWN]:
-        how: dict[str, Any] = {} if name == OWN else {"allocation": name, "order": order}
+        how: dict[str, Any] = {"allocation": name, "order": order}
         if name in needing_a_path(names):
             if path is None:
                 left_out[name] = "it needs a recorded path, which the plan leaves out"
                 continue
             how["path"] = path
         try:
-            grid = numbers(config, steps, how)
+            laid = own if name == OWN else numbers(config, steps, how)
         except WrongUse as error:
-            left_out[name] = str(error)
+            laid = str(error)
+        if isinstance(laid, str):
+            left_out[name] = laid
             continue
-        same = next((other for other, laid in found.items() if laid == grid), None)
+        same = next((other for other, grid in found.items() if grid == laid), None)
         if same is None:
-            found[name] = grid
+            found[name] = laid
         else:
             left_out[name] = f"it is the same grid as {same}"
     return found, left_out

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.profile import SensitivityProfile
-from asddim_lib.evidence.trajectory import Trajectory
+from asddim_lib.evidence.trajectory import Trajectory, fingerprint
 from asddim_lib.measure.calibrate import calibrate
 from asddim_lib.measure.replay import REMEDY
 from asddim_lib.measure.run import Run
@@ -79,4 +79,5 @@ def recorded(run: Run, plan: Plan, shelf: Shelf, meter: Meter) -> Trajectory | N
 
     found = shelf.kept(drawn, part.inputs, "path", steps)
     points, alpha = found["timesteps"].tolist(), float(found["alpha_end"])
-    return Trajectory(points, found["samples"], found["noises"], found["end"], alpha)
+    tensors = found["samples"], found["noises"], found["end"]
+    return Trajectory(points, *tensors, alpha, schedule=fingerprint(run.schedule))

@@ -11,7 +11,7 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
-from asddim_lib.core.coordinates import Coordinates, is_flow
+from asddim_lib.core.coordinates import Coordinates, completed, is_flow
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import numbers
 from asddim_lib.measure.fingerprint import of_pipeline
@@ -22,7 +22,14 @@ from asddim_lib.schedulers.laying import holding, prepared, takes
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tune.ahead import MOST as MOST_SHARES
 from asddim_lib.tune.ahead import best_share, check_told, verified
-from asddim_lib.tune.family import MOST, family, needing_a_path, peer_names, peers
+from asddim_lib.tune.family import (
+    MOST,
+    family,
+    needing_a_path,
+    own_grid,
+    peer_names,
+    peers,
+)
 from asddim_lib.tune.goals import Goal, goal_of
 from asddim_lib.tune.measured import check_derivatives, measure, recorded
 from asddim_lib.tune.plan import QUICK, Limits, Plan, evaluations_in
@@ -92,7 +99,7 @@ def _solver(run: Run, solver: str | None, steps: int) -> tuple[Any, int]:
     own = run.pipe.scheduler
     grid = numbers(run.config, steps, {"allocation": "trailing"})
     if solver is None and takes(own):
-        return type(holding(own, grid, run.mu)), min(2, own.config.get("solver_order", 1))
+        return type(holding(own, grid, run.mu)), min(2, completed(own).get("solver_order", 1))
     kind, order = (own_scheduler(own), 1) if solver is None else solver_of(solver, own)
     return type(holding(prepared(kind, own, run.end), grid, run.mu)), order
 
@@ -118,7 +125,8 @@ class _Tuning:
         self.fine_steps = min(max(plan.reference_steps, 2 * self.steps), len(self.run.schedule))
         self.rows = self.run.evaluations_per_step // count
         self.names = peer_names(self.run.config, plan.peers)
-        known, _ = peers(self.run.config, self.steps, self.names, None)
+        self.own = own_grid(self.run, self.steps)
+        known, _ = peers(self.run.config, self.steps, self.names, None, self.own)
         waiting = needing_a_path(self.names) if plan.path_prompts else []
         self.most_peers = len(known) + len(waiting)
         apart, least = plan.kept_apart(count), least_pairs(self.most_peers)
@@ -136,7 +144,7 @@ class _Tuning:
         limit, tools = self._limit(limits), (self.plan, self.shelf, self.meter)
         profile = measure(self.run, self.goal, *tools)
         path, config = recorded(self.run, *tools), self.run.config
-        rivals, left_out = peers(config, self.steps, self.names, path, self.order)
+        rivals, left_out = peers(config, self.steps, self.names, path, self.own, self.order)
         ours = family(config, self.steps, profile, self.order)
         name, grid = next(iter(ours.items()))
         if self.fit is not None:
