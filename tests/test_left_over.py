@@ -5,6 +5,7 @@ diffusers' `from_config` keeps the settings of the class before, which the new o
 
 import diffusers
 import pytest
+from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.core.coordinates import Coordinates, completed
@@ -96,3 +97,8 @@ def test_of_an_unknown_class_all_settings_count():
     assert timesteps(config, 5) == timesteps(config, 5, allocation="logsnr")
     ours = {**SD, "beta_schedule": "linear", "_class_name": "ASDDIMScheduler"}
     assert completed(ours) == {**named(ASDDIMScheduler(**SD)), "_class_name": "ASDDIMScheduler"}
+
+
+def test_what_a_user_adds_to_a_config_counts():
+    given = {**DDIMScheduler().config, "allocation": "logsnr"}
+    assert timesteps(given, 5) == timesteps(DDIMScheduler(), 5, allocation="logsnr")

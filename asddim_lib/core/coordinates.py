@@ -161,9 +161,10 @@ def _class_of(scheduler: Any, config: Mapping[str, Any]) -> Any:
     """The class that a scheduler has, or its config says; None where that is not known.
 
     The config of a scheduler that comes from no file does not name it. It holds all settings of
-    its class, and says which of them are defaults.
+    its class, and says which of them are defaults. A dict of the user's own says what it says.
     """
     import diffusers
+    from diffusers.configuration_utils import FrozenDict
 
     if isinstance(scheduler, diffusers.SchedulerMixin):
         return type(scheduler)
@@ -172,7 +173,7 @@ def _class_of(scheduler: Any, config: Mapping[str, Any]) -> Any:
         homes = (diffusers, importlib.import_module("asddim_lib"))
         found = (getattr(home, name, None) for home in homes)
         return next((one for one in found if isinstance(one, type)), None)
-    if "_use_default_values" not in config:
+    if not isinstance(config, FrozenDict) or "_use_default_values" not in config:
         return None
     plain, every = set(config["_use_default_values"]), _below(diffusers.SchedulerMixin)
     right = [one for one in every if plain <= set(_settings(one)) <= set(config)]
