@@ -1,9 +1,17 @@
 """Anything that a picture or a profile depends on makes another fingerprint; a call makes none."""
 
+import accelerate
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import (
+    EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
+    LayerSkipConfig,
+    PyramidAttentionBroadcastConfig,
+)
+from diffusers.hooks import apply_first_block_cache, apply_group_offloading, apply_layer_skip
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
@@ -11,7 +19,10 @@ from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.errors import WrongUse
 from asddim_lib.measure.fingerprint import of_pipeline, of_values
 from asddim_lib.measure.run import Run
+from asddim_lib.schedulers.stopping import stopped
 from tests.tiny import sd
+from tests.zoo import ZOO
+from tests.zoo.entry import Entry
 
 PROMPTS = ["a red boot", "a blue bag"]
 
@@ -29,6 +40,113 @@ def bias(pipe):
 def decoder(pipe):
     with torch.no_grad():
         next(pipe.vae.decoder.parameters()).flatten()[0] += 1e-3
+
+
+def entry(name):
+    """A pipeline of the zoo that no other test has."""
+    return Entry(*ZOO[name]())
+
+
+class Switch:
+    """What a fingerprint knows by its class alone."""
+
+
+def skip(pipe):
+    apply_layer_skip(pipe.transformer, LayerSkipConfig([0], fqn="transformer_blocks"))
+
+
+def cache(**how):
+    return lambda pipe: pipe.transformer.enable_cache(FirstBlockCacheConfig(**how))
+
+
+BROADCAST = PyramidAttentionBroadcastConfig(
+    spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+)
+#: Each is another one beside a network's weights.
+SWITCHES = {
+    "cache": cache(threshold=10.0),
+    "its threshold": cache(threshold=0.1),
+    "the same by a hook": lambda pipe: apply_first_block_cache(
+        pipe.transformer, FirstBlockCacheConfig(threshold=10.0)
+    ),
+    "another cache": lambda pipe: pipe.transformer.enable_cache(BROADCAST),
+    "skipped layers": skip,
+    "forward": lambda pipe: setattr(pipe.transformer, "forward", lambda *_: None),
+    "an object": lambda pipe: setattr(pipe.transformer, "switch", Switch()),
+    "a function": lambda pipe: setattr(pipe.transformer, "switch", skip),
+    "another function": lambda pipe: setattr(pipe.transformer, "switch", entry),
+    "a dataclass": lambda pipe: setattr(pipe.transformer, "switch", LayerSkipConfig([0])),
+    "its field": lambda pipe: setattr(pipe.transformer, "switch", LayerSkipConfig([1])),
+    "in a list": lambda pipe: setattr(pipe.transformer, "switch", [LayerSkipConfig([1])]),
+    "in a dictionary": lambda pipe: setattr(pipe.transformer, "switch", {"a": Switch()}),
+    "of a processor": lambda pipe: setattr(
+        pipe.transformer.transformer_blocks[0].attn.processor, "switch", Switch()
+    ),
+    "of a helper": lambda pipe: setattr(
+        pipe, "image_processor", VaeImageProcessor(do_normalize=False)
+    ),
+    "shift": lambda pipe: pipe.scheduler.set_shift(2.5),
+    "end": lambda pipe: setattr(pipe, "scheduler", stopped(pipe.scheduler, 0.1)),
+    "another end": lambda pipe: setattr(pipe, "scheduler", stopped(pipe.scheduler, 0.2)),
+}
+
+
+def test_no_two_switches_beside_the_weights_are_the_same():
+    found = {"none": of_pipeline(entry("flux-dev").pipe)}
+    for name, change in SWITCHES.items():
+        pipe = entry("flux-dev").pipe
+        change(pipe)
+        found[name] = of_pipeline(pipe)
+        pipe = entry("flux-dev").pipe
+        change(pipe)
+        assert of_pipeline(pipe) == found[name], name  # no address of an object is in it
+    assert len(set(found.values())) == len(SWITCHES) + 1
+
+
+@pytest.mark.parametrize("change", [*map(SWITCHES.get, ("cache", "another cache")), lambda _: 0])
+def test_a_cache_that_is_filled_says_nothing(change):
+    one = entry("flux-dev")
+    change(one.pipe)
+    before = of_pipeline(one.pipe)
+    one.run().ends([999, 700, 400])
+    assert of_pipeline(one.pipe) == before
+
+
+def test_a_cache_that_is_switched_off_again_says_nothing():
+    pipe = entry("flux-dev").pipe
+    before = of_pipeline(pipe)
+    SWITCHES["cache"](pipe)
+    pipe.transformer.disable_cache()
+    assert of_pipeline(pipe) == before
+
+
+def test_a_decoder_s_memory_of_frames_says_nothing():
+    one = entry("wan-2.1")
+    before = of_pipeline(one.pipe)
+    one.run().pictures([999, 500])
+    assert of_pipeline(one.pipe) == before
+
+
+def test_where_a_module_lies_says_nothing():
+    pipe, cpu = sd()[0], torch.device("cpu")
+    before = of_pipeline(pipe)
+    accelerate.cpu_offload(pipe.unet, execution_device=cpu)  # its weights lie on "meta"
+    assert of_pipeline(pipe) == before
+    accelerate.hooks.remove_hook_from_module(pipe.unet, recurse=True)
+    assert of_pipeline(pipe) == before
+    how = {"onload_device": cpu, "offload_device": cpu, "offload_type": "leaf_level"}
+    apply_group_offloading(pipe.unet, **how)
+    assert of_pipeline(pipe) == before
+
+
+def test_a_cached_measurement_is_of_the_same_switches(tmp_path):
+    one = entry("flux-dev")
+    how = {"num_steps": 4, "estimator": "path", "cache": tmp_path, **one.options}
+    calibrate(one.pipe, PROMPTS, guidance_scale=one.guidance, **how)
+    files = len(list(tmp_path.iterdir()))
+    one.pipe.transformer.__dict__["switch"] = Switch()
+    calibrate(one.pipe, PROMPTS, guidance_scale=one.guidance, **how)
+    assert len(list(tmp_path.iterdir())) == 2 * files
 
 
 CHANGES = {
@@ -98,6 +216,8 @@ RUNS = {
     "end": {"end": "zero"},
     "scheduler": {"scheduler": ASDDIMScheduler()},
     "its settings": {"scheduler": ASDDIMScheduler(look_ahead=0.2)},
+    "its end": {"scheduler": stopped(ASDDIMScheduler(), 0.05)},
+    "another end of it": {"scheduler": stopped(ASDDIMScheduler(), 1.0)},
 }
 
 

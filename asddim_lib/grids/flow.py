@@ -36,17 +36,38 @@ def of_a_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) -> bool
 
     Nothing; or evenly spaced sigmas, from 1 down to 1/K (FLUX, Chroma, Lumina 2, Qwen-Image,
     HunyuanVideo, LTX); or evenly spaced whole timesteps, from T down to 1, and also their sigmas
-    (CogView 4, GLM-Image).
+    (CogView 4, GLM-Image); or linear-quadratic levels, as sigmas (Mochi) or as timesteps (LTX with
+    conditions).
     """
-    if sigmas is None:
-        return timesteps is None
-    steps = len(sigmas)
-    if timesteps is None:
-        return _near(sigmas, np.linspace(1, 1 / max(1, steps), steps))
+    if sigmas is None and timesteps is None:
+        return True
     size = num_train_timesteps
+    if timesteps is None:
+        steps = len(sigmas)
+        evenly = _near(sigmas, np.linspace(1, 1 / max(1, steps), steps))
+        return evenly or _near(sigmas, linear_quadratic(steps))
+    steps = len(timesteps)
+    if sigmas is None:
+        return _near(np.asarray(timesteps, float) / size, linear_quadratic(steps))
     cog, glm = np.linspace(size, 1, steps), np.linspace(size, 1, steps + 1)[:-1]
     even = next((e for e in (cog.astype(int), glm.astype(int)) if _near(timesteps, e)), None)
     return even is not None and _near(sigmas, even / size)
+
+
+def linear_quadratic(steps: int) -> np.ndarray:
+    """K levels from 1 down: the first half falls by 0.025 in all, the rest faster and faster.
+
+    The distance from 1 grows by equal parts, then as a parabola that goes on with the same slope
+    and meets 1 after the last step.
+    """
+    if steps < 2:
+        return np.ones(steps)
+    half, slow = steps // 2, 0.025
+    slope, rest = slow / half, steps - half
+    k = np.arange(steps)
+    later = np.maximum(k - half, 0)
+    bend = (1 - slow - slope * rest) / rest**2
+    return 1 - slope * k - bend * later**2
 
 
 def _near(given: Any, values: np.ndarray) -> bool:

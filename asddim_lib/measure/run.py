@@ -106,7 +106,8 @@ class Run:
     def inputs(self) -> list[Any]:
         """What the results depend on beside the pipeline itself."""
         scheduler = self.scheduler or self.pipe.scheduler
-        levels = vars(Coordinates.of(scheduler, self.mu)) | {"config": completed(scheduler)}
+        config = fingerprint.scheduler_settings(scheduler)
+        levels = vars(Coordinates.of(scheduler, self.mu)) | {"config": config}
         own = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
         return [*own, self.batch_size, self.end, type(scheduler).__name__, levels]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline, with
 from asddim_lib.grids.methods import check_allocation
 from asddim_lib.schedulers import held, told
 
+log = logging.getLogger(__name__)
+
 
 class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
     """Euler's method for flow matching, whose steps go where an allocation puts them.
@@ -28,8 +31,9 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
     takes over (Wan 2.2: the pipeline's `boundary_ratio`), where a step then begins.
 
     Without any of them it is diffusers' own, to the bit. With one, its levels stand as they are
-    meant: no shift is put on them again. Sigmas that a call gives go before them and mean what they
-    mean to diffusers, unless they are evenly spaced: that is what a pipeline gives by itself.
+    meant: no shift is put on them again. Sigmas that a call gives go before them, with a warning,
+    and mean what they mean to diffusers, unless they are evenly spaced or linear-quadratic: that
+    is what a pipeline gives by itself.
 
     `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
     this share of the step ahead in log σ, σ = s / (1 − s), or behind for a share below 0
@@ -126,12 +130,15 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         remedy = "its levels are turned round: use no allocation, grid, boundary or look_ahead"
         check(not inverted or not (own or ahead), "invert_sigmas", inverted, remedy)
         if own:
-            steps = len(sigmas) if sigmas is not None else num_inference_steps
+            given = timesteps if sigmas is None else sigmas
+            steps = num_inference_steps if given is None else len(given)
             check(steps is not None, "num_inference_steps", steps, "give a number of steps")
             self._lay(self._levels(int(steps or 0), mu), device)
         else:
             remedy = "the network is told these times already: give look_ahead=0, or an allocation"
             check(timesteps is None or ahead == 0, "timesteps", "given", remedy)
+            if self.lays:
+                log.warning(held.OVERRULED, type(self).__name__)
             super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
         if ahead != 0:
             self.timesteps = self._told(mu).to(device=device)

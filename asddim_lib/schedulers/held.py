@@ -6,11 +6,19 @@ timesteps, a flow-matching one's a list of sigmas as the network sees them, afte
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.flow import check_sigmas, of_a_pipeline
 from asddim_lib.grids.grid import check_timesteps
+
+log = logging.getLogger(__name__)
+#: Said where a call's own levels are laid.
+OVERRULED = (
+    "the call gives %s levels of its own, which go before the scheduler's grid or allocation; "
+    "leave them out, or lay the grid by asddim_lib.schedulers.laying.hold"
+)
 
 
 def kept(grid: Any, scheduler: Any) -> list[Any]:
@@ -44,16 +52,19 @@ def asked(scheduler: Any, steps: int | None, sigmas: Any, timesteps: Any) -> lis
     """The held grid of a solver, where a call of `set_timesteps` asks for it.
 
     None where the solver holds none, and where the call's own timesteps or sigmas go before it.
-    Evenly spaced sigmas do not: they are what a flow model's pipeline gives by itself. Raises
-    WrongUse for another number of steps than the grid has.
+    Evenly spaced sigmas and linear-quadratic levels do not: they are what a flow model's pipeline
+    gives by itself. Raises WrongUse for another number of steps than the grid has.
     """
     grid = scheduler.config["grid"]
     plain = sigmas is None and timesteps is None
     if not plain and scheduler.config["use_flow_sigmas"]:
         plain = of_a_pipeline(sigmas, timesteps, scheduler.config["num_train_timesteps"])
+    if grid is not None and not plain:
+        log.warning(OVERRULED, type(scheduler).__name__)
     if grid is None or not plain:
         return None
-    check_steps(grid, steps if sigmas is None else len(sigmas))
+    given = timesteps if sigmas is None else sigmas
+    check_steps(grid, steps if given is None else len(given))
     return list(grid)
 
 

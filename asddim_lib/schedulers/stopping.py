@@ -23,6 +23,7 @@ def stopped(scheduler: Any, sigma: float) -> Any:
     right = bool(0 < sigma < float("inf"))
     check(right, "sigma", sigma, "give a positive number: where the last step is to end")
     kind, changed = type(scheduler), copy.copy(scheduler)
+    changed.stops_at = float(sigma)  # what a fingerprint knows it by
     flow = Coordinates.of(scheduler, mu=0.0).kind == "flow"
     level = sigma / (1 + sigma) if flow else sigma
 

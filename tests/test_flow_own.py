@@ -1,0 +1,56 @@
+"""Levels that a pipeline brings by itself, which are not evenly spaced, and held grids."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LTXConditionPipeline
+from diffusers.pipelines.ltx import pipeline_ltx_condition
+from diffusers.pipelines.mochi import pipeline_mochi
+
+from asddim_lib import ASFlowScheduler
+from asddim_lib.errors import WrongUse
+from asddim_lib.grids.flow import linear_quadratic, of_a_pipeline
+from tests.zoo.first import built
+
+SHARES = [1.0, 0.71, 0.33, 0.05]
+
+
+@pytest.mark.parametrize("steps", range(1, 40))
+def test_linear_quadratic_levels_are_the_pipelines(steps):
+    found = linear_quadratic(steps)
+    np.testing.assert_allclose(
+        found, pipeline_ltx_condition.linear_quadratic_schedule(steps), atol=1e-6
+    )
+    if steps > 1:
+        theirs = pipeline_mochi.linear_quadratic_schedule(steps, 0.025)
+        np.testing.assert_allclose(found, theirs, atol=1e-12)
+        assert of_a_pipeline(np.array(theirs), None, 1000)
+
+
+def conditioned(scheduler, steps=4):
+    """LTX with conditions, which gives linear-quadratic timesteps of its own: its latents."""
+    pipe, options = built("ltx")
+    pipe = LTXConditionPipeline(**{**pipe.components, "scheduler": scheduler})
+    pipe.set_progress_bar_config(disable=True)
+    how = {**options, "generator": torch.Generator().manual_seed(0), "output_type": "latent"}
+    return pipe(prompt="a red boot", num_inference_steps=steps, guidance_scale=1.0, **how).frames
+
+
+def test_a_held_grid_arrives_where_a_pipeline_brings_its_own():
+    holding, spread = ASFlowScheduler(grid=SHARES), ASFlowScheduler(allocation="logsnr")
+    plain = conditioned(ASFlowScheduler())
+    for scheduler in (holding, spread):
+        assert not torch.equal(plain, conditioned(scheduler))
+        np.testing.assert_allclose(scheduler.sigmas[:-1], scheduler._levels(4, None), atol=1e-6)
+    np.testing.assert_allclose(holding.sigmas[:-1], SHARES, atol=1e-6)
+    with pytest.raises(
+        WrongUse, match="num_inference_steps is 5; this scheduler holds a grid of 4"
+    ):
+        conditioned(holding, steps=5)
+
+
+def test_levels_that_go_before_a_grid_are_told_of(caplog):
+    scheduler = ASFlowScheduler(grid=SHARES)
+    scheduler.set_timesteps(sigmas=[1.0, 0.9, 0.2])
+    np.testing.assert_allclose(scheduler.sigmas[:-1], [1.0, 0.9, 0.2], atol=1e-6)
+    assert "levels of its own, which go before the scheduler's grid or allocation" in caplog.text
