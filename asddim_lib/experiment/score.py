@@ -45,9 +45,9 @@ def judge(
     """
 
     def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
-        networks = (device, clip, setting.encoder, setting.check_encoder)
+        how = (setting, device, clip)
         parts = [
-            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *networks)
+            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *how)
             for batch in batches(cell, len(table), setting)
         ]
         frame = pd.concat([part[0] for part in parts], ignore_index=True)
@@ -73,18 +73,17 @@ def _judged(
     stored: dict[str, Tensor],
     batch: Batch,
     table: pd.DataFrame,
+    setting: Setting,
     device: str,
     clip: str | None,
-    encoder: str,
-    check_encoder: str,
 ) -> tuple[pd.DataFrame, Seen]:
     """A batch's records, and what is known of its pictures."""
-    finite, scores = stored["finite"].numpy(), {}
+    finite, encoder, scores = stored["finite"].numpy(), setting.encoder, {}
     features = embeddings = torch.empty(len(finite), 0)
     images, asked = stored["images"][stored["finite"]], table[finite]
     if len(images) and (clip or has_attributes(table)):
-        cosines = metrics.clip_cosine(images, list(asked["prompt"]), clip, device=device)
-        scores["clip"] = cosines.numpy()
+        how: Any = {"device": device, "truncate": setting.truncate}
+        scores["clip"] = metrics.clip_cosine(images, list(asked["prompt"]), clip, **how).numpy()
         encoder = encoder or clip or "bundled"
     if len(images) and encoder:
         embeddings = _placed(embed(load_encoder(encoder, device), images), finite)
@@ -93,8 +92,8 @@ def _judged(
         features = _placed(found, finite)
         right = metrics.attributes_right(found, {name: list(asked[name]) for name in asked})
         scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
-    elif len(images) and check_encoder:
-        features = _placed(embed(load_encoder(check_encoder, device), images), finite)
+    elif len(images) and setting.check_encoder:
+        features = _placed(embed(load_encoder(setting.check_encoder, device), images), finite)
     index = pd.RangeIndex(batch.start, batch.stop)
     frame = pd.DataFrame(
         {
