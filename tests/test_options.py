@@ -102,7 +102,7 @@ def test_a_file_without_latents_is_named(tmp_path):
 
 def test_the_bar_goes_by_evaluations_and_counts_images(capsys):
     waiting = [b for steps in (1, 9) for b in batches(Cell("ddim", steps, 2.0), 4, SETTING)]
-    assert list(bar(waiting, Shard())) == waiting
+    assert list(bar(waiting, Shard(), lambda cell: cell.steps)) == waiting
     text = capsys.readouterr().err
     assert "8/8 images" in text
     assert "images/s" in text

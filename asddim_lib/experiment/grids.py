@@ -60,7 +60,7 @@ def find_grids(
             if profile:
                 profiles[scale] = profile
             find = _Finder(pipe, setting, scale, profile, tuning, teach_on, out)
-            for cell in (*cells(setting), *references(setting)):
+            for cell in (*cells(setting), *references(setting, pipe.scheduler)):
                 if cell.guidance_scale == scale:
                     grids[cell] = find(cell)
     return grids, profiles

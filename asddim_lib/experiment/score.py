@@ -14,11 +14,20 @@ from torch import Tensor
 from asddim_lib import metrics
 from asddim_lib.errors import check
 from asddim_lib.experiment.fine import Seen, beside_fine, joined
-from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, references
+from asddim_lib.experiment.setting import (
+    Batch,
+    Cell,
+    Setting,
+    batches,
+    cells,
+    evaluations,
+    references,
+)
 from asddim_lib.experiment.store import load
 from asddim_lib.metrics.encoders import embed, load_encoder
 from asddim_lib.metrics.features.reference import Reference
 from asddim_lib.metrics.intervals import Better, Test
+from asddim_lib.models.load import Pipeline, device_of
 
 #: The direction in which each column of the records improves; `right_…` columns are all "higher".
 BETTER: dict[str, Better] = {
@@ -29,9 +38,9 @@ BETTER: dict[str, Better] = {
 
 
 def judge(
-    table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu", clip: str | None = None
+    pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, clip: str | None = None
 ) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
-    """Reads the pictures back, one batch at a time, and scores them.
+    """Reads the pictures of a pipeline back, one batch at a time, and scores them on its device.
 
     Returns one record per picture and the judge's features (n × d) of each cell. A record has the
     CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
@@ -45,7 +54,7 @@ def judge(
     """
 
     def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
-        how = (setting, device, clip)
+        how = (pipe, setting, clip)
         parts = [
             _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *how)
             for batch in batches(cell, len(table), setting)
@@ -54,7 +63,7 @@ def judge(
         return frame, joined([part[1] for part in parts])
 
     records, features = [], {}
-    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting)}
+    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting, pipe.scheduler)}
     for cell in cells(setting):
         frame, seen = judged(cell)
         if has_attributes(table):
@@ -73,12 +82,13 @@ def _judged(
     stored: dict[str, Tensor],
     batch: Batch,
     table: pd.DataFrame,
+    pipe: Pipeline,
     setting: Setting,
-    device: str,
     clip: str | None,
 ) -> tuple[pd.DataFrame, Seen]:
     """A batch's records, and what is known of its pictures."""
     finite, encoder, scores = stored["finite"].numpy(), setting.encoder, {}
+    device = str(device_of(pipe))
     features = embeddings = torch.empty(len(finite), 0)
     images, asked = stored["images"][stored["finite"]], table[finite]
     if len(images) and (clip or has_attributes(table)):
@@ -101,7 +111,7 @@ def _judged(
             "index": index,
             **({"category": table["category"].to_numpy()} if "category" in table else {}),
             **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
-            "nfe": batch.cell.evaluations,
+            "nfe": evaluations(pipe, setting, batch.cell),
             "failed": ~finite,
         },
         index=index,
