@@ -70,7 +70,8 @@ def judge(
             sound = seen.features.isfinite().all(1)
             features[cell] = seen.features[sound]
             if sound.sum() > 1:
-                shares = metrics.kid_shares(features[cell], metrics.reference_features())
+                real = (metrics.reference_features(), metrics.reference_kernel())
+                shares = metrics.kid_shares(features[cell], *real)
                 frame.loc[sound.numpy(), "kid_share"] = shares.numpy()
         if cell.guidance_scale in goals:
             frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
