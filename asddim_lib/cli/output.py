@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
+
+from asddim_lib.errors import check
 
 
 def say(value: Any, text: str, as_json: bool) -> None:
@@ -23,6 +26,12 @@ def rows(table: Any) -> list[dict[str, Any]]:
 def text_of(table: Any, digits: int) -> str:
     """A data frame as text, its numbers with so many significant digits."""
     return table.to_string(index=False, float_format=lambda value: f"{value:.{digits}g}")
+
+
+def check_file(out: Path) -> None:
+    """Raises WrongUse for a file that could not be written once it has been computed."""
+    check(out.parent.is_dir(), "out", f"{out}, in a folder that is not there", "make the folder")
+    check(not out.is_dir(), "out", f"{out}, a folder", "give the name of a file")
 
 
 def report_failures(summary: Any) -> None:
