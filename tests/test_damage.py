@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from asddim_lib.experiment import grids
 from asddim_lib.experiment import store as pictures
 from asddim_lib.experiment.evaluate import evaluate, read_records
+from asddim_lib.experiment.setting import Setting
 from asddim_lib.measure.run import Drawn
 from tests.runs import SETTING, TABLE, assert_same, files, flip
 
@@ -134,6 +135,18 @@ def test_a_folder_measured_on_other_prompts_is_refused(small, measured, prompt, 
     other = replace(MEASURED, calibrate_on=2, tuning_prompts=str(tmp_path / "prompts.txt"))
     with pytest.raises(ValueError, match=message):
         evaluate(small, TABLE, other, measured[0], teach_on=2)
+
+
+@pytest.mark.parametrize(("first", "then"), [(64, Setting.tune_on), (Setting.tune_on, 64)])
+def test_a_folder_measured_by_another_setting_is_refused(small, first, then, tmp_path):
+    """Also where either is the default, which a claim does not name."""
+    setting = replace(MEASURED, methods=("gradient",), tune_on=first)
+    evaluate(small, TABLE, setting, tmp_path)
+    claim = (tmp_path / "images" / "tuning.json").read_text()
+    with pytest.raises(ValueError, match="profiles of another tune_on; name another folder"):
+        evaluate(small, TABLE, replace(setting, tune_on=then), tmp_path)
+    assert (tmp_path / "images" / "tuning.json").read_text() == claim
+    evaluate(small, TABLE, setting, tmp_path)
 
 
 @pytest.fixture

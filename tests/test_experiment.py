@@ -1,5 +1,6 @@
 """The experiment on tiny and bundled pipelines: drawing, going on, distances and the summary."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load
 
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.experiment import grids
+from asddim_lib.experiment.cost import Cost, calibration, plan
 from asddim_lib.experiment.draw import generate
 from asddim_lib.experiment.evaluate import evaluate, read_records
 from asddim_lib.experiment.grids import grid_for
@@ -19,6 +21,7 @@ from asddim_lib.experiment.setting import Cell, Setting, cells, references
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
 from tests.test_goals import encoders as encoders
+from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 TABLE = load_prompts("bundled", 3)
@@ -26,7 +29,7 @@ PROMPTS = list(TABLE["prompt"])
 
 
 def grids_of(scheduler, setting, profile=None):
-    wanted = (*cells(setting), *references(setting))
+    wanted = (*cells(setting), *references(setting, scheduler))
     return {cell: grid_for(scheduler, cell, setting, profile) for cell in wanted}
 
 
@@ -69,9 +72,9 @@ def test_missing_and_damaged_files_are_drawn_again(small, run):
     assert {file: file.stat().st_mtime_ns for file in rest} == times
 
 
-def test_every_picture_is_judged(run):
+def test_every_picture_is_judged(small, run):
     folder, _ = run
-    records, features = judge(TABLE, SETTING, folder)
+    records, features = judge(small, TABLE, SETTING, folder)
     assert len(contents(folder)) == 14  # two files for each of six cells, and for the reference
     assert len(records) == 18
     assert features[Cell("ddim", 3, 7.5)].shape == (3, 192)
@@ -105,7 +108,7 @@ def test_paired_differences_are_those_of_the_same_picture():
 def test_distance_is_that_of_the_latents_from_the_fine_solution(small, tmp_path):
     setting = Setting(methods=("ddim-trailing",), steps=(2, 8), reference_steps=16, batch_size=3)
     generate(small, PROMPTS, setting, grids_of(small.scheduler, setting), tmp_path)
-    records, _ = judge(TABLE, setting, tmp_path)
+    records, _ = judge(small, TABLE, setting, tmp_path)
     small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config, allocation="trailing")
 
     def ends(steps):
@@ -170,6 +173,33 @@ def test_a_second_encoder_looks_at_prompts_that_the_judge_cannot_read(small, enc
         expected = relative_distance(*(encoder(images).double() for images in drawn))
         np.testing.assert_allclose(records[column], expected, rtol=1e-5)
     assert "own_kid_share" in records
+
+
+def test_a_network_that_is_told_the_guidance_is_evaluated_once_a_step(tmp_path):
+    pipe, options = ZOO["flux-dev"]()
+    drawn, how = [], {"solvers": ("euler",), "guidance_scales": (3.5,)}
+    setting = Setting(methods=("trailing",), steps=(3,), call=json.dumps(options), **how)
+    pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
+    summary = evaluate(pipe, OWN, setting, tmp_path)
+    warm = 1  # the first call is not timed
+    assert list(summary["nfe"]) == [len(drawn) - warm] == [3]
+    assert list(plan(pipe, setting, 5, Cost(1.0, 0.0, 1.0, None))["evaluations"]) == [5 * 3]
+    spent = calibrate(pipe, PROMPTS[:1], guidance_scale=3.5, num_steps=2, **options).evaluations
+    setting = replace(setting, methods=("combined",), calibrate_on=1, calibrate_steps=2)
+    assert calibration(pipe, setting) == spent
+
+
+def test_second_order_solvers_of_a_flow_model_have_a_reference_that_it_can_draw(tmp_path):
+    pipe, options = ZOO["flux-dev"]()
+    setting = Setting(
+        methods=("trailing",),
+        solvers=("unipc", "dpm++"),
+        steps=(2,),
+        guidance_scales=(1.0,),
+        reference_steps=4,
+        call=json.dumps(options),
+    )
+    assert (evaluate(pipe, OWN, setting, tmp_path)["distance"] > 0).all()
 
 
 def test_both_encoders_reach_the_search(small, encoders, tmp_path):

@@ -1,5 +1,8 @@
 """Pictures beside the model's own fine ones: shares of KID, distances, and what failed."""
 
+import gc
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,6 +31,26 @@ def test_the_shares_mean_is_the_unbiased_kid_over_all_pairs():
     real = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
     cross = np.mean([kernel(a, b) for a in x for b in y])
     assert float(metrics.kid_shares(x, y).mean()) == pytest.approx(own + real - 2 * cross)
+
+
+def test_a_reference_is_neither_kept_nor_remembered():
+    """It is compared with as it is now, and its memory is the caller's to free."""
+    x, y = features(20, 1), features(30, 2)
+    for measure in (metrics.kid_shares, metrics.kid, metrics.fid_interval, metrics.fid_infinity):
+        goal = y.clone()
+        measure(x, goal)
+        goal.mul_(3)
+        np.testing.assert_array_equal(measure(x, goal), measure(x, 3 * y))
+        gone = weakref.ref(goal)
+        del goal
+        gc.collect()
+        assert gone() is None, measure
+
+
+def test_a_reference_s_own_part_may_be_given():
+    x, y = features(20, 1), features(30, 2)
+    shares = metrics.kid_shares(x, y, metrics.own_kernel(y))
+    assert torch.equal(shares, metrics.kid_shares(x, y))
 
 
 def test_with_as_many_images_it_is_torchmetrics_own():

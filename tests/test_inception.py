@@ -20,7 +20,7 @@ from asddim_lib.cli import app
 from asddim_lib.experiment.evaluate import commit
 from asddim_lib.metrics.features import reference
 from asddim_lib.metrics.features.inception import Inception, cropped
-from tests.runs import COMMAND
+from tests.runs import COMMAND, flip
 
 pytestmark = pytest.mark.usefixtures("no_cache")
 REAL = pytest.mark.skipif(
@@ -52,6 +52,25 @@ def test_the_same_real_pictures_pass_through_the_network_once(folder, eight):
     again, same = Inception(folder).real()
     assert (sum(eight), same) == (seen, name)
     assert torch.equal(features, again)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda f: flip(f, -2), lambda f: f.write_bytes(f.read_bytes()[:99])]
+)
+def test_a_damaged_file_of_features_is_named_and_computed_again(
+    folder, eight, tmp_path, damage, warnings_of_the_library
+):
+    features, name = Inception(folder).real()
+    (file,) = (tmp_path / "cache").iterdir()
+    damage(file)
+    again, same = Inception(folder).real()
+    assert torch.equal(features, again)
+    assert same == name
+    assert f"{file} is damaged" in warnings_of_the_library.text
+    warnings_of_the_library.clear()
+    seen = sum(eight)
+    assert torch.equal(features, Inception(folder).real()[0])
+    assert (sum(eight), warnings_of_the_library.text) == (seen, "")
 
 
 def test_other_pictures_weights_or_preparation_have_another_name(

@@ -18,6 +18,7 @@ from asddim_lib.experiment.setting import Cell, batches
 from asddim_lib.experiment.shards import Shard
 from asddim_lib.experiment.store import load_latents
 from asddim_lib.measure.run import draw
+from asddim_lib.metrics import clip_cosine
 from tests.runs import SETTING, TABLE, contents
 
 
@@ -49,6 +50,18 @@ def test_a_clip_that_cannot_be_loaded_is_refused_before_any_picture(
     done = CliRunner().invoke(app, [*own_prompts, "--clip", "/nowhere"])
     assert "clip is '/nowhere', which could not be loaded" in str(done.exception)
     assert not (tmp_path / "o").exists()
+
+
+def test_prompts_that_are_cut_to_be_drawn_are_cut_to_be_scored(small, tmp_path):
+    table = pd.DataFrame({"prompt": ["a red boot " * 20, "a blue bag"]})
+    setting = replace(SETTING, methods=("ddim",), steps=(1,), truncate=True)
+    evaluate(small, table, setting, tmp_path, clip="bundled")
+    (stored,) = contents(tmp_path)[0].values()
+    expected = clip_cosine(stored["images"], list(table["prompt"]), truncate=True)
+    assert list(read_records(tmp_path)["clip"]) == expected.tolist()
+    with pytest.raises(ValueError, match="tokens; shorten it"):
+        evaluate(small, table, replace(setting, truncate=False), tmp_path / "whole", clip="bundled")
+    assert not (tmp_path / "whole").exists(), "nothing was drawn"
 
 
 def test_latents_and_a_negative_prompt_are_for_all_pictures(pipe, tmp_path):
@@ -89,7 +102,7 @@ def test_a_file_without_latents_is_named(tmp_path):
 
 def test_the_bar_goes_by_evaluations_and_counts_images(capsys):
     waiting = [b for steps in (1, 9) for b in batches(Cell("ddim", steps, 2.0), 4, SETTING)]
-    assert list(bar(waiting, Shard())) == waiting
+    assert list(bar(waiting, Shard(), lambda cell: cell.steps)) == waiting
     text = capsys.readouterr().err
     assert "8/8 images" in text
     assert "images/s" in text

@@ -30,9 +30,9 @@ PLANNED = Setting(
 )
 
 
-def test_a_plan_counts_what_a_run_evaluates():
+def test_a_plan_counts_what_a_run_evaluates(small):
     cost = Cost(seconds=0.5, rest=2.0, kilobytes=10.0, memory=None)
-    table = plan(PLANNED, 100, cost).set_index(["guidance_scale", "steps"])
+    table = plan(small, PLANNED, 100, cost).set_index(["guidance_scale", "steps"])
     counts = {4: 200, 10: 200, 50: 100}  # two methods, and one reference
     expected = {(scale, steps): count for scale in (1.0, 5.0) for steps, count in counts.items()}
     assert table["pictures"].to_dict() == expected
@@ -44,11 +44,11 @@ def test_a_plan_counts_what_a_run_evaluates():
 
 
 def test_a_plan_counts_what_calibrate_counts():
-    assert calibration(PLANNED) == 0  # neither method needs a profile
     pipe, prompts = sd()[0], list(TABLE["prompt"][:2])
+    assert calibration(pipe, PLANNED) == 0  # neither method needs a profile
     how = {"num_steps": 4, "adjoint_probes": 1}
     spent = sum(calibrate(pipe, prompts, guidance_scale=g, **how).evaluations for g in (1.0, 5.0))
-    assert calibration(replace(PLANNED, methods=("noise", "combined"))) == spent
+    assert calibration(pipe, replace(PLANNED, methods=("noise", "combined"))) == spent
 
 
 def test_a_cost_is_near_a_run_s(pipe, small, whole):

@@ -1,12 +1,14 @@
 """`asddim tune`: its folder, what it prints, and that it goes on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app
 from asddim_lib.tune.result import Tuned
+from tests.runs import ROOT
 from tests.test_goals import encoders as encoders
 
 
@@ -40,6 +42,15 @@ def test_the_folder_holds_the_grid_and_the_same_command_goes_on(run, tmp_path):
     assert found.summary() in again.stdout
     assert "o/report.md has the verdicts" in again.stdout
     assert drawn == {f: f.stat().st_mtime_ns for f in (tmp_path / "o" / "drawn").iterdir()}
+
+
+def test_a_result_without_a_sheet_does_not_take_an_older_one_s(tmp_path):
+    found = replace(Tuned.load(ROOT / "results" / "tuned-flow"), sheet=b"pictures")
+    found.save(tmp_path)
+    assert Tuned.load(tmp_path) == found
+    found = replace(found, sheet=b"")
+    found.save(tmp_path)
+    assert Tuned.load(tmp_path) == found
 
 
 def test_too_few_prompts_and_too_small_a_budget_are_wrong_use(run):

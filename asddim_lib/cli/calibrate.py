@@ -24,7 +24,7 @@ from asddim_lib.cli.options import (
     loading,
     torch_dtype,
 )
-from asddim_lib.cli.output import say
+from asddim_lib.cli.output import check_file, say
 
 Out = Annotated[Path, typer.Argument(help="File for the profile (JSON).")]
 PathSteps = Annotated[int, typer.Option(help="Number of timesteps along the measured path.")]
@@ -102,6 +102,7 @@ def calibrate(
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.models.prompts import load_prompts
 
+    check_file(out)
     if quick:
         count, num_steps, estimator, adjoint_probes, feature_probes = 1, 32, "path", 0, 0
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])

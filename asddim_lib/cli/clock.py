@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from asddim_lib.cli.options import Device, Dtype, Json, Scale, Steps, numbers, torch_dtype, words
-from asddim_lib.cli.output import rows, say
+from asddim_lib.cli.output import check_file, rows, say
 
 Network = Annotated[
     str, typer.Option("--model", help="sd15 or sdxl: full size, with random weights.")
@@ -42,6 +42,7 @@ def clock(
 
     Example: asddim clock --model sd15 --steps 20 --device cuda
     """
+    check_file(out)
     how: dict[str, Any] = {"steps": numbers("steps", steps, int), "repeats": repeats}
     how |= {"methods": words("methods", methods), "dtype": torch_dtype(dtype), "pixels": pixels}
     how |= {"guidance_scale": guidance_scale, "device": device}

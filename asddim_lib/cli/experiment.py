@@ -73,6 +73,7 @@ class Experiment:
         Ends the process if there is none: with `plan`, or if another process judges.
         """
         from asddim_lib.experiment.evaluate import evaluate
+        from asddim_lib.experiment.setting import evaluations
         from asddim_lib.experiment.shards import joined
         from asddim_lib.models.load import load_pipeline
         from asddim_lib.models.prompts import load_prompts
@@ -90,7 +91,9 @@ class Experiment:
                     show_plan(pipe, table, setting, self.as_json)
                 raise typer.Exit
             how = {"shard": shard, "clip": self.clip, "against": against}
-            how["progress"] = lambda waiting: bar(waiting, shard)
+            how["progress"] = lambda waiting: bar(
+                waiting, shard, lambda cell: evaluations(pipe, setting, cell)
+            )
             summary = evaluate(pipe, table, setting, self.out, **how)
         if shard.judges:
             return summary
@@ -123,7 +126,8 @@ def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
     from asddim_lib.models.load import device_of
 
     cost = measure(pipe, table, setting)
-    costs, profiles, device = plan(setting, len(table), cost), calibration(setting), device_of(pipe)
+    costs, profiles = plan(pipe, setting, len(table), cost), calibration(pipe, setting)
+    device = device_of(pipe)
     value = {"rows": rows(costs), "profile_evaluations": profiles, "device": str(device)}
     names = ("pictures", "evaluations", "hours", "gigabytes")
     pictures, evaluations, hours, size = (costs[name].sum() for name in names)

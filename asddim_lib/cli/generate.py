@@ -26,7 +26,7 @@ from asddim_lib.cli.options import (
     torch_dtype,
     words,
 )
-from asddim_lib.cli.output import say
+from asddim_lib.cli.output import check_file, say
 
 Prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
 Out = Annotated[Path, typer.Argument(help="File for the picture.")]
@@ -65,6 +65,7 @@ def generate(
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.schedulers.solvers import own_scheduler
 
+    _check_picture(out)
     _check_allocation(allocation, profile)
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=torch_dtype(dtype), **given)
@@ -95,6 +96,17 @@ def _save(picture: Any, out: Path) -> None:
     first, *rest = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
     write_whole(out, lambda part: first.save(part, **more))
+
+
+def _check_picture(out: Path) -> None:
+    """Refuses, before anything is drawn, a file that no picture can be written to."""
+    from PIL import Image
+
+    from asddim_lib.errors import check
+
+    check_file(out)
+    form = Image.registered_extensions().get(out.suffix.lower())
+    check(form in Image.SAVE, "out", str(out), "give a name that ends as a picture's, such as .png")
 
 
 def _check_allocation(allocation: str, profile: Path | None) -> None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from asddim_lib.experiment.memory import Peak
-from asddim_lib.experiment.setting import Setting, cells, references
+from asddim_lib.experiment.setting import Setting, cells, evaluations, references
+from asddim_lib.measure import calls
 from asddim_lib.measure.run import Run
 from asddim_lib.models.load import Pipeline, device_of
 
@@ -46,33 +47,35 @@ def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
     return Cost(seconds, rest, size / 1e3, peak.megabytes())
 
 
-def plan(setting: Setting, count: int, cost: Cost) -> pd.DataFrame:
+def plan(pipe: Pipeline, setting: Setting, count: int, cost: Cost) -> pd.DataFrame:
     """The cost of `count` prompts: one row per guidance scale and step count, references too.
 
     Each has its pictures, network evaluations, hours on one device, hours of one method
     (`hours_a_row`), and gigabytes.
     """
-    wanted = list(dict.fromkeys((*cells(setting), *references(setting))))
+    wanted = list(dict.fromkeys((*cells(setting), *references(setting, pipe.scheduler))))
     rows = []
     for scale, steps in dict.fromkeys((cell.guidance_scale, cell.steps) for cell in wanted):
         alike = [c for c in wanted if (c.guidance_scale, c.steps) == (scale, steps)]
-        hours = count * (alike[0].evaluations * cost.seconds + cost.rest) / 3600
+        each = evaluations(pipe, setting, alike[0])
+        hours = count * (each * cost.seconds + cost.rest) / 3600
         pictures = count * len(alike)
         row = {"guidance_scale": scale, "steps": steps, "rows": len(alike), "pictures": pictures}
-        row["evaluations"] = sum(count * cell.evaluations for cell in alike)
+        row["evaluations"] = pictures * each
         row |= {"hours": hours * len(alike), "hours_a_row": hours}
         rows.append({**row, "gigabytes": pictures * cost.kilobytes / 1e6})
     return pd.DataFrame(rows)
 
 
-def calibration(setting: Setting) -> int:
+def calibration(pipe: Pipeline, setting: Setting) -> int:
     """Network evaluations of all profiles, as `calibrate` counts them; 0 where none is needed.
 
     They are the path, a derivative per timestep, and the sweeps back.
     """
     if not setting.profiled:
         return 0
-    runs = sum(setting.calibrate_on * (2 if s > 1 else 1) for s in setting.guidance_scales)
+    rows = (calls.rows(pipe, scale, setting.options) for scale in setting.guidance_scales)
+    runs = setting.calibrate_on * sum(rows)
     points = setting.calibrate_steps + 1
     sweeps = setting.adjoint_probes + setting.feature_probes
     return runs * (points * (1 + 3 * sweeps) + 3 * setting.calibrate_steps)

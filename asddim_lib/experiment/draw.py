@@ -45,7 +45,7 @@ def generate(
     """
     check_prompts(pipe, prompts, truncate=setting.truncate)
     latents = load_latents(setting.latents)
-    wanted = list(dict.fromkeys((*cells(setting), *references(setting))))
+    wanted = list(dict.fromkeys((*cells(setting), *references(setting, pipe.scheduler))))
     for cell in wanted:
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
     origin = _origin(pipe, prompts, setting)

@@ -67,12 +67,12 @@ def evaluate(
     if not shard.judges:
         return pd.DataFrame({"shard": [f"{shard.number}/{shard.count}"], "failed": [failed]})
     _name_damage(out)
-    records, features = judge(table, setting, out, device, clip)
+    records, features = judge(pipe, table, setting, out, clip)
     summary = summarize(records, features)
     origin: dict[str, Any] = {"clip": clip or ("bundled" if has_attributes(table) else None)}
     for real in against:
         origin[real.name] = real_figures(summary, len(table), setting, out, real, device)
-    summary.attrs["failed_references"] = _failed_references(setting, len(table), out)
+    summary.attrs["failed_references"] = _failed_references(pipe, setting, len(table), out)
     for scale, profile in profiles.items():
         profile.save(out / f"profile-g{scale:g}.json")
     if features:
@@ -104,8 +104,9 @@ def _name_damage(out: Path) -> None:
             log.warning("%s", error)
 
 
-def _failed_references(setting: Setting, count: int, out: Path) -> int:
-    files = [b.file(out) for cell in references(setting) for b in batches(cell, count, setting)]
+def _failed_references(pipe: Pipeline, setting: Setting, count: int, out: Path) -> int:
+    wanted = references(setting, pipe.scheduler)
+    files = [b.file(out) for cell in wanted for b in batches(cell, count, setting)]
     return sum(int((~load(file)["finite"]).sum()) for file in files)
 
 

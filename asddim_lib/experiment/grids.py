@@ -60,7 +60,7 @@ def find_grids(
             if profile:
                 profiles[scale] = profile
             find = _Finder(pipe, setting, scale, profile, tuning, teach_on, out)
-            for cell in (*cells(setting), *references(setting)):
+            for cell in (*cells(setting), *references(setting, pipe.scheduler)):
                 if cell.guidance_scale == scale:
                     grids[cell] = find(cell)
     return grids, profiles
@@ -84,7 +84,8 @@ def _claim_tuning(out: Path, origin: dict[str, Any]) -> None:
     """Writes what the folder's profiles and grids depend on. Raises WrongUse where others did."""
     file = out / "images" / "tuning.json"
     claim = unseal(file) or origin
-    other = [name for name in origin if claim.get(name) != origin[name]]
+    # A setting that is the default is absent: the folder's may be another, too.
+    other = [name for name in {**origin, **claim} if claim.get(name) != origin.get(name)]
     what = f"{out}, which holds profiles of another {', '.join(other)}"
     check(not other, "out", what, "name another folder or remove this one")
     seal(file, origin)

@@ -14,11 +14,20 @@ from torch import Tensor
 from asddim_lib import metrics
 from asddim_lib.errors import check
 from asddim_lib.experiment.fine import Seen, beside_fine, joined
-from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, references
+from asddim_lib.experiment.setting import (
+    Batch,
+    Cell,
+    Setting,
+    batches,
+    cells,
+    evaluations,
+    references,
+)
 from asddim_lib.experiment.store import load
 from asddim_lib.metrics.encoders import embed, load_encoder
 from asddim_lib.metrics.features.reference import Reference
 from asddim_lib.metrics.intervals import Better, Test
+from asddim_lib.models.load import Pipeline, device_of
 
 #: The direction in which each column of the records improves; `right_…` columns are all "higher".
 BETTER: dict[str, Better] = {
@@ -29,9 +38,9 @@ BETTER: dict[str, Better] = {
 
 
 def judge(
-    table: pd.DataFrame, setting: Setting, out: Path, device: str = "cpu", clip: str | None = None
+    pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, clip: str | None = None
 ) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
-    """Reads the pictures back, one batch at a time, and scores them.
+    """Reads the pictures of a pipeline back, one batch at a time, and scores them on its device.
 
     Returns one record per picture and the judge's features (n × d) of each cell. A record has the
     CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
@@ -45,23 +54,24 @@ def judge(
     """
 
     def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
-        networks = (device, clip, setting.encoder, setting.check_encoder)
+        how = (pipe, setting, clip)
         parts = [
-            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *networks)
+            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *how)
             for batch in batches(cell, len(table), setting)
         ]
         frame = pd.concat([part[0] for part in parts], ignore_index=True)
         return frame, joined([part[1] for part in parts])
 
     records, features = [], {}
-    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting)}
+    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting, pipe.scheduler)}
     for cell in cells(setting):
         frame, seen = judged(cell)
         if has_attributes(table):
             sound = seen.features.isfinite().all(1)
             features[cell] = seen.features[sound]
             if sound.sum() > 1:
-                shares = metrics.kid_shares(features[cell], metrics.reference_features())
+                real = (metrics.reference_features(), metrics.reference_kernel())
+                shares = metrics.kid_shares(features[cell], *real)
                 frame.loc[sound.numpy(), "kid_share"] = shares.numpy()
         if cell.guidance_scale in goals:
             frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
@@ -73,18 +83,18 @@ def _judged(
     stored: dict[str, Tensor],
     batch: Batch,
     table: pd.DataFrame,
-    device: str,
+    pipe: Pipeline,
+    setting: Setting,
     clip: str | None,
-    encoder: str,
-    check_encoder: str,
 ) -> tuple[pd.DataFrame, Seen]:
     """A batch's records, and what is known of its pictures."""
-    finite, scores = stored["finite"].numpy(), {}
+    finite, encoder, scores = stored["finite"].numpy(), setting.encoder, {}
+    device = str(device_of(pipe))
     features = embeddings = torch.empty(len(finite), 0)
     images, asked = stored["images"][stored["finite"]], table[finite]
     if len(images) and (clip or has_attributes(table)):
-        cosines = metrics.clip_cosine(images, list(asked["prompt"]), clip, device=device)
-        scores["clip"] = cosines.numpy()
+        how: Any = {"device": device, "truncate": setting.truncate}
+        scores["clip"] = metrics.clip_cosine(images, list(asked["prompt"]), clip, **how).numpy()
         encoder = encoder or clip or "bundled"
     if len(images) and encoder:
         embeddings = _placed(embed(load_encoder(encoder, device), images), finite)
@@ -93,8 +103,8 @@ def _judged(
         features = _placed(found, finite)
         right = metrics.attributes_right(found, {name: list(asked[name]) for name in asked})
         scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
-    elif len(images) and check_encoder:
-        features = _placed(embed(load_encoder(check_encoder, device), images), finite)
+    elif len(images) and setting.check_encoder:
+        features = _placed(embed(load_encoder(setting.check_encoder, device), images), finite)
     index = pd.RangeIndex(batch.start, batch.stop)
     frame = pd.DataFrame(
         {
@@ -102,7 +112,7 @@ def _judged(
             "index": index,
             **({"category": table["category"].to_numpy()} if "category" in table else {}),
             **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
-            "nfe": batch.cell.evaluations,
+            "nfe": evaluations(pipe, setting, batch.cell),
             "failed": ~finite,
         },
         index=index,

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from asddim_lib.core.coordinates import is_flow
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids import methods as table
 from asddim_lib.grids.methods import TRIED as TRIED
+from asddim_lib.measure import calls
+from asddim_lib.models.load import Pipeline
 from asddim_lib.schedulers.laying import ENDS
 from asddim_lib.schedulers.solvers import SOLVERS as SOLVERS
 
@@ -38,17 +41,18 @@ def needs(method: str) -> str:
 class Setting:
     """What an experiment runs. Two runs with the same setting and model give the same pictures.
 
-    With `reference_steps`, trailing DDIM with as many is drawn too, and every picture's distance
-    from its own is measured. A profile is made on `calibrate_on` of the `tuning_prompts` (a source
-    for `load_prompts`; prompts that are reported on are left out) over `calibrate_steps`, with
-    `adjoint_probes` and `feature_probes`, from the seed `tuning_seed` on. Grids are tried on
-    `try_on` of them, and tuned on `tune_on`: by what the image `encoder` sees (`encoder_for` names
-    the default), unless the `check_encoder` objects. That one also looks at the pictures of prompts
-    that the bundled judge cannot read. With `latents`, a file for `load_latents`, every picture
-    starts from the same noise. All solvers end at `end`: "zero", "sigma_min", or where the model's
-    own config says. `truncate` cuts prompts that are too long, which are refused otherwise. `call`
-    is a JSON object of further options that the pipeline's call is given, such as height. Raises
-    WrongUse for a value out of range, or one that is named twice.
+    With `reference_steps`, trailing DDIM with as many is drawn too (Euler's method, which is the
+    same, of a flow-matching model), and every picture's distance from its own is measured. A
+    profile is made on `calibrate_on` of the `tuning_prompts` (a source for `load_prompts`; prompts
+    that are reported on are left out) over `calibrate_steps`, with `adjoint_probes` and
+    `feature_probes`, from the seed `tuning_seed` on. Grids are tried on `try_on` of them, and tuned
+    on `tune_on`: by what the image `encoder` sees (`encoder_for` names the default), unless the
+    `check_encoder` objects. That one also looks at the pictures of prompts that the bundled judge
+    cannot read. With `latents`, a file for `load_latents`, every picture starts from the same
+    noise. All solvers end at `end`: "zero", "sigma_min", or where the model's own config says.
+    `truncate` cuts prompts that are too long, which are refused otherwise. `call` is a JSON object
+    of further options that the pipeline's call is given, such as height. Raises WrongUse for a
+    value out of range, or one that is named twice.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
@@ -140,11 +144,6 @@ class Cell:
         """What the cell's files are called."""
         return f"{self.method}-{self.solver}-g{self.guidance_scale:g}-k{self.steps}"
 
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per picture: two per step with guidance."""
-        return self.steps * (2 if self.guidance_scale > 1 else 1)
-
 
 class Batch(NamedTuple):
     """The pictures of a cell for the prompts `start` … `stop` − 1, drawn together, in one file."""
@@ -157,11 +156,6 @@ class Batch(NamedTuple):
     def pictures(self) -> int:
         """How many pictures the batch has."""
         return self.stop - self.start
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations of all its pictures."""
-        return self.pictures * self.cell.evaluations
 
     def file(self, out: Path) -> Path:
         """Where its pictures are kept."""
@@ -185,10 +179,19 @@ def cells(setting: Setting) -> list[Cell]:
     ]
 
 
-def references(setting: Setting) -> list[Cell]:
-    """The cells that distances are measured from, one per guidance scale, if the setting asks."""
+def evaluations(pipe: Pipeline, setting: Setting, cell: Cell) -> int:
+    """Network evaluations of one of the cell's pictures."""
+    return cell.steps * calls.rows(pipe, cell.guidance_scale, setting.options)
+
+
+def references(setting: Setting, scheduler: Any) -> list[Cell]:
+    """The cells that distances are measured from, one per guidance scale, if the setting asks.
+
+    The solver is one that the model of the scheduler has, whatever solvers are compared.
+    """
     if not setting.reference_steps:
         return []
-    euler = "euler" in setting.solvers and "ddim" not in setting.solvers
+    alone = "euler" in setting.solvers and "ddim" not in setting.solvers
+    euler = is_flow(scheduler) or alone
     solver, steps = "euler" if euler else "ddim", setting.reference_steps
     return [Cell("ddim-trailing", steps, scale, solver) for scale in setting.guidance_scales]

@@ -4,6 +4,7 @@ from asddim_lib.metrics.attributes import attributes_right as attributes_right
 from asddim_lib.metrics.attributes import judge_features as judge_features
 from asddim_lib.metrics.attributes import load_judge as load_judge
 from asddim_lib.metrics.attributes import reference_features as reference_features
+from asddim_lib.metrics.attributes import reference_kernel as reference_kernel
 from asddim_lib.metrics.clip import clip_cosine as clip_cosine
 from asddim_lib.metrics.clip import clip_score as clip_score
 from asddim_lib.metrics.clip import load_clip as load_clip
@@ -22,3 +23,4 @@ from asddim_lib.metrics.intervals import proportion_interval as proportion_inter
 from asddim_lib.metrics.intervals import verdict as verdict
 from asddim_lib.metrics.kid import kid as kid
 from asddim_lib.metrics.kid import kid_shares as kid_shares
+from asddim_lib.metrics.kid import own_kernel as own_kernel

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asddim_lib.metrics.features.judge import Judge
+from asddim_lib.metrics.kid import own_kernel
 from asddim_lib.models.load import data_folder
 
 
@@ -26,6 +27,12 @@ def _judge(device: str) -> Judge:
 def reference_features() -> Tensor:
     """The judge's features (10,000 × d, float64) of real compositions held out from training."""
     return load_file(data_folder() / "reference.safetensors")["features"].double()
+
+
+@cache
+def reference_kernel() -> Tensor:
+    """`own_kernel` of the reference features, which takes longer than to compare pictures."""
+    return own_kernel(reference_features())
 
 
 @torch.no_grad()

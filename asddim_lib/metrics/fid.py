@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -101,7 +99,6 @@ def _frechet(x: Tensor, mean: Tensor, root: Tensor) -> float:
     )
 
 
-@cache
 def _moments(reference: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (d,) and the symmetric square root of the covariance (d × d)."""
     values, vectors = torch.linalg.eigh(reference.double().T.cov())

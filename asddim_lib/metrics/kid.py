@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -44,23 +42,30 @@ def kid(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         value = float(metric.compute()[0])
-    return value, mean_interval(kid_shares(x, y))[1]
+    shares = kid_shares(x, y, own=torch.zeros(()))  # which shifts all of them alike
+    return value, mean_interval(shares)[1]
 
 
-def kid_shares(features: Tensor, reference: Tensor) -> Tensor:
+def kid_shares(features: Tensor, reference: Tensor, own: Tensor | None = None) -> Tensor:
     """Each image's share in the KID of features (n × d) from a reference (m × d): (n,), float64.
 
     Their mean is the unbiased KID over all pairs, and their spread that of the images' influence on
     it, so that two methods can be compared image by image, on the same prompts. With the kernel k,
     image i's share is 2 mean_j k(xᵢ, xⱼ) − 2 mean_j k(xᵢ, yⱼ) − mean k(x, x') + mean k(y, y').
+    `own` is the last, `own_kernel(reference)`, for callers that compare with one reference often.
     Raises WrongUse for fewer than 2 images on either side.
     """
     x, y = features.double(), reference.double()
     for name, values in (("features", x), ("reference", y)):
         check(len(values) > 1, name, f"{len(values)} images", "give at least 2")
-    own = _among(x)
+    among = _among(x)
     cross = torch.cat([_kernel(part, y).mean(1) for part in x.split(ROWS)])
-    return 2 * own - own.mean() - 2 * cross + _own_mean(reference)
+    return 2 * among - among.mean() - 2 * cross + (own_kernel(y) if own is None else own)
+
+
+def own_kernel(features: Tensor) -> Tensor:
+    """The mean kernel of two different rows of features (n × d): a scalar, float64."""
+    return _among(features.double()).mean()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -72,9 +77,3 @@ def _among(x: Tensor) -> Tensor:
     """The mean kernel of each row of x (n × d) with the other rows: shape (n,)."""
     sums = torch.cat([_kernel(part, x).sum(1) for part in x.split(ROWS)])
     return (sums - (x.square().mean(1) + 1) ** 3) / (len(x) - 1)
-
-
-@cache
-def _own_mean(reference: Tensor) -> Tensor:
-    """The mean kernel of two different rows."""
-    return _among(reference.double()).mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 
 from asddim_lib import schedulers
 from asddim_lib.errors import check
-from asddim_lib.files import seal, short_hash, write_whole
+from asddim_lib.files import seal, unseal, write_whole
 from asddim_lib.tune.report import PICTURE_STEPS, change, markdown
 from asddim_lib.tune.verify import Acceptance, Comparison
 
@@ -115,6 +114,8 @@ class Tuned:
         write_whole(place / FILES[3], lambda part: part.write_text(config))
         if self.sheet:
             write_whole(place / FILES[2], lambda part: part.write_bytes(self.sheet))
+        else:  # an older result's would be taken for this one's
+            (place / FILES[2]).unlink(missing_ok=True)
         write_whole(place / FILES[1], lambda part: part.write_text(markdown(self)))
         seal(place / FILES[0], self.to_dict())
 
@@ -124,14 +125,9 @@ class Tuned:
         file, picture = (Path(folder) / name for name in (FILES[0], FILES[2]))
         remedy = "give a folder that asddim tune, or Tuned.save, has written"
         check(file.is_file(), "folder", f"{folder}, without a {file.name}", remedy)
-        try:
-            content = json.loads(file.read_text())
-            sound = content["sha256"] == short_hash(content["value"])
-        except (ValueError, KeyError, TypeError):  # no JSON, or JSON of another shape
-            sound = False
-        damaged = f"{folder}, whose {file.name} is damaged"
-        check(sound, "folder", damaged, "run the same asddim tune again: it is made again")
-        value = content["value"]
+        value, damaged = unseal(file), f"{folder}, whose {file.name} is damaged"
+        remedy = "run the same asddim tune again: it is made again"
+        check(value is not None, "folder", damaged, remedy)
         value["acceptance"] = _acceptance(value["acceptance"])
         if value.get("told"):  # older files have none
             value["told"] = _acceptance(value["told"])

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.files import CACHE, write_whole
+from asddim_lib.files import CACHE, DamagedFile, load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
 
 PICTURES = (".jpeg", ".jpg", ".png", ".webp")
 
@@ -66,7 +67,8 @@ class Reference(ABC):
     def real(self, device: str = "cpu") -> tuple[Tensor, str]:
         """The features (n × d, float64) of the real images, and a hash of all they depend on.
 
-        They are computed once and kept in `files.CACHE` under that hash. Raises WrongUse for a
+        They are computed once and kept in `files.CACHE` under that hash; a damaged file is named in
+        a warning, and computed again. Raises WrongUse for a
         folder without images, or a file that is not an image.
         """
         files = sorted(
@@ -83,12 +85,17 @@ class Reference(ABC):
             content.update(hashlib.sha256(file.read_bytes()).digest())
         name = content.hexdigest()[:16]
         cached = CACHE / f"{self.name}-{name}.safetensors"
-        if not cached.exists():
-            parts = [files[first : first + 50] for first in range(0, len(files), 50)]
-            features = torch.cat([self._of_files(part, device) for part in parts])
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(cached, partial(save_file, {"features": features}))
-        return load_file(cached)["features"], name
+        try:
+            return load_tensors(cached)[0]["features"], name
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            log.warning("%s; computing again", error)
+        parts = [files[first : first + 50] for first in range(0, len(files), 50)]
+        features = torch.cat([self._of_files(part, device) for part in parts])
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(cached, {"features": features}, "")
+        return features, name
 
     def _of_files(self, files: list[Path], device: str) -> Tensor:
         """The features (n × d, float64) of image files, in one pass where all are of one size."""
