@@ -68,8 +68,8 @@ class Reference(ABC):
         """The features (n × d, float64) of the real images, and a hash of all they depend on.
 
         They are computed once and kept in `files.CACHE` under that hash; a damaged file is named in
-        a warning, and computed again. Raises WrongUse for a
-        folder without images, or a file that is not an image.
+        a warning, and computed again. Raises WrongUse for a folder without images, or a file that
+        is not an image.
         """
         files = sorted(
             file for file in Path(self.reference).rglob("*") if file.suffix.lower() in PICTURES
