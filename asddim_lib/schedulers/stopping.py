@@ -18,8 +18,8 @@ def stopped(scheduler: Any, sigma: float) -> Any:
 
     Its samples end with that noise in them, in the scale that the model has there: a decoder is
     left to take it for picture. Lay a grid in it as in any other (`laying.lay`, or `Run` with
-    `scheduler=`). It cannot be saved. Raises WrongUse for a σ that is not positive and finite; when a grid is laid, for
-    one whose last node does not lie above σ.
+    `scheduler=`). It cannot be saved. Raises WrongUse for a σ that is not positive and finite; when
+    a grid is laid, for one whose last node does not lie above σ.
     """
     right = bool(0 < sigma < float("inf"))
     check(right, "sigma", sigma, "give a positive number: where the last step is to end")
