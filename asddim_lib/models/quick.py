@@ -63,9 +63,9 @@ def quicken(pipe: Pipeline, *, compiled: bool = False) -> Pipeline:
     """Changes the pipeline in place, so that its UNet computes in bfloat16, and returns it.
 
     Everything else, a ControlNet too and above all the samples, stays in float32, so that rounding
-    errors do not add up over steps. This pays on GPUs, and on CPUs with AVX-512-BF16 or AMX (see `lscpu`). `compiled`
-    also compiles the UNet, which takes about a minute and needs a C++ compiler on a CPU; it pays
-    from some hundred pictures on. Raises WrongUse for a pipeline without a UNet.
+    errors do not add up over steps. This pays on GPUs, and on CPUs with AVX-512-BF16 or AMX (see
+    `lscpu`). `compiled` also compiles the UNet, which takes about a minute and needs a C++ compiler
+    on a CPU; it pays from some hundred pictures on. Raises WrongUse for a pipeline without a UNet.
     """
     has_unet = getattr(pipe, "unet", None) is not None
     check(has_unet, "pipe", type(pipe).__name__, "give a pipeline with a UNet")
