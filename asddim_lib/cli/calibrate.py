@@ -94,8 +94,11 @@ def calibrate(
 
     Example: asddim calibrate profile.json --guidance-scale 7.5
     """
+    from inspect import signature
+
     from tqdm import tqdm
 
+    from asddim_lib.errors import check
     from asddim_lib.files import CACHE
     from asddim_lib.measure.calibrate import calibrate as measure
     from asddim_lib.measure.run import Run
@@ -106,6 +109,8 @@ def calibrate(
         count, num_steps, estimator, adjoint_probes, feature_probes = 1, 32, "path", 0, 0
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
+    own = ", ".join(name for name in signature(measure).parameters if name in options)
+    check(not own, "call", call, f"{own} is no option of a pipeline's call: leave it out")
     pipe = load_pipeline(model, device=device, dtype=kind, **given)
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
     how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}

@@ -92,6 +92,9 @@ class Run:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
         for name, remedy in OWN.items():
             check(name not in self.options, name, self.options.get(name), remedy)
+        twice = scale is not None and "guidance_scale" in self.options
+        what = f"{scale}, and {self.options.get('guidance_scale')} in options"
+        check(not twice, "guidance_scale", what, "give it once: in options only beside None")
         calls.check_guidance(self.pipe, scale)
         check_prompts(self.pipe, list(prompts), truncate=self.truncate)
         object.__setattr__(self, "prompts", prompts)
