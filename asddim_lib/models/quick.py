@@ -30,7 +30,7 @@ class QuickNetwork(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """The network's, by which diffusers chooses how to save it."""
         return type(self.network)
