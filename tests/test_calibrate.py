@@ -3,8 +3,12 @@
 from functools import wraps
 
 import pytest
+import torch
 
-from asddim_lib import calibrate
+from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.errors import WrongUse
+from asddim_lib.measure.calibrate import record
+from asddim_lib.tune.search import direct_search, solution
 
 PROMPTS = [
     "a red boot on a white ground",
@@ -106,3 +110,16 @@ def test_a_profile_counts_its_evaluations(small, calls):
     profile = calibrate(small, PROMPTS[:2], num_steps=4, probes=2, adjoint_probes=3)
     assert profile.evaluations == (5 + 4 * 2 * 3 + 5 * 3 * 3) * 2 * 2
     assert sum(calls) == (5 + 4 * 2 + 5 * 3) * 2 * 2
+
+
+def test_a_string_is_one_prompt(small):
+    how = {"num_steps": 3, "guidance_scale": 3.0}
+    one, same = (calibrate(small, p, estimator="path", **how) for p in (PROMPTS[0], PROMPTS[:1]))
+    assert one == same
+    one, same = (record(small, p, **how) for p in (PROMPTS[0], PROMPTS[:1]))
+    assert torch.equal(one.end, same.end)
+    one, same = (solution(small, p, reference_steps=3) for p in (PROMPTS[0], PROMPTS[:1]))
+    assert torch.equal(one, same)
+    small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config)
+    with pytest.raises(WrongUse, match=r"^prompts is 1 prompt; give at least two"):
+        direct_search(small, PROMPTS[0], [[900, 500]])

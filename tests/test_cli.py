@@ -44,6 +44,9 @@ WRONG_USE = [
     ("generate boot --allocation magic", "allocation is magic; use one of uniform"),
     ("generate boot --profile p.json", "profile is p.json; allocation uniform makes no use of it"),
     ("generate boot --allocation combined", "profile is None; allocation combined needs one"),
+    ('generate boot --call {"guidance_scale":9}', "guidance_scale has an option of its own"),
+    ('calibrate p.json --call {"guidance_scale":9}', "guidance_scale has an option of its own"),
+    ('calibrate p.json --call {"seed":9}', "seed is no option of a pipeline's call"),
     ("generate boot --model /nowhere", "model is '/nowhere'"),
     ("export --format word", "format is word; use diffusers"),
     ("export --steps 0", "num_inference_steps is 0; "),
@@ -195,38 +198,6 @@ def test_a_fault_of_ours_keeps_its_traceback_and_exit_code_1():
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
     assert done.stderr.splitlines()[-1] == "ValueError: x is 1; y"
-
-
-def export(*arguments):
-    return CliRunner().invoke(app, ["export", *arguments]).stdout.strip()
-
-
-@pytest.fixture
-def flow_model(tmp_path):
-    """A folder that holds a scheduler alone: export reads nothing else."""
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "flow" / "scheduler")
-    return str(tmp_path / "flow")
-
-
-def test_export_of_a_flow_model_prints_what_the_solver_uses(flow_model):
-    arguments = ["--model", flow_model, "--steps", "4", "--allocation", "trailing", "--format"]
-    assert export(*arguments, "comfyui") == "1.0, 0.9, 0.75, 0.5, 0.0"
-    assert json.loads(export(*arguments, "a1111")) == [1.0, 0.9, 0.75, 0.5, 0.0]
-
-
-@pytest.mark.parametrize("allocation", ["uniform", "karras", "beta"])
-def test_other_programs_get_the_sigmas_that_diffusers_computes(flow_model, allocation):
-    arguments = ["--model", flow_model, "--steps", "5", "--allocation", allocation, "--format"]
-    solver = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    solver.set_timesteps(sigmas=json.loads(export(*arguments, "diffusers"))["sigmas"])
-    printed = json.loads(export(*arguments, "a1111"))
-    assert printed == pytest.approx(solver.sigmas.tolist(), abs=1e-5)
-
-
-def test_export_lays_the_scheduler_s_own_spacing_unless_told():
-    solver = DDIMScheduler.from_config(load.load_scheduler_config())
-    solver.set_timesteps(7)
-    assert json.loads(export("--steps", "7"))["timesteps"] == solver.timesteps.tolist()
 
 
 class Pipe:

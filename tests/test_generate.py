@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from diffusers import DDIMScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
+from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.cli import app
 from asddim_lib.models import load
 from tests.tiny import sd
@@ -25,6 +27,43 @@ def test_generate_lays_the_scheduler_s_own_spacing_unless_told(monkeypatch, tmp_
     assert (shown["width"], shown["height"]) == (32, 32)
     with Image.open(tmp_path / "boot.png") as picture:
         assert picture.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("held", "said", "laid"),
+    [
+        ({"grid": [999, 700, 300, 50]}, [], {"grid": [999, 700, 300, 50]}),
+        ({"allocation": "logsnr"}, [], {"allocation": "logsnr"}),
+        ({"grid": [999, 700, 300, 50]}, ["--allocation", "logsnr"], {"allocation": "logsnr"}),
+        ({"allocation": "logsnr"}, ["--allocation", "uniform"], {}),
+    ],
+)
+def test_generate_lays_what_the_saved_scheduler_lays_unless_told(
+    monkeypatch, tmp_path, held, said, laid
+):
+    pipe, _ = sd()
+    plain = pipe.scheduler.config
+    pipe.scheduler = ASDDIMScheduler.from_config(plain, **held)
+    solver = ASDDIMScheduler.from_config(plain, **laid)
+    solver.set_timesteps(4)
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
+    arguments = ["generate", "boot", str(tmp_path / "boot.png"), "--steps", "4", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--guidance-scale", "0", *said])
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["timesteps"] == solver.timesteps.tolist()
+
+
+def test_a_profile_replaces_that_of_the_saved_scheduler(monkeypatch, tmp_path):
+    pipe, _ = sd()
+    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="gradient")
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
+    how = {"num_steps": 4, "estimator": "path", "guidance_scale": 0.0}
+    calibrate(pipe, ["a red boot"], **how).save(tmp_path / "p.json")
+    arguments = ["generate", "boot", str(tmp_path / "boot.png"), "--steps", "4"]
+    arguments += ["--guidance-scale", "0", "--override", "model"]
+    assert "profile is None" in str(CliRunner().invoke(app, arguments).exception)
+    done = CliRunner().invoke(app, [*arguments, "--profile", str(tmp_path / "p.json")])
+    assert done.exit_code == 0, done.exception
 
 
 def test_a_video_is_kept_where_it_moves(monkeypatch, tmp_path):

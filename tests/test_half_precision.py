@@ -1,11 +1,14 @@
 """Half precision: coefficients take their roots in float32, and only products are rounded."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler
+from asddim_lib.models.quick import quicken
+from tests.zoo.entry import entry
 
 
 def make(**changes):
@@ -68,6 +71,19 @@ def test_added_noise_is_not_rounded_away(dtype, t):
         bound = 4 * torch.finfo(dtype).eps / 2 * (terms[0].abs() + terms[1].abs())
         assert result.dtype == dtype
         assert ((result.double() - sum(terms)).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sdxl-controlnet", "sd15-pag", "animatediff"])
+def test_a_quick_network_takes_whatever_its_pipeline_gives_it(name):
+    one = entry(name)
+    run = one.run().prepared_with(one.scheduler)
+    plain, own = run.ends([300, 100]), one.pipe.unet
+    one.pipe.unet = copy.deepcopy(own)
+    try:
+        quicken(one.pipe)
+        assert (run.ends([300, 100]) - plain).norm() < 0.05 * plain.norm()
+    finally:
+        one.pipe.unet = own
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

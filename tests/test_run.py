@@ -1,5 +1,7 @@
 """A run records what the sampler followed, or refuses by name; and solvers share its end."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,12 @@ from asddim_lib.measure.calibrate import record
 from asddim_lib.measure.run import Run
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.schedulers import recorder
+from asddim_lib.tune import measured
+from asddim_lib.tune.goals import Latents
+from asddim_lib.tune.plan import Plan
 from asddim_lib.tune.search import direct_search, distances
+from asddim_lib.tune.trials import Meter, Shelf
+from asddim_lib.tune.tune import tune
 from tests import tiny
 from tests.tiny import PICTURE, PLAIN, controlnet, img2img, inpaint, parts, sd, sdxl, unet
 
@@ -222,6 +229,17 @@ def test_a_replay_is_the_function_that_the_sampler_used(build):
 def test_options_that_a_measurement_cannot_keep_are_refused(how, message):
     with pytest.raises(WrongUse, match=message):
         calibrate(quiet(sd()[0]), PROMPTS, **{"num_steps": 3, "estimator": "path", **how})
+
+
+def test_a_guidance_scale_that_is_given_twice_is_refused():
+    pipe, options = quiet(sd()[0]), {"guidance_scale": 9.0}
+    for act in (partial(Run, seeds=None), partial(tune, steps=4)):
+        with pytest.raises(WrongUse, match=r"^guidance_scale is 1.0, and 9.0 in options; give it"):
+            act(pipe, PROMPTS, guidance_scale=1.0, options=options)
+    run = Run(pipe, PROMPTS, None, options={**options, "height": 16, "width": 16})
+    plan = Plan(profile_prompts=1, profile_steps=3, sweeps=0)
+    tools = Shelf(None, ""), Meter(lambda doing, spent, total: None)
+    assert measured.measure(run, Latents(), plan, *tools).guidance_scale == 9.0
 
 
 def test_a_pipeline_that_moves_its_samples_is_refused():

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 import asddim_lib
 from asddim_lib import (
@@ -17,8 +17,12 @@ from asddim_lib import (
     load_pipeline,
 )
 from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
+from asddim_lib.models.quick import quicken
 from asddim_lib.schedulers import __dict__ as exported
+from asddim_lib.schedulers.laying import hold
+from asddim_lib.schedulers.stopping import stopped
 from tests.tiny import sd
 
 SOLVERS = [UniPCGridScheduler, DPMSolverGridScheduler]
@@ -70,6 +74,37 @@ def test_a_file_names_the_package_alone(kind):
     assert kind.__module__ == "asddim_lib"
     assert getattr(asddim_lib, kind.__name__) is kind
     assert pickle.loads(pickle.dumps(kind)) is kind
+
+
+HELD = {
+    "hold": lambda scheduler: hold(scheduler, [999, 500]),
+    "hold in stopped": lambda scheduler: hold(stopped(scheduler, 1.0), [999, 500]),
+    "stopped": lambda scheduler: stopped(scheduler, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("kind", [ASDDIMScheduler, DPMSolverMultistepScheduler])
+def test_a_scheduler_that_no_file_can_hold_is_not_saved(kind, name, tmp_path):
+    pipe, _ = sd()
+    pipe.scheduler = HELD[name](kind.from_config(pipe.scheduler.config))
+    remedy = "laying.holding" if name.startswith("hold") else "stop it after loading"
+    for one in (pipe.scheduler, pipe):
+        with pytest.raises(WrongUse, match=rf"^scheduler is {kind.__name__}[^\n]*{remedy}[^\n]*$"):
+            one.save_pretrained(tmp_path)
+        assert not list(tmp_path.glob("*.json"))
+        assert not (tmp_path / "scheduler").exists()
+
+
+def test_a_quick_pipeline_is_saved_with_its_network(tmp_path):
+    pipe, _ = sd()
+    weights = {name: value.bfloat16() for name, value in pipe.unet.state_dict().items()}
+    quicken(pipe).save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert type(again.unet) is type(sd()[0].unet)
+    torch.testing.assert_close(dict(again.unet.state_dict()), weights, rtol=0, atol=0)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(picture(quicken(again)), picture(pipe), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", [ASDDIMScheduler, ASDDIMInverseScheduler])

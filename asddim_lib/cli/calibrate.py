@@ -107,6 +107,7 @@ def calibrate(
         count, num_steps, estimator, adjoint_probes, feature_probes = 1, 32, "path", 0, 0
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
+    _check_call(call, options, measure)
     pipe = load_pipeline(model, device=device, dtype=kind, **given)
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
     how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}
@@ -117,6 +118,16 @@ def calibrate(
     profile.save(out)
     schedule = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=True).schedule
     _show(out, profile, schedule, as_json)
+
+
+def _check_call(call: str, options: dict[str, Any], measure: Any) -> None:
+    """Refuses what `calibrate` would take for an option of its own."""
+    from inspect import signature
+
+    from asddim_lib.errors import check
+
+    own = ", ".join(name for name in signature(measure).parameters if name in options)
+    check(not own, "call", call, f"{own} is no option of a pipeline's call: leave it out")
 
 
 def _show(out: Path, profile: Any, schedule: Any, as_json: bool) -> None:

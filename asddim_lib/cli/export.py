@@ -8,13 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.options import Allocation, Exponent, Lambda, ModelConfig, Mu, Profile, StepCount
+from asddim_lib.cli.options import Allocation, ModelConfig, Mu, Profile, StepCount
 
 FORMATS = ("diffusers", "comfyui", "a1111")
+Exponent = Annotated[
+    float | None,
+    typer.Option("--p", help="Exponent p of Eq 5.", show_default="the scheduler's own, or 0.5"),
+]
+Lambda = Annotated[
+    float | None,
+    typer.Option("--lam", help="λ of Eq 9.", show_default="the scheduler's own, or 1.0"),
+]
 Order = Annotated[
-    int,
+    int | None,
     typer.Option(
-        help="Order of the solver that an equidistributed or dual-weighted grid is for: 1, 2 or 3."
+        help="Order of the solver that a grid of a measured density is for: 1, 2 or 3.",
+        show_default="1",
     ),
 ]
 Format = Annotated[
@@ -30,15 +39,18 @@ Format = Annotated[
 def export(
     steps: StepCount = 10,
     model: ModelConfig = "bundled",
-    allocation: Allocation = "uniform",
-    p: Exponent = 0.5,
-    lam: Lambda = 1.0,
-    order: Order = 1,
+    allocation: Allocation = "",
+    p: Exponent = None,
+    lam: Lambda = None,
+    order: Order = None,
     profile: Profile = None,
     mu: Mu = None,
     form: Format = "diffusers",
 ) -> None:
     """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
+
+    Without an allocation it is the grid that the model's own scheduler lays:
+    the one that it holds, or that of its own allocation.
 
     Sigmas of a flow-matching model: for diffusers, as they are before the
     scheduler's own shift; for the others, as the solver really uses them.
@@ -52,7 +64,7 @@ def export(
 
     check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
     config = with_fixed_shift(completed(load_scheduler_config(model)), mu)
-    how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "order": order}
+    how: dict[str, Any] = {"allocation": allocation or None, "p": p, "lam": lam, "order": order}
     how["profile"] = _read(profile, config)
     if form == "diffusers":
         typer.echo(json.dumps(_for_diffusers(config, steps, how)))

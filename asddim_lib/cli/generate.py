@@ -45,7 +45,7 @@ def generate(
     model: Model = "bundled",
     steps: StepCount = 20,
     guidance_scale: Scale = 3.0,
-    allocation: Allocation = "uniform",
+    allocation: Allocation = "",
     profile: Profile = None,
     override: Override = "",
     call: Call = "",
@@ -59,6 +59,9 @@ def generate(
 ) -> None:
     """Draws one picture, by DDIM or flow matching's Euler, on the grid of an allocation.
 
+    Without one it is the grid that the model's own scheduler holds, or that
+    of its own allocation.
+
     Example: asddim generate "a red boot on a white ground" boot.png --steps 20
     """
     from asddim_lib.measure.run import Run
@@ -66,12 +69,16 @@ def generate(
     from asddim_lib.schedulers.solvers import own_scheduler
 
     _check_picture(out)
-    _check_allocation(allocation, profile)
+    if allocation:  # before the model is loaded
+        _check_allocation(allocation, profile)
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=torch_dtype(dtype), **given)
+    if not allocation and profile is not None:
+        _check_allocation(pipe.scheduler.config.get("allocation", "uniform"), profile)
     run = Run(pipe, [prompt], [seed], guidance_scale, options=options, truncate=truncate)
     values = _read(profile, override, run.schedule, model, guidance_scale)
-    how: dict[str, Any] = {"allocation": allocation, "profile": values}
+    how: dict[str, Any] = {"profile": values} if allocation or profile else {}
+    how |= {"allocation": allocation, "grid": None} if allocation else {}
     kind = own_scheduler(pipe.scheduler)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **how)
     drawn = run.pictures(num_inference_steps=steps)
@@ -110,7 +117,7 @@ def _check_picture(out: Path) -> None:
 
 
 def _check_allocation(allocation: str, profile: Path | None) -> None:
-    """Refuses, before the model is loaded, what the scheduler would refuse, or not use."""
+    """Refuses what the scheduler would refuse, or not use."""
     from asddim_lib.errors import check
     from asddim_lib.grids.methods import ALLOCATIONS, CALIBRATED
 

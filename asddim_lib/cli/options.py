@@ -74,7 +74,13 @@ Truncate = Annotated[
 ]
 StepCount = Annotated[int, typer.Option(help="Number of sampling steps, 1 to 1000.")]
 Steps = Annotated[str, typer.Option(help="Numbers of sampling steps, comma-separated.")]
-Allocation = Annotated[str, typer.Option(help="Where the steps go: {allocations}.")]
+Allocation = Annotated[
+    str,
+    typer.Option(
+        help="Where the steps go, also instead of a held grid: {allocations}.",
+        show_default="the model's own scheduler's grid or allocation",
+    ),
+]
 Solver = Annotated[str, typer.Option(help="ddim, dpm++ (2M), unipc or euler.")]
 Solvers = Annotated[
     str,

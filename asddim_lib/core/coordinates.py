@@ -211,6 +211,12 @@ def flow_shift(mix: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
     return shift * mix / (1 + (shift - 1) * mix)
 
 
+def flow_unshift(levels: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of `flow_shift`: shares of noise before the config's shift."""
+    shift = shift_of(config)
+    return levels / (shift - (shift - 1) * levels)
+
+
 def with_fixed_shift(config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
     """A config whose dynamic shift is the one that `mu` gives; any other config as it is.
 

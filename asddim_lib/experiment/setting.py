@@ -97,6 +97,8 @@ class Setting:
         check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, remedy)
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
         check(isinstance(self._called(), dict), "call", self.call, "give a JSON object")
+        twice = "guidance_scale" in self._called()
+        check(not twice, "call", self.call, "guidance_scale has an option of its own: give that")
         check(self.end in (None, *ENDS), "end", self.end, f"use one of {', '.join(ENDS)}")
 
     def _check_once(self, name: str) -> None:

@@ -13,6 +13,7 @@ from asddim_lib.core.coordinates import (
     Coordinates,
     completed,
     flow_shift,
+    flow_unshift,
     is_flow,
     with_fixed_shift,
 )
@@ -92,10 +93,8 @@ def sigmas(
     grid = numbers(config, num_inference_steps, how)
     if coordinates.kind == "flow":
         if how.get("allocation") is None and config.get("grid") is not None:  # σ after the shift
-            held, shift = np.array(config["grid"]), coordinates.shift
-            return (
-                [*held.tolist(), 0.0] if shifted else (held / (shift - (shift - 1) * held)).tolist()
-            )
+            held = np.array(config["grid"])
+            return [*held.tolist(), 0.0] if shifted else flow_unshift(held, config).tolist()
         size = len(coordinates.betas)
         mix = np.array([(t + 1) / size for t in grid])
         return [*flow_shift(mix, config).tolist(), 0.0] if shifted else mix.tolist()
@@ -136,7 +135,7 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
     given = {name: value for name, value in how.items() if value is not None}
     config = completed(scheduler)
     if "allocation" not in given and config.get("grid") is not None:
-        return _held(config, steps)
+        return _held(config, steps, given)
     if is_flow(config):
         config["timestep_spacing"] = "trailing"  # flow matching begins with pure noise
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config} | given
@@ -160,12 +159,14 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
     return lay(name, schedule, steps, options)
 
 
-def _held(config: dict[str, Any], steps: int) -> list[int]:
+def _held(config: dict[str, Any], steps: int, given: dict[str, Any]) -> list[int]:
     """The grid that a scheduler of ours holds, as numbers of levels.
 
-    A flow model's sigmas are the nearest levels'.
+    A flow model's sigmas are the nearest levels'. Raises WrongUse for anything that is `given`.
     """
-    grid = config["grid"]
+    grid, names = config["grid"], ", ".join(given)
+    remedy = "this scheduler holds a grid, which makes no use of it: give an allocation, too"
+    check(not given, names, "given", remedy)
     remedy = f"this scheduler holds a grid of {len(grid)} steps: give {len(grid)}, or an allocation"
     check(steps == len(grid), "num_inference_steps", steps, remedy)
     if not is_flow(config):

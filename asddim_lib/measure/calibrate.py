@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from asddim_lib.measure.replay import REMEDY, Replay, check_derivatives
 from asddim_lib.measure.run import Run, out_of_memory
 from asddim_lib.metrics.encoders import Encoder, encoder_for
 from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.prompts import listed
 from asddim_lib.schedulers.solvers import own_scheduler
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def calibrate(
     pipe: Pipeline,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     *,
     guidance_scale: float | None = 7.5,
     num_steps: int = 32,
@@ -62,6 +63,7 @@ def calibrate(
     estimator needs it), or when the network returns a number that is not finite.
     """
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
+    prompts = listed(prompts)
     seeds = range(seed, seed + len(prompts))
     everything = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
     how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
@@ -237,7 +239,7 @@ def _check_finite(path: Trajectory, run: Run) -> None:
 
 def record(
     pipe: Pipeline,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     *,
     guidance_scale: float | None = 7.5,
     num_steps: int = 60,
@@ -248,6 +250,7 @@ def record(
     **options: Any,
 ) -> Trajectory:
     """The pipeline's own path: `Run.path`, with `calibrate`'s prompts, seeds and options."""
+    prompts = listed(prompts)
     seeds = range(seed, seed + len(prompts))
     if adjoint_probes:
         check_derivatives(pipe, "adjoint sweep")

@@ -22,7 +22,7 @@ from asddim_lib.measure import calls, fingerprint
 from asddim_lib.measure.recording import Measure, Probes, record_path
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, network
-from asddim_lib.models.prompts import check_prompts
+from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.schedulers.laying import hold, prepared
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Run:
     end: str | None = None
 
     def __post_init__(self) -> None:
-        prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
+        prompts = tuple(listed(self.prompts))
         check(len(prompts) > 0, "prompts", list(prompts), "give at least one")
         seeds = tuple(range(len(prompts)) if self.seeds is None else self.seeds)
         same = len(seeds) == len(prompts)
@@ -92,6 +92,9 @@ class Run:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
         for name, remedy in OWN.items():
             check(name not in self.options, name, self.options.get(name), remedy)
+        twice = scale is not None and "guidance_scale" in self.options
+        what = f"{scale}, and {self.options.get('guidance_scale')} in options"
+        check(not twice, "guidance_scale", what, "give it once: in options only beside None")
         calls.check_guidance(self.pipe, scale)
         check_prompts(self.pipe, list(prompts), truncate=self.truncate)
         object.__setattr__(self, "prompts", prompts)

@@ -124,6 +124,11 @@ def _lines(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"prompt": lines})
 
 
+def listed(prompts: str | Sequence[str]) -> list[str]:
+    """Prompts as a list: a string is one prompt."""
+    return [prompts] if isinstance(prompts, str) else list(prompts)
+
+
 def check_prompts(reader: Any, prompts: Sequence[str], truncate: bool = False) -> None:
     """Raises WrongUse for a prompt that is empty, or too long for every tokenizer of `reader`.
 

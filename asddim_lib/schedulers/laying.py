@@ -178,8 +178,23 @@ def with_set_timesteps(scheduler: Any, act: Callable[[Any, Any, float | None], N
         act(self, device, mu)
 
     changed = copy.copy(scheduler)
-    changed.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
+    remedy = "its grid is not in its config: use laying.holding(scheduler, grid), which is saved"
+    changed.__class__ = passing(kind, set_timesteps, remedy)
     return changed
+
+
+def passing(kind: Any, set_timesteps: Any, remedy: str) -> Any:
+    """A scheduler class with another `set_timesteps`, which no config says, and so no file.
+
+    Whoever saves its schedulers gets a WrongUse with this remedy, before they write anything.
+    """
+
+    def save_config(self: Any, *args: Any, **kwargs: Any) -> None:
+        check(False, "scheduler", f"{kind.__name__}, which cannot be saved so", remedy)
+
+    return type(
+        kind.__name__, (kind,), {"set_timesteps": set_timesteps, "save_config": save_config}
+    )
 
 
 def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 
 from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.errors import check
+from asddim_lib.schedulers.laying import passing
 
 
 def stopped(scheduler: Any, sigma: float) -> Any:
@@ -17,8 +18,8 @@ def stopped(scheduler: Any, sigma: float) -> Any:
 
     Its samples end with that noise in them, in the scale that the model has there: a decoder is
     left to take it for picture. Lay a grid in it as in any other (`laying.lay`, or `Run` with
-    `scheduler=`). Raises WrongUse for a σ that is not positive and finite; when a grid is laid, for
-    one whose last node does not lie above σ.
+    `scheduler=`). It cannot be saved. Raises WrongUse for a σ that is not positive and finite; when
+    a grid is laid, for one whose last node does not lie above σ.
     """
     right = bool(0 < sigma < float("inf"))
     check(right, "sigma", sigma, "give a positive number: where the last step is to end")
@@ -40,7 +41,8 @@ def stopped(scheduler: Any, sigma: float) -> Any:
 
     if getattr(scheduler, "final_alpha_cumprod", None) is not None:  # DDIM's own end
         changed.final_alpha_cumprod = torch.tensor(1 / (1 + sigma**2))
-    changed.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
+    remedy = "its end is not in its config: save the scheduler itself, and stop it after loading"
+    changed.__class__ = passing(kind, set_timesteps, remedy)
     return changed
 
 

@@ -36,11 +36,11 @@ def measure(run: Run, goal: Goal, plan: Plan, shelf: Shelf, meter: Meter) -> Sen
     part = run.part(slice(0, plan.profile_prompts))
     assert part.seeds is not None
     encoder = goal.encoder if isinstance(goal, Embedding) else None
+    options = {"guidance_scale": part.guidance_scale, **part.options}
     try:
         profile = calibrate(
             part.pipe,
             list(part.prompts),
-            guidance_scale=part.guidance_scale,
             num_steps=plan.profile_steps,
             estimator="path",
             adjoint_probes=0 if encoder else plan.sweeps,
@@ -50,7 +50,7 @@ def measure(run: Run, goal: Goal, plan: Plan, shelf: Shelf, meter: Meter) -> Sen
             seed=part.seeds[0],
             truncate=part.truncate,
             cache=shelf.folder,
-            **part.options,
+            **options,
         )
     except WrongUse as error:  # in the words of `tune`
         raise WrongUse(str(error).replace(REMEDY, WITHOUT)) from error

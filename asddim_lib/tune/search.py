@@ -15,6 +15,7 @@ from asddim_lib.grids.uniform import uniform
 from asddim_lib.measure.run import Run
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.load import Pipeline
+from asddim_lib.models.prompts import listed
 from asddim_lib.schedulers import ASDDIMScheduler, ASFlowScheduler
 from asddim_lib.schedulers.laying import numbers_of, takes
 
@@ -38,7 +39,9 @@ class Found(NamedTuple):
         return [(t + 1) / num_train_timesteps for t in self.timesteps]
 
 
-def distances(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> dict[str, float]:
+def distances(
+    pipe: Pipeline, prompts: str | Sequence[str], grids: Grids, **how: Any
+) -> dict[str, float]:
     """How far each grid's pictures end from the fine solution.
 
     Arguments and errors are those of `direct_search`.
@@ -47,7 +50,9 @@ def distances(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> d
     return {name: cost(grid) for name, grid in grids.items()}
 
 
-def choose(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> tuple[str, Found]:
+def choose(
+    pipe: Pipeline, prompts: str | Sequence[str], grids: Grids, **how: Any
+) -> tuple[str, Found]:
     """The name of the grid that ends nearest, and the grid, by `distances`."""
     cost = _Cost(pipe, prompts, **how)
     apart = {name: cost(grid) for name, grid in grids.items()}
@@ -57,7 +62,7 @@ def choose(pipe: Pipeline, prompts: list[str], grids: Grids, **how: Any) -> tupl
 
 def direct_search(
     pipe: Pipeline,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     starts: Sequence[Sequence[int]],
     budget: float = math.inf,
     **how: Any,
@@ -123,7 +128,7 @@ def _moved(grid: list[int], k: int, share: float, size: int) -> list[list[int]]:
 
 def solution(
     pipe: Pipeline,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     *,
     guidance_scale: float | None = 7.5,
     reference_steps: int = 200,
@@ -137,6 +142,7 @@ def solution(
 
     It is the goal of every search with the same arguments.
     """
+    prompts = listed(prompts)
     seeds = range(seed, seed + len(prompts))
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate, end=end)
     return _fine(run, reference_steps)
@@ -158,7 +164,7 @@ class _Cost:
     def __init__(
         self,
         pipe: Pipeline,
-        prompts: list[str],
+        prompts: str | Sequence[str],
         *,
         guidance_scale: float | None = 7.5,
         reference_steps: int = 200,
@@ -169,6 +175,7 @@ class _Cost:
         truncate: bool = False,
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        prompts = listed(prompts)
         kind, count = type(pipe.scheduler).__name__, len(prompts)
         remedy = "it takes no grid: make it ASDDIMScheduler.from_config(pipe.scheduler.config)"
         check(bool(takes(pipe.scheduler)), "pipe.scheduler", kind, remedy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -18,6 +18,7 @@ from asddim_lib.measure.fingerprint import of_pipeline
 from asddim_lib.measure.run import Run
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
+from asddim_lib.models.prompts import listed
 from asddim_lib.schedulers.laying import holding, prepared, takes
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tune.ahead import MOST as MOST_SHARES
@@ -42,7 +43,7 @@ from asddim_lib.tune.verify import Acceptance, accept, confirm, least_pairs
 
 def tune(
     pipe: Pipeline,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     *,
     steps: int,
     guidance_scale: float | None = 7.5,
@@ -79,7 +80,7 @@ def tune(
     for wrong use, and, before anything is drawn, for too few prompts and too small a budget, with
     how many are needed.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = listed(prompts)
     seeds, limits = range(seed, seed + len(prompts)), Limits(budget, minutes)
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
     kind, order = _solver(run, solver, steps)
