@@ -57,7 +57,8 @@ def export(
 
     Example: asddim export --steps 10 --format comfyui
     """
-    from asddim_lib.core.coordinates import completed, with_fixed_shift
+    from asddim_lib.core.config import completed
+    from asddim_lib.core.coordinates import with_fixed_shift
     from asddim_lib.errors import check
     from asddim_lib.grids.grid import sigmas
     from asddim_lib.models.load import load_scheduler_config

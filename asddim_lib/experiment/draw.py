@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.core.coordinates import completed
+from asddim_lib.core.config import completed
 from asddim_lib.errors import check
 from asddim_lib.experiment.setting import Batch, Cell, Setting, batches, cells, references
 from asddim_lib.experiment.shards import ALONE, Shard

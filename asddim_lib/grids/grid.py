@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from asddim_lib.core.config import completed
 from asddim_lib.core.coordinates import (
     EDM,
     Coordinates,
-    completed,
     flow_shift,
     flow_unshift,
     is_flow,

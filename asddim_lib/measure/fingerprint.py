@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from asddim_lib.core.coordinates import completed
+from asddim_lib.core.config import completed
 from asddim_lib.errors import WrongUse
 from asddim_lib.models.load import Pipeline
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates, completed, with_fixed_shift
+from asddim_lib.core.config import completed
+from asddim_lib.core.coordinates import Coordinates, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.trajectory import Trajectory

@@ -14,7 +14,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from asddim_lib.core.coordinates import Coordinates, for_class
+from asddim_lib.core.config import for_class
+from asddim_lib.core.coordinates import Coordinates
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import check

@@ -16,7 +16,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib.core.coordinates import Coordinates, completed, flow_shift, with_fixed_shift
+from asddim_lib.core.config import completed
+from asddim_lib.core.coordinates import Coordinates, flow_shift, with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.flow import check_sigmas

@@ -12,7 +12,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from asddim_lib.core.coordinates import completed, with_fixed_shift
+from asddim_lib.core.config import completed
+from asddim_lib.core.coordinates import with_fixed_shift
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps

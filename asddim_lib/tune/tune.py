@@ -11,7 +11,8 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
-from asddim_lib.core.coordinates import Coordinates, completed, is_flow
+from asddim_lib.core.config import completed
+from asddim_lib.core.coordinates import Coordinates, is_flow
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import numbers
 from asddim_lib.measure.fingerprint import of_pipeline
