@@ -123,3 +123,9 @@ def test_a_string_is_one_prompt(small):
     small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config)
     with pytest.raises(WrongUse, match=r"^prompts is 1 prompt; give at least two"):
         direct_search(small, PROMPTS[0], [[900, 500]])
+
+
+def test_an_encoder_that_nothing_is_shown_to_is_refused(small, calls):
+    with pytest.raises(WrongUse, match=r"^encoder is no-such; .* leave it out, or give feature_pro"):
+        calibrate(small, PROMPTS[:1], num_steps=2, encoder="no-such")
+    assert not calls

@@ -60,8 +60,10 @@ def calibrate(
     With a `cache` folder each batch is kept under a name made of all that it depends on, so that
     measuring again costs nothing and a stopped run goes on. The pipeline comes back as it was.
     Raises WrongUse for wrong prompts, a pipeline whose guidance cannot be replayed (where the
-    estimator needs it), or when the network returns a number that is not finite.
+    estimator needs it), an encoder that no `feature_probes` need, or when the network returns a
+    number that is not finite.
     """
+    _check_encoder(encoder, feature_probes)
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
     prompts = listed(prompts)
     seeds = range(seed, seed + len(prompts))
@@ -86,6 +88,13 @@ def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
     plain = {name: value for name, value in how.items() if name != "encoder"}
     weights = dict(how["encoder"].network.state_dict()) if "encoder" in how else {}
     return of_values(of_pipeline(pipe), plain, weights)
+
+
+def _check_encoder(encoder: str | Encoder | None, feature_probes: int) -> None:
+    """Refuses an encoder that nothing is shown to."""
+    remedy = "without feature_probes it sees nothing: leave it out, or give feature_probes"
+    needed = bool(feature_probes) or not encoder
+    check(needed, "encoder", getattr(encoder, "name", encoder), remedy)
 
 
 def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: int) -> str:

@@ -254,22 +254,28 @@ def goal_of(
     """A goal by its name: latents, embedding, embedding+distribution or score.
 
     The encoders are `encoder_for`'s; without a `check_encoder` there is no second one. Raises
-    WrongUse for an unknown name, and for a second encoder that cannot check the first.
+    WrongUse for an unknown name, for an encoder that the goal makes no use of, and for a second one
+    that cannot check the first.
     """
-    if not isinstance(name, Goal):
-        check(name in GOALS, "goal", name, f"use one of {', '.join(GOALS)}")
-        name = _named(GOALS[name], pipe, encoder)
+    made = isinstance(name, Goal)
+    check(made or name in GOALS, "goal", name, f"use one of {', '.join(GOALS)}")
+    kind = type(name) if isinstance(name, Goal) else GOALS[name]
+    remedy = f"goal {kind.name} sees no pictures: leave it out, or use goal embedding"
+    for argument, one in (("encoder", encoder), ("check_encoder", check_encoder)):
+        looks = one is None or issubclass(kind, Embedding)
+        check(looks, argument, getattr(one, "name", one), remedy)
+    own = getattr(encoder, "name", encoder)
+    remedy = "the goal that is given has one: leave it out, or give the goal's name"
+    check(encoder is None or not made, "encoder", own, remedy)
+    goal = name if isinstance(name, Goal) else _named(kind, pipe, encoder)
     if check_encoder is None:
-        return name
-    looks = isinstance(name, Embedding)
-    shown = getattr(check_encoder, "name", check_encoder)
-    remedy = f"goal {name.name} sees no pictures: leave it out, or use goal embedding"
-    check(looks, "check_encoder", shown, remedy)
-    assert isinstance(name, Embedding)
+        return goal
+    assert isinstance(goal, Embedding)
     second = encoder_for(pipe, check_encoder)
-    another = second.name != name.encoder.name
-    check(another, "check_encoder", shown, "it is the goal's own: name an encoder of another kind")
-    return replace(name, check=second)
+    another = second.name != goal.encoder.name
+    remedy = "it is the goal's own: name an encoder of another kind"
+    check(another, "check_encoder", getattr(check_encoder, "name", check_encoder), remedy)
+    return replace(goal, check=second)
 
 
 def _named(kind: Any, pipe: Pipeline, encoder: str | Encoder | None) -> Goal:
