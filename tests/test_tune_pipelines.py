@@ -81,6 +81,20 @@ def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
     assert len(found.grid) == 2
 
 
+def test_a_prompt_that_clip_would_have_to_cut_is_refused_before_anything_is_drawn():
+    """T5 reads more of it than a CLIP that scores the pictures."""
+    made, drawn = entry("sd3"), []
+    words = [f"{word} {'boot ' * 40}" for word in WORDS[:8]]
+    how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN}
+    hook = made.pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
+    try:
+        with pytest.raises(ValueError, match=r"^prompt is .* tokens; shorten it to"):
+            tune(made.pipe, words, steps=2, goal="score", encoder="bundled", **how)
+    finally:
+        hook.remove()
+    assert not drawn
+
+
 def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):
     from asddim_lib.measure import guidance
 
