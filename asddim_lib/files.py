@@ -104,21 +104,29 @@ def seal(file: Path, value: Any) -> None:
     write_whole(file, lambda part: part.write_text(content + "\n"))
 
 
+def sealed(file: Path) -> Any:
+    """The value that `seal` wrote. Raises FileNotFoundError, and DamagedFile, which names it."""
+    try:
+        content = json.loads(file.read_text())
+        if content["sha256"] == short_hash(content["value"]):
+            return content["value"]
+    except (ValueError, KeyError, TypeError):  # no JSON, or JSON of another shape
+        pass
+    raise DamagedFile(f"{file} is damaged")
+
+
 def unseal(file: Path) -> Any:
     """The value that `seal` wrote, or None where the file is missing or damaged.
 
     A damaged file is named in a warning: callers then compute its value again.
     """
     try:
-        content = json.loads(file.read_text())
-        if content["sha256"] == short_hash(content["value"]):
-            return content["value"]
+        return sealed(file)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # no JSON, or JSON of another shape
-        pass
-    log.warning("%s is damaged; it is made anew", file)
-    return None
+    except DamagedFile as error:
+        log.warning("%s; it is made anew", error)
+        return None
 
 
 def locked(folder: Path) -> FileLock:

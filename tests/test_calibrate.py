@@ -123,3 +123,22 @@ def test_a_string_is_one_prompt(small):
     small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config)
     with pytest.raises(WrongUse, match=r"^prompts is 1 prompt; give at least two"):
         direct_search(small, PROMPTS[0], [[900, 500]])
+
+
+@pytest.mark.parametrize("estimator", [None, "path"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("probes", 0), ("adjoint_probes", -1), ("feature_probes", -1)]
+)
+def test_a_number_of_probes_that_is_none_is_refused(small, calls, estimator, name, value):
+    more = {"feature_probes": 1} if name == "adjoint_probes" else {}
+    with pytest.raises(WrongUse, match=rf"^{name} is {value}; give at least [01]$"):
+        calibrate(small, PROMPTS[:1], num_steps=2, estimator=estimator, **more, **{name: value})
+    assert not calls
+
+
+def test_an_encoder_that_nothing_is_shown_to_is_refused(small, calls):
+    with pytest.raises(
+        WrongUse, match=r"^encoder is no-such; .* leave it out, or give feature_pro"
+    ):
+        calibrate(small, PROMPTS[:1], num_steps=2, encoder="no-such")
+    assert not calls

@@ -41,8 +41,13 @@ PURPOSE = {
 WRONG_USE = [
     ("calibrate p.json --dtype float8", "dtype is float8; use one of float32"),
     ("calibrate p.json --count 0", "count is 0; "),
+    ("calibrate p.json --quick --encoder x", "encoder is x; --quick makes no sweeps: leave it"),
+    ("calibrate p.json --quick --feature-probes 2", "feature_probes is 2; --quick makes no sweeps"),
+    ("calibrate p.json --quick --adjoint-probes 1", "adjoint_probes is 1; --quick makes no sweeps"),
     ("generate boot --allocation magic", "allocation is magic; use one of uniform"),
     ("generate boot --profile p.json", "profile is p.json; allocation uniform makes no use of it"),
+    ("generate boot --override model", "override is model; there is no profile: leave it out"),
+    ("choose --override model", "override is model; there is no profile: leave it out"),
     ("generate boot --allocation combined", "profile is None; allocation combined needs one"),
     ('generate boot --call {"guidance_scale":9}', "guidance_scale has an option of its own"),
     ('calibrate p.json --call {"guidance_scale":9}', "guidance_scale has an option of its own"),

@@ -39,6 +39,11 @@ def run_main(arguments, monkeypatch, capsys):
         (["generate", ""], "prompt is "),
         (["generate", "a red boot", "--steps", "0"], "num_inference_steps is 0"),
         (["generate", "a red boot " * 20], "prompt is "),
+        (["generate", "a red boot", "--seed", "9" * 23], "seed is 9999"),
+        (["calibrate", "p.json", "--count", "1", "--seed", "9" * 23], "seed is 9999"),
+        (["calibrate", "p.json", "--count", "1", "--feature-probes", "-1"], "feature_probes is -1"),
+        (["choose", "--count", "2", "--reference-steps", "0"], "reference_steps is 0; give 1 to"),
+        (["evaluate", "--prompt-seed", "-1"], "prompt_seed is -1; give at least 0"),
     ],
 )
 def test_a_refusal_is_one_line_and_leaves_no_file(

@@ -1,6 +1,7 @@
 """Goals: each one's defining property against an independent reckoning, and what they refuse."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +165,21 @@ def test_the_score_is_clip_s_cosine_with_the_prompt(run, small):
     assert checked.evaluations(run, 9) == 9 * 3 * 2
 
 
+@pytest.mark.parametrize("truncate", [False, True])
+def test_the_score_refuses_a_prompt_too_long_for_clip_or_cuts_it_as_told(small, truncate):
+    goal, long = goal_of("score", small, "bundled"), "a red boot " * 40
+    run = SimpleNamespace(prompts=(long, "a blue bag"), truncate=truncate)
+    if not truncate:
+        for reads in (goal.check_prompts, lambda run: goal.wanted(run, 4)):
+            with pytest.raises(ValueError, match=r"^prompt is .* tokens; shorten it to"):
+                reads(run)
+        return
+    cut, pictures = goal.wanted(run, 4), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    expected = -clip_cosine(pictures, list(run.prompts), truncate=True)
+    found = goal.losses(goal.embedded(pictures), cut).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 def test_a_picture_that_failed_is_no_black_one(run, small, encoders):
     plain = small.unet.forward
     small.unet.forward = lambda x, *a, **k: (plain(x, *a, **k)[0] * torch.nan,)
@@ -180,6 +196,9 @@ def test_a_picture_that_failed_is_no_black_one(run, small, encoders):
         ("beauty", None, None, "goal is beauty; use one of latents, embedding"),
         ("embedding", "nowhere", None, "encoder is 'nowhere', which could not be loaded"),
         ("latents", None, 1, "check_encoder is .*; goal latents sees no pictures"),
+        ("latents", "nowhere", None, "encoder is nowhere; goal latents sees no pictures: leave it"),
+        (Latents(), "nowhere", None, "encoder is nowhere; goal latents sees no pictures: leave it"),
+        (Embedding(None), 0, None, "encoder is .*; the goal that is given has one: leave it out"),
         ("embedding", 0, 0, "check_encoder is .*; it is the goal's own"),
         ("score", 1, None, "encoder is .*; goal score compares pictures with words: give a CLIP"),
     ],

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.errors import WrongUse
 from asddim_lib.measure.online import online
+from tests.zoo import ZOO
+from tests.zoo import draw as drawn
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]
 HOW = {"guidance_scale": 3.0, "output_type": "latent"}
@@ -88,4 +91,29 @@ def test_wrong_use_is_named(combined):
     config = combined.scheduler.config
     combined.scheduler = ASDDIMScheduler.from_config(config, allocation="noise")
     with pytest.raises(ValueError, match="scheduler is"), online(combined):
+        pass
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma", "cogvideox"])
+def test_a_network_that_is_told_the_time_by_a_name_is_refused(name):
+    pipe, options = ZOO[name]()
+    config = pipe.scheduler.config
+    pipe.scheduler = ASDDIMScheduler.from_config(config, allocation="combined")
+    line = r"^pipe is \w+, which tells its network .*; lay"
+    with pytest.raises(WrongUse, match=line), online(pipe):
+        drawn(pipe, options)
+    networks = pipe.transformer._forward_hooks, pipe.transformer._forward_pre_hooks
+    assert not any(networks), "the hooks are off again"
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ({"probes": 0}, "^probes is 0; give at least 1$"),
+        ({"seed": 2**64}, f"^seed is {2**64}; give a whole number below"),
+        ({"profile": "p.json"}, r"^profile is p.json; give SensitivityProfile.load"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_the_pipeline_is_called(combined, how, line):
+    with pytest.raises(WrongUse, match=line), online(combined, **how):
         pass

@@ -1,9 +1,18 @@
 """A profile in a file, and wrong arguments of `timesteps`."""
 
-import pytest
+import copy
+import json
+import tempfile
+from pathlib import Path
 
-from asddim_lib import SensitivityProfile, timesteps
+import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, SensitivityProfile, timesteps
 from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
 from tests.tiny import SD
 
@@ -39,6 +48,68 @@ def test_a_damaged_file_is_refused(file):
     file.write_text('{"timesteps": [1')
     with pytest.raises(ValueError, match="calibrate again"):
         SensitivityProfile.load(file)
+
+
+LOCAL = {"timesteps": [900, 400, 0], "made": {"1": [1.0, 2.0]}, "seen": {"1": [3.0, 0.5]}}
+WHOLE = PROFILE.to_dict() | {"local_error": {**LOCAL, "encoder": "clip"}}
+
+
+def places(value, at=()):
+    """Where each value of a JSON object stands, the containers' own places among them."""
+    yield at
+    parts = value.items() if isinstance(value, dict) else []
+    parts = enumerate(value) if isinstance(value, list) else parts
+    for key, part in parts:
+        yield from places(part, (*at, key))
+
+
+def replaced(place, new):
+    """The whole profile with another value at one place."""
+    if not place:
+        return new
+    changed = copy.deepcopy(WHOLE)
+    *way, last = place
+    part = changed
+    for key in way:
+        part = part[key]
+    part[last] = new
+    return changed
+
+
+OTHER = st.none() | st.text(max_size=3) | st.lists(st.none() | st.floats() | st.text(), max_size=4)
+
+
+@given(st.sampled_from(list(places(WHOLE))), OTHER)
+def test_a_file_with_a_wrong_value_loads_or_is_refused_in_one_line(place, new):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "p.json"
+        file.write_text(json.dumps(replaced(place, new)))
+        try:
+            profile = SensitivityProfile.load(file)
+        except WrongUse:
+            return
+    if place[:1] not in (("local_error",), ("schedule",)):  # it serves as before
+        assert profile.at(SCHEDULE).shape == (1000,)
+        assert profile.density(SCHEDULE, kind="seen").shape == (901,)
+
+
+@pytest.mark.parametrize("place", [("timesteps",), ("local_error", "timesteps"), ("g", 0)])
+def test_a_null_in_the_file_is_named(place, file):
+    file.write_text(json.dumps(replaced(place, None)))
+    with pytest.raises(WrongUse, match=f"^profile {' '.join(place[:1])}.*; calibrate again$"):
+        SensitivityProfile.load(file)
+
+
+@pytest.mark.parametrize("profile", ["p.json", Path("p.json"), [1.0]])
+def test_what_is_no_profile_is_refused_where_it_is_given(profile):
+    gradient = {"allocation": "gradient", "profile": profile}
+    line = r"^profile is \w.*; give SensitivityProfile.load\(file\).to_dict\(\)$"
+    with pytest.raises(WrongUse, match=line):
+        ASDDIMScheduler.from_config(DDIMScheduler(**SD).config, **gradient)
+    with pytest.raises(WrongUse, match=line):
+        ASFlowScheduler.from_config(FlowMatchEulerDiscreteScheduler().config, **gradient)
+    with pytest.raises(WrongUse, match=line):
+        timesteps(SD, 10, **gradient)
 
 
 def test_a_profile_of_another_noise_schedule_is_refused():

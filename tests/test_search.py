@@ -7,13 +7,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, calibrate, timesteps
+from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, timesteps
 from asddim_lib.cli import app
+from asddim_lib.cli.choose import TEMPERS
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.core.step import ddim_step
+from asddim_lib.evidence.profile import KINDS, fingerprint
 from asddim_lib.measure.calibrate import record
 from asddim_lib.schedulers.laying import prepared
-from asddim_lib.tune.search import choose, direct_search
+from asddim_lib.tune.family import DENSITIES
+from asddim_lib.tune.search import choose, direct_search, distances, solution
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]
 SMALL = {"height": 32, "width": 32}
@@ -111,6 +114,14 @@ def test_wrong_use_of_a_search_is_named(pipe):
         direct_search(pipe, PROMPTS[:1], [[999, 500]])
 
 
+@pytest.mark.parametrize("steps", [-1, 0, 1001])
+def test_a_fine_solution_of_no_such_number_of_steps_is_refused(pipe, steps):
+    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+    for search, grids in (direct_search, [[[999]]]), (distances, [{"a": [999]}]), (solution, []):
+        with pytest.raises(ValueError, match=f"^reference_steps is {steps}; give 1 to 1000$"):
+            search(pipe, PROMPTS, *grids, reference_steps=steps)
+
+
 def listed(*options):
     """What `choose` prints: each grid's distance, name and timesteps."""
     command = "choose --steps 3 --solver dpm++ --count 2 --guidance-scale 3"
@@ -137,3 +148,40 @@ def test_choose_also_tries_a_profile_s_density_and_searches_on(preloaded, tmp_pa
     assert len(names) == 5 + 4 + 1  # fixed grids, the density at four tempers, the searched one
     assert names[-1] == "searched"
     assert distances == sorted(distances, reverse=True)
+
+
+@pytest.fixture
+def profile_of_all(preloaded_small, tmp_path):
+    """A file of a profile that holds every kind of density, of another guidance and model."""
+    counts = {"1": [1.0, 2.0, 1.5], "2": [2.0, 1.0, 0.5]}
+    profile = SensitivityProfile(
+        timesteps=[999, 600, 200],
+        g=[1.0, 2.0, 3.0],
+        stderr=[None] * 3,
+        norm="frobenius",
+        estimator="path",
+        probes=1,
+        samples=1,
+        seed=0,
+        guidance_scale=7.5,
+        model="another",
+        schedule=fingerprint(NoiseSchedule.from_config(preloaded_small.scheduler)),
+        evaluations=9,
+        local_error={"timesteps": [999, 600, 200, 0], **dict.fromkeys(KINDS, counts)},
+    )
+    profile.save(tmp_path / "p.json")
+    return ["--profile", str(tmp_path / "p.json"), "--reference-steps", "4"]
+
+
+def test_choose_tries_every_density_of_a_profile_that_may_be_another_s(profile_of_all):
+    rows = listed(*profile_of_all, "--grids", "trailing", "--override", "model,guidance_scale")
+    tried = [f"{name}, temper {t:g}" for name in DENSITIES.values() for t in TEMPERS]
+    assert {name for _, name, _ in rows} == {"trailing", *tried}
+
+
+def test_choose_names_what_can_be_overridden(profile_of_all):
+    command = ["choose", "--count", "2", "--guidance-scale", "3", *profile_of_all]
+    done = CliRunner().invoke(app, [*command, "--override", "model"])
+    assert "made for guidance_scale 7.5, not 3.0; calibrate again, or override" in str(
+        done.exception
+    )

@@ -14,7 +14,7 @@ from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.grids.stopping import EIGHT, FEW, XL, Stop, stopping
 from asddim_lib.measure.run import Run
-from asddim_lib.schedulers.laying import lay, prepared
+from asddim_lib.schedulers.laying import holding, lay, prepared
 from asddim_lib.schedulers.stopping import stopped
 from asddim_lib.schedulers.unipc import UniPCGridScheduler
 from tests.tiny import SD, easy, sd3
@@ -79,6 +79,17 @@ def test_wrong_stops_are_named():
         stopped(ASDDIMScheduler(**SD), 0)
     with pytest.raises(ValueError, match="the last step begins below it"):
         lay(stopped(ASDDIMScheduler(**SD), 1.0), [999, 10])
+
+
+def test_a_stop_is_not_lost_where_a_grid_is_held():
+    plain, grid = ASDDIMScheduler(**SD), [999, 500, 100]
+    line = r"^scheduler is ASDDIMScheduler, stopped at 0.1, .*; hold the grid first, and then stop"
+    with pytest.raises(ValueError, match=line):
+        holding(stopped(plain, 0.1), grid)
+    both = stopped(holding(plain, grid), 0.1)
+    both.set_timesteps(3)
+    assert both.timesteps.tolist() == grid
+    assert float(both.final_alpha_cumprod) == pytest.approx(1 / (1 + 0.1**2))
 
 
 def test_ddim_and_its_first_steps_stop_at_the_same_sample():

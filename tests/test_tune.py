@@ -201,7 +201,7 @@ def test_quick_spends_at_most_ten_guided_pictures_and_says_how_much(small, encod
     assert found.evaluations == sum(rows) + 2 * sweeps
     assert found.evaluations <= 10 * 50 * 2
     assert found.pictures == found.evaluations / 100
-    latents = tune(small, WORDS[:9], **{**how, "goal": "latents"})
+    latents = tune(small, WORDS[:9], **{**how, "goal": "latents", "encoder": None})
     assert latents.evaluations <= 10 * 50 * 2
 
 

@@ -53,6 +53,15 @@ def test_a_result_without_a_sheet_does_not_take_an_older_one_s(tmp_path):
     assert Tuned.load(tmp_path) == found
 
 
+def test_a_damaged_result_is_not_said_to_be_made_anew(tmp_path, warnings_of_the_library):
+    Tuned.load(ROOT / "results" / "tuned-flow").save(tmp_path)
+    for damaged in ("", "[]", '{"sha256": "x", "value": {}}'):
+        (tmp_path / "tune.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"^folder is .*, whose tune.json is damaged; run th"):
+            Tuned.load(tmp_path)
+    assert not warnings_of_the_library.text
+
+
 def test_too_few_prompts_and_too_small_a_budget_are_wrong_use(run):
     for options, words in (
         (("--count", "6"), "prompts is 6 in number; give at least"),

@@ -41,7 +41,8 @@ def tuned(name, goal, **more):
 @pytest.mark.parametrize("goal", ["latents", "embedding"])
 @pytest.mark.parametrize("name", ["sd15", "sd3", "wan-2.1"])
 def test_a_tuned_scheduler_draws_in_its_pipeline(name, goal, encoders):
-    made, found = tuned(name, goal, encoder=encoders[0])
+    sees = {} if goal == "latents" else {"encoder": encoders[0]}
+    made, found = tuned(name, goal, **sees)
     flow = is_flow(made.pipe.scheduler)
     assert found.setting["flow"] == flow
     assert ("shift" in found.setting) == flow
@@ -78,6 +79,20 @@ def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
     plan = replace(PLAN, sweeps=0)
     _, found = tuned("modular-sdxl", "embedding", encoder=encoders[0], plan=plan)
     assert len(found.grid) == 2
+
+
+def test_a_prompt_that_clip_would_have_to_cut_is_refused_before_anything_is_drawn():
+    """T5 reads more of it than a CLIP that scores the pictures."""
+    made, drawn = entry("sd3"), []
+    words = [f"{word} {'boot ' * 40}" for word in WORDS[:8]]
+    how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN}
+    hook = made.pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
+    try:
+        with pytest.raises(ValueError, match=r"^prompt is .* tokens; shorten it to"):
+            tune(made.pipe, words, steps=2, goal="score", encoder="bundled", **how)
+    finally:
+        hook.remove()
+    assert not drawn
 
 
 def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):

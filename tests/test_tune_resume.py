@@ -27,7 +27,8 @@ def find(small, encoders):
     def run(folder, told=None, goal="embedding"):
         told = [] if told is None else told
         how = {"steps": 2, "guidance_scale": 1.0, "plan": PLAN, "goal": goal, "folder": folder}
-        how |= {"encoder": encoders[0], "progress": lambda *what: told.append(what)}
+        how |= {"encoder": encoders[0]} if goal == "embedding" else {}
+        how |= {"progress": lambda *what: told.append(what)}
         return tune(small, WORDS[:14], **how)
 
     return run

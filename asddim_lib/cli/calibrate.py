@@ -104,7 +104,8 @@ def calibrate(
 
     check_file(out)
     if quick:
-        count, num_steps, estimator, adjoint_probes, feature_probes = 1, 32, "path", 0, 0
+        _check_quick(adjoint_probes, feature_probes, encoder)
+        count, num_steps, estimator = 1, 32, "path"
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     _check_call(call, options, measure)
@@ -118,6 +119,15 @@ def calibrate(
     profile.save(out)
     schedule = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=True).schedule
     _show(out, profile, schedule, as_json)
+
+
+def _check_quick(adjoint_probes: int, feature_probes: int, encoder: str) -> None:
+    """Refuses what a quick measurement would leave out."""
+    from asddim_lib.errors import check
+
+    given = {"adjoint_probes": adjoint_probes, "feature_probes": feature_probes, "encoder": encoder}
+    for name, value in given.items():
+        check(not value, name, value, "--quick makes no sweeps: leave it out, or --quick")
 
 
 def _check_call(call: str, options: dict[str, Any], measure: Any) -> None:

@@ -14,6 +14,7 @@ from asddim_lib.cli.options import (
     Dtype,
     Json,
     Model,
+    Override,
     PipelineClass,
     Profile,
     Prompts,
@@ -24,6 +25,7 @@ from asddim_lib.cli.options import (
     Variant,
     called,
     loading,
+    overridden,
     torch_dtype,
     words,
 )
@@ -36,7 +38,11 @@ SEED = 1_000_000
 
 Grids = Annotated[str, typer.Option(help="Allocations to try, comma-separated: {allocations}.")]
 ReferenceSteps = Annotated[
-    int, typer.Option(help="DDIM steps of the fine solution that distances are measured from.")
+    int,
+    typer.Option(
+        help="Steps of the fine solution (DDIM, or Euler for flow matching) that distances are "
+        "measured from."
+    ),
 ]
 Search = Annotated[
     bool,
@@ -52,6 +58,7 @@ def choose(
     steps: StepCount = 10,
     solver: Solver = "ddim",
     profile: Profile = None,
+    override: Override = "",
     grids: Grids = "trailing,leading,karras,logsnr,beta",
     model: Model = "bundled",
     prompts: Prompts = "bundled-tune",
@@ -69,7 +76,7 @@ def choose(
 ) -> None:
     """Tries grids on a few prompts; prints each one's distance from a fine solution, best last.
 
-    With a profile, its density is tried too, at several tempers.
+    With a profile, each of its densities is tried too, at several tempers.
 
     Example: asddim choose --steps 8 --solver unipc
     """
@@ -81,6 +88,7 @@ def choose(
     from asddim_lib.schedulers.solvers import solver_of
 
     names, kind = _checked(words("grids", grids), solver), torch_dtype(dtype)
+    may_differ = overridden(override, profile)
     texts = list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=kind, **given)
@@ -90,6 +98,7 @@ def choose(
     trials = {name: numbers(run.config, steps, {"allocation": name}) for name in names}
     if profile is not None:
         made_for = {"model": model, "guidance_scale": guidance_scale, "schedule": run.schedule}
+        made_for |= {"override": may_differ}
         trials |= _measured(run.config, steps, order, profile, made_for)
     how = {"guidance_scale": guidance_scale, "truncate": truncate, "options": options}
     apart = _distances(pipe, texts, trials, reference_steps, search, {**how, "seed": SEED})
@@ -114,16 +123,19 @@ def _checked(grids: tuple[str, ...], solver: str) -> tuple[str, ...]:
 def _measured(
     config: dict[str, Any], steps: int, order: int, profile: Path, made_for: dict[str, Any]
 ) -> dict[str, list[int]]:
-    """The grids of a profile's density at every temper."""
+    """The grids of each density that a profile holds, at every temper."""
     from asddim_lib.evidence.profile import SensitivityProfile
     from asddim_lib.grids.grid import numbers
+    from asddim_lib.tune.family import DENSITIES
 
     measured = SensitivityProfile.load(profile, **made_for)
-    carried = "carried" in (measured.local_error or {})
-    best = "dual-weighted" if carried else "equidistributed"
-    how: dict[str, Any] = {"allocation": best, "profile": measured, "order": order}
+    how: dict[str, Any] = {"profile": measured, "order": order}
     return {
-        f"{best}, temper {temper:g}": numbers(config, steps, {**how, "temper": temper})
+        f"{name}, temper {temper:g}": numbers(
+            config, steps, {**how, "allocation": name, "temper": temper}
+        )
+        for kind, name in DENSITIES.items()
+        if kind in (measured.local_error or {})
         for temper in TEMPERS
     }
 

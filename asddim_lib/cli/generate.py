@@ -14,6 +14,7 @@ from asddim_lib.cli.options import (
     Dtype,
     Json,
     Model,
+    Override,
     PipelineClass,
     Profile,
     Scale,
@@ -23,20 +24,13 @@ from asddim_lib.cli.options import (
     Variant,
     called,
     loading,
+    overridden,
     torch_dtype,
-    words,
 )
 from asddim_lib.cli.output import check_file, say
 
 Prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
 Out = Annotated[Path, typer.Argument(help="File for the picture.")]
-Override = Annotated[
-    str,
-    typer.Option(
-        help="What may differ from what the profile was made for, comma-separated: "
-        "model, schedule, guidance_scale."
-    ),
-]
 
 
 def generate(
@@ -71,12 +65,13 @@ def generate(
     _check_picture(out)
     if allocation:  # before the model is loaded
         _check_allocation(allocation, profile)
+    may_differ = overridden(override, profile)
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=torch_dtype(dtype), **given)
     if not allocation and profile is not None:
         _check_allocation(pipe.scheduler.config.get("allocation", "uniform"), profile)
     run = Run(pipe, [prompt], [seed], guidance_scale, options=options, truncate=truncate)
-    values = _read(profile, override, run.schedule, model, guidance_scale)
+    values = _read(profile, may_differ, run.schedule, model, guidance_scale)
     how: dict[str, Any] = {"profile": values} if allocation or profile else {}
     how |= {"allocation": allocation, "grid": None} if allocation else {}
     kind = own_scheduler(pipe.scheduler)
@@ -131,13 +126,16 @@ def _check_allocation(allocation: str, profile: Path | None) -> None:
 
 
 def _read(
-    profile: Path | None, override: str, schedule: Any, model: str, guidance_scale: float
+    profile: Path | None,
+    override: tuple[str, ...],
+    schedule: Any,
+    model: str,
+    guidance_scale: float,
 ) -> dict[str, Any] | None:
     """The profile as a scheduler's config holds it, if it was made for this model and scale."""
     from asddim_lib.evidence.profile import SensitivityProfile
 
     if profile is None:
         return None
-    may_differ = words("override", override) if override else ()
-    made_for: dict[str, Any] = {"model": model, "schedule": schedule, "override": may_differ}
+    made_for: dict[str, Any] = {"model": model, "schedule": schedule, "override": override}
     return SensitivityProfile.load(profile, guidance_scale=guidance_scale, **made_for).to_dict()

@@ -87,6 +87,13 @@ Solvers = Annotated[
     typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc, euler (also for flow matching)."),
 ]
 Profile = Annotated[Path | None, typer.Option(help="Profile that `asddim calibrate` wrote.")]
+Override = Annotated[
+    str,
+    typer.Option(
+        help="What may differ from what the profile was made for, comma-separated: "
+        "model, schedule, guidance_scale."
+    ),
+]
 Exponent = Annotated[float, typer.Option("--p", help="Exponent p of Eq 5.")]
 Lambda = Annotated[float, typer.Option("--lam", help="λ of Eq 9.")]
 Reading = Annotated[
@@ -95,7 +102,8 @@ Reading = Annotated[
 Reference = Annotated[
     int,
     typer.Option(
-        help="Steps of a DDIM reference that each picture's distance is measured from; 0 for none."
+        help="Steps of a fine reference (DDIM, or Euler for flow matching) that each picture's "
+        "distance is measured from; 0 for none."
     ),
 ]
 Batch = Annotated[int, typer.Option(help="Number of pictures drawn at once.")]
@@ -168,6 +176,16 @@ def numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     check(all(map(math.isfinite, values)), name, repr(text), remedy)
     check(len(set(values)) == len(values), name, repr(text), "give each value once")
     return values
+
+
+def overridden(text: str, profile: Path | None) -> tuple[str, ...]:
+    """What a profile may be made for beside what it is used for.
+
+    Raises WrongUse where there is none.
+    """
+    remedy = "there is no profile: leave it out, or give one"
+    check(not text or profile is not None, "override", text, remedy)
+    return words("override", text) if text else ()
 
 
 def loading(variant: str, pipeline_class: str) -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ SCHEMA = 3
 #: Where the error of a step is weighed: on the path, in the final latents, in their embedding.
 KINDS = ("made", "carried", "seen")
 _NEEDED = {"made": "", "carried": ", with adjoint_probes", "seen": ", with feature_probes"}
+#: What each field of a profile is.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("timesteps", "g", "stderr"), (list, tuple)),
+    **dict.fromkeys(("norm", "estimator", "model", "schedule"), str),
+    **dict.fromkeys(("probes", "samples", "seed", "evaluations"), Integral),
+    "guidance_scale": Real,
+    "local_error": (dict, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -56,16 +66,27 @@ class SensitivityProfile:
         remedy = "calibrate again"
         reads = f"this version reads {SCHEMA}; {remedy}"
         check(self.schema == SCHEMA, "profile schema", self.schema, reads)
+        for name, kind in _TYPES.items():
+            _check_type(f"profile {name}", getattr(self, name), kind)
         even = len(self.timesteps) == len(self.g) == len(self.stderr) > 0
         check(even, "profile", "uneven or empty lists", remedy)
         _check_positive("profile g", self.g)
         _check_falling("profile timesteps", self.timesteps)
+        for error in self.stderr:
+            _check_type("profile stderr", error, (Real, type(None)))
+        self._check_local_error()
+
+    def _check_local_error(self) -> None:
+        remedy = "calibrate again"
         measured = self.local_error or {"timesteps": self.timesteps}
         check("timesteps" in measured, "profile local_error", "without timesteps", remedy)
+        _check_type("profile local_error encoder", measured.get("encoder", ""), str)
         _check_falling("profile local_error timesteps", measured["timesteps"])
         for kind in KINDS:
+            _check_type(f"profile local_error {kind}", measured.get(kind, {}), dict)
             for order, counts in measured.get(kind, {}).items():
                 name = f"profile local_error {kind} of order {order}"
+                _check_type(name, counts, (list, tuple))
                 even = len(counts) == len(measured["timesteps"]) - 1
                 check(even, name, f"{len(counts)} numbers", remedy)
                 _check_positive(name, counts)
@@ -170,13 +191,17 @@ class SensitivityProfile:
         return profile
 
 
-def _check_positive(name: str, values: list[float]) -> None:
-    numbers = np.asarray(values, np.float64)
-    right = numbers.ndim == 1 and bool(np.all(np.isfinite(numbers) & (numbers > 0)))
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    check(isinstance(value, kind), name, f"of type {type(value).__name__}", "calibrate again")
+
+
+def _check_positive(name: str, values: Sequence[float]) -> None:
+    right = all(isinstance(v, Real) and 0 < v < math.inf for v in values)
     check(right, name, "not all finite and positive", "calibrate again")
 
 
-def _check_falling(name: str, values: list[int]) -> None:
-    whole = all(isinstance(t, int) and t >= 0 and math.isfinite(t) for t in values)
+def _check_falling(name: str, values: Sequence[int]) -> None:
+    _check_type(name, values, (list, tuple))
+    whole = all(isinstance(t, Integral) and t >= 0 for t in values)
     falling = whole and list(values) == sorted(set(values), reverse=True)
     check(falling, name, "unsorted", "calibrate again")

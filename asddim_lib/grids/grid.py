@@ -21,7 +21,7 @@ from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
 from asddim_lib.evidence.trajectory import Trajectory
-from asddim_lib.grids.methods import DEFAULTS, METHODS, Options, lay
+from asddim_lib.grids.methods import DEFAULTS, METHODS, Options, check_profile, lay
 from asddim_lib.grids.uniform import SPACINGS, uniform
 
 #: Settings with which a flow scheduler changes levels that it was given.
@@ -141,6 +141,7 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
     chosen = DEFAULTS | {key: config[key] for key in DEFAULTS if key in config} | given
     name, begin = chosen.pop("allocation"), chosen.pop("begin", None)
     _check_evidence(name, given)
+    check_profile(chosen["profile"])
     if isinstance(chosen["profile"], dict):
         chosen["profile"] = SensitivityProfile.from_dict(chosen["profile"])
     spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)

@@ -216,6 +216,13 @@ def check_allocation(allocation: str) -> None:
     check(allocation in names, "allocation", allocation, f"use one of {', '.join(names)}")
 
 
+def check_profile(profile: Any) -> None:
+    """Raises WrongUse for anything but None, a profile, and one's `to_dict()`."""
+    right = profile is None or isinstance(profile, (dict, SensitivityProfile))
+    shown = profile if isinstance(profile, str) else type(profile).__name__
+    check(right, "profile", shown, "give SensitivityProfile.load(file).to_dict()")
+
+
 def lay(name: str, schedule: NoiseSchedule, steps: int, options: Options) -> list[int]:
     """K timesteps by the method of that name.
 

@@ -59,9 +59,11 @@ def calibrate(
     `truncate` and `options` (height, negative_prompt, …) are as in `Run`.
     With a `cache` folder each batch is kept under a name made of all that it depends on, so that
     measuring again costs nothing and a stopped run goes on. The pipeline comes back as it was.
-    Raises WrongUse for wrong prompts, a pipeline whose guidance cannot be replayed (where the
-    estimator needs it), or when the network returns a number that is not finite.
+    Raises WrongUse for wrong prompts or numbers, a pipeline whose guidance cannot be replayed
+    (where the estimator needs it), an encoder that no `feature_probes` need, or when the network
+    returns a number that is not finite.
     """
+    _check_probes(probes, adjoint_probes, feature_probes, encoder)
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
     prompts = listed(prompts)
     seeds = range(seed, seed + len(prompts))
@@ -86,6 +88,18 @@ def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
     plain = {name: value for name, value in how.items() if name != "encoder"}
     weights = dict(how["encoder"].network.state_dict()) if "encoder" in how else {}
     return of_values(of_pipeline(pipe), plain, weights)
+
+
+def _check_probes(
+    probes: int, adjoint_probes: int, feature_probes: int, encoder: str | Encoder | None
+) -> None:
+    """Refuses numbers of probes that are none, and an encoder that nothing is shown to."""
+    check(probes >= 1, "probes", probes, "give at least 1")
+    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
+    check(feature_probes >= 0, "feature_probes", feature_probes, "give at least 0")
+    remedy = "without feature_probes it sees nothing: leave it out, or give feature_probes"
+    needed = bool(feature_probes) or not encoder
+    check(needed, "encoder", getattr(encoder, "name", encoder), remedy)
 
 
 def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: int) -> str:

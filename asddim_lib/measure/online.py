@@ -16,9 +16,10 @@ from asddim_lib.core.sensitivity import COST, gradient_norm
 from asddim_lib.core.step import predict
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import SensitivityProfile
+from asddim_lib.grids.methods import check_profile
 from asddim_lib.measure.recording import frozen
 from asddim_lib.measure.replay import Capture, Replay, replayed
-from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.schedulers import ASDDIMScheduler
 from asddim_lib.schedulers.online import OnlineScheduler
 from asddim_lib.schedulers.recorder import Visit
@@ -64,6 +65,9 @@ def online(
     estimators = COST["frobenius"]
     check(estimator in estimators, "estimator", estimator, f"use one of {', '.join(estimators)}")
     check(every >= 1, "every", every, "give at least 1")
+    check(probes >= 1, "probes", probes, "give at least 1")
+    check_seeds([seed])
+    check_profile(profile)
     scheduler = OnlineScheduler.from_config(own.config)
     expected = profile
     if expected is None and own.config["profile"]:
@@ -130,6 +134,9 @@ class _Session:
         """Puts the laid timestep, one or one per image, in the place of the step's name."""
         if self.capture.busy:  # a replay asks at the timestep it means
             return None
+        kind, remedy = type(self.pipe).__name__, "lay a calibrated profile's grid instead"
+        what = f"{kind}, which tells its network the time by a name"
+        check(len(args) > 1, "pipe", what, remedy)
         step = self.scheduler.number(args[1])
         times = self.scheduler.times(step, args[0].device)
         if times.ndim:

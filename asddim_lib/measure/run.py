@@ -22,7 +22,7 @@ from asddim_lib.evidence.trajectory import Trajectory
 from asddim_lib.measure import calls, fingerprint
 from asddim_lib.measure.recording import Measure, Probes, record_path
 from asddim_lib.metrics.distance import images_to_uint8
-from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.schedulers.laying import hold, prepared
 
@@ -85,6 +85,7 @@ class Run:
         seeds = tuple(range(len(prompts)) if self.seeds is None else self.seeds)
         same = len(seeds) == len(prompts)
         check(same, "seeds", f"{len(seeds)} for {len(prompts)} prompts", "give one per prompt")
+        check_seeds(seeds)
         scale = self.guidance_scale
         right = scale is None or (np.isfinite(scale) and scale >= 0)
         check(

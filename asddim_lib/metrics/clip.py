@@ -60,7 +60,7 @@ def clip_cosine(
         pixels = _pixels(
             processor.image_processor, model.config.vision_config.image_size, images[part]
         )
-        words = _tokens(model, processor, prompts[part], truncate)
+        words = tokens(model, processor, prompts[part], truncate)
         out = model(**words.to(device), pixel_values=pixels.to(device))
         scores.append(
             nn.functional.cosine_similarity(
@@ -89,8 +89,11 @@ def clip_score(
     return float(metric.compute()) / 100
 
 
-def _tokens(model: CLIPModel, processor: Any, prompts: list[str], truncate: bool) -> Any:
-    """Token ids and attention masks of prompts, each at most as long as the model takes."""
+def tokens(model: CLIPModel, processor: Any, prompts: list[str], truncate: bool) -> Any:
+    """Token ids and attention masks of prompts, each at most as long as the model takes.
+
+    Raises WrongUse for a longer prompt, unless `truncate` cuts it, with its end token kept.
+    """
     limit = model.config.text_config.max_position_embeddings
     if not truncate:
         for prompt in prompts:
@@ -130,7 +133,7 @@ class _Reader:
     def __call__(self, text: Any = None, images: Any = None, **options: Any) -> Any:
         if text is None:
             return self.processor(images=images, **options)
-        return _tokens(self.model, self.processor, text, self.truncate)
+        return tokens(self.model, self.processor, text, self.truncate)
 
 
 class _Towers(nn.Module):

@@ -212,6 +212,12 @@ def _check_tokenizer(pipe: Pipeline, model: str) -> None:
     check(2 * len(tokenizer) > config.vocab_size, "model", value, remedy)
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises WrongUse for a seed that torch's generators do not take."""
+    for seed in seeds:
+        check(-(2**63) <= seed < 2**64, "seed", seed, "give a whole number below 2^64")
+
+
 def check_device(device: str | torch.device) -> None:
     """Raises WrongUse for a device that torch does not know, or that this machine lacks."""
     try:

@@ -56,8 +56,9 @@ def load_prompts(
     prompts, caption or text, or a text with one prompt per line. The images of MS-COCO are taken
     in a random order that `seed` fixes, each with its first caption; a larger count adds to a
     smaller one. The table's `attrs` record the source and the seed. Raises WrongUse for a file
-    that is missing or unreadable, a missing column, or too few prompts.
+    that is missing or unreadable, a missing column, too few prompts, or a negative seed.
     """
+    check(seed >= 0, "prompt_seed", seed, "give at least 0")
     path = _find(source)
     table = _prompt_column(_read(path, source, seed), _name(source, path))
     remedy = f"{source} has {len(table)} prompts"

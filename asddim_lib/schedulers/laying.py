@@ -147,8 +147,11 @@ def holding(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any
     gives, whatever levels the config asks for, and so an `allocation` and a `boundary` are left
     out. Grid and `mu` are as `lay` takes them: the shift is put on sigmas here, once and for all,
     and a shift that a pipeline gives later moves them no more. Raises WrongUse for what is no grid,
-    and for a scheduler that no class of ours is the same method as.
+    for a scheduler that no class of ours is the same method as, and for a `stopped` one.
     """
+    stop, remedy = getattr(scheduler, "stops_at", None), "hold the grid first, and then stop it"
+    what = f"{type(scheduler).__name__}, stopped at {stop}, which no config says"
+    check(stop is None, "scheduler", what, remedy)
     own = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
     remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
     check(own is not None, "scheduler", type(scheduler).__name__, remedy)

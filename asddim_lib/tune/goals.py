@@ -19,7 +19,7 @@ from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.uniform import uniform
 from asddim_lib.measure.fingerprint import of_values
 from asddim_lib.measure.run import Run, out_of_memory
-from asddim_lib.metrics.clip import load_clip
+from asddim_lib.metrics.clip import load_clip, tokens
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.metrics.encoders import Encoder, embed, encoder_for
 from asddim_lib.metrics.intervals import Test
@@ -57,6 +57,9 @@ class Goal(ABC):
     def identity(self) -> str:
         """A hash of all that `look` depends on beside run and grid."""
         return of_values(self.name)
+
+    def check_prompts(self, run: Run) -> None:  # noqa: B027  most goals read none
+        """Raises WrongUse for a prompt of a run that the goal cannot read."""
 
     @abstractmethod
     def look(self, run: Run, grid: Sequence[int]) -> Seen:
@@ -225,16 +228,21 @@ class Score(Embedding):
         return self.check is not None
 
     def wanted(self, run: Run, steps: int) -> Seen:
-        device = str(next(self.encoder.network.parameters()).device)
-        model, processor = load_clip(self.clip, device)
-        limit = model.config.text_config.max_position_embeddings
-        how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        words = processor.tokenizer(list(run.prompts), **how)
+        model, words = self._read(run)
         with torch.no_grad():
-            output = model.get_text_features(**words.to(device))
+            output = model.get_text_features(**words)
         features = output if isinstance(output, Tensor) else output.pooler_output
         text = torch.nn.functional.normalize(features.float(), dim=1).cpu()
         return {**super().wanted(run, steps), "text": text}
+
+    def check_prompts(self, run: Run) -> None:
+        self._read(run)
+
+    def _read(self, run: Run) -> tuple[Any, Any]:
+        """CLIP, and a run's prompts as it takes them. Raises WrongUse as `tokens` does."""
+        device = str(next(self.encoder.network.parameters()).device)
+        model, processor = load_clip(self.clip, device)
+        return model, tokens(model, processor, list(run.prompts), run.truncate).to(device)
 
     def losses(self, seen: Tensor, wanted: Seen) -> Tensor:
         return -(seen * wanted["text"][: len(seen)]).sum(1)
@@ -254,22 +262,28 @@ def goal_of(
     """A goal by its name: latents, embedding, embedding+distribution or score.
 
     The encoders are `encoder_for`'s; without a `check_encoder` there is no second one. Raises
-    WrongUse for an unknown name, and for a second encoder that cannot check the first.
+    WrongUse for an unknown name, for an encoder that the goal makes no use of, and for a second one
+    that cannot check the first.
     """
-    if not isinstance(name, Goal):
-        check(name in GOALS, "goal", name, f"use one of {', '.join(GOALS)}")
-        name = _named(GOALS[name], pipe, encoder)
+    made = isinstance(name, Goal)
+    check(made or name in GOALS, "goal", name, f"use one of {', '.join(GOALS)}")
+    kind = type(name) if isinstance(name, Goal) else GOALS[name]
+    remedy = f"goal {kind.name} sees no pictures: leave it out, or use goal embedding"
+    for argument, one in (("encoder", encoder), ("check_encoder", check_encoder)):
+        looks = one is None or issubclass(kind, Embedding)
+        check(looks, argument, getattr(one, "name", one), remedy)
+    own = getattr(encoder, "name", encoder)
+    remedy = "the goal that is given has one: leave it out, or give the goal's name"
+    check(encoder is None or not made, "encoder", own, remedy)
+    goal = name if isinstance(name, Goal) else _named(kind, pipe, encoder)
     if check_encoder is None:
-        return name
-    looks = isinstance(name, Embedding)
-    shown = getattr(check_encoder, "name", check_encoder)
-    remedy = f"goal {name.name} sees no pictures: leave it out, or use goal embedding"
-    check(looks, "check_encoder", shown, remedy)
-    assert isinstance(name, Embedding)
+        return goal
+    assert isinstance(goal, Embedding)
     second = encoder_for(pipe, check_encoder)
-    another = second.name != name.encoder.name
-    check(another, "check_encoder", shown, "it is the goal's own: name an encoder of another kind")
-    return replace(name, check=second)
+    another = second.name != goal.encoder.name
+    remedy = "it is the goal's own: name an encoder of another kind"
+    check(another, "check_encoder", getattr(check_encoder, "name", check_encoder), remedy)
+    return replace(goal, check=second)
 
 
 def _named(kind: Any, pipe: Pipeline, encoder: str | Encoder | None) -> Goal:

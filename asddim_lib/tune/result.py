@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from asddim_lib import schedulers
-from asddim_lib.errors import check
-from asddim_lib.files import seal, unseal, write_whole
+from asddim_lib.errors import WrongUse, check
+from asddim_lib.files import DamagedFile, seal, sealed, write_whole
 from asddim_lib.tune.report import PICTURE_STEPS, change, markdown
 from asddim_lib.tune.verify import Acceptance, Comparison
 
@@ -125,9 +125,12 @@ class Tuned:
         file, picture = (Path(folder) / name for name in (FILES[0], FILES[2]))
         remedy = "give a folder that asddim tune, or Tuned.save, has written"
         check(file.is_file(), "folder", f"{folder}, without a {file.name}", remedy)
-        value, damaged = unseal(file), f"{folder}, whose {file.name} is damaged"
-        remedy = "run the same asddim tune again: it is made again"
-        check(value is not None, "folder", damaged, remedy)
+        try:
+            value = sealed(file)
+        except DamagedFile as error:
+            remedy = "run the same asddim tune again: it is made again"
+            damaged = f"folder is {folder}, whose {file.name} is damaged"
+            raise WrongUse(f"{damaged}; {remedy}") from error
         value["acceptance"] = _acceptance(value["acceptance"])
         if value.get("told"):  # older files have none
             value["told"] = _acceptance(value["told"])

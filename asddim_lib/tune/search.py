@@ -77,7 +77,8 @@ def direct_search(
     A pattern search: each timestep is moved towards its neighbours by a share of the gap, what is
     better is kept, and where nothing is, the share halves. It ends in a local optimum for these
     prompts, or when its trials, the starts aside, have taken `budget` steps per prompt.
-    Raises WrongUse for wrong prompts (at least two), a wrong start, or latents that are not finite.
+    Raises WrongUse for wrong prompts (at least two), a wrong start or number of steps, or latents
+    that are not finite.
     """
     cost = _Cost(pipe, prompts, **how)
     check(len(starts) > 0, "starts", starts, "give at least one grid")
@@ -150,7 +151,9 @@ def solution(
 
 def _fine(run: Run, steps: int) -> Tensor:
     """The ends of a run by DDIM, or by Euler for flow matching, over evenly spaced timesteps."""
-    grid = uniform("trailing", len(run.schedule), steps)
+    size = len(run.schedule)
+    check(1 <= steps <= size, "reference_steps", steps, f"give 1 to {size}")
+    grid = uniform("trailing", size, steps)
     flow = Coordinates.of(run.pipe.scheduler, run.mu).kind == "flow"
     return run.prepared_with(ASFlowScheduler if flow else ASDDIMScheduler).ends(grid)
 

@@ -124,6 +124,7 @@ class _Tuning:
         if self.look_ahead:
             check_told(self.run.scheduler, plan.trials)
         check_derivatives(self.run, self.goal, plan)
+        self.goal.check_prompts(self.run)
         self.fine_steps = min(max(plan.reference_steps, 2 * self.steps), len(self.run.schedule))
         self.rows = self.run.evaluations_per_step // count
         self.names = peer_names(self.run.config, plan.peers)
