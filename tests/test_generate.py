@@ -60,9 +60,10 @@ def test_a_profile_replaces_that_of_the_saved_scheduler(monkeypatch, tmp_path):
     how = {"num_steps": 4, "estimator": "path", "guidance_scale": 0.0}
     calibrate(pipe, ["a red boot"], **how).save(tmp_path / "p.json")
     arguments = ["generate", "boot", str(tmp_path / "boot.png"), "--steps", "4"]
-    arguments += ["--guidance-scale", "0", "--override", "model"]
+    arguments += ["--guidance-scale", "0"]
     assert "profile is None" in str(CliRunner().invoke(app, arguments).exception)
-    done = CliRunner().invoke(app, [*arguments, "--profile", str(tmp_path / "p.json")])
+    arguments += ["--override", "model", "--profile", str(tmp_path / "p.json")]
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.exception
 
 

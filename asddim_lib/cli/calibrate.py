@@ -104,8 +104,7 @@ def calibrate(
 
     check_file(out)
     if quick:
-        _check_quick(adjoint_probes, feature_probes, encoder)
-        count, num_steps, estimator = 1, 32, "path"
+        count, num_steps, estimator = _quick(adjoint_probes, feature_probes, encoder)
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     _check_call(call, options, measure)
@@ -121,13 +120,14 @@ def calibrate(
     _show(out, profile, schedule, as_json)
 
 
-def _check_quick(adjoint_probes: int, feature_probes: int, encoder: str) -> None:
-    """Refuses what a quick measurement would leave out."""
+def _quick(adjoint_probes: int, feature_probes: int, encoder: str) -> tuple[int, int, str]:
+    """A quick measurement's prompts, steps and estimator. Refuses what it would leave out."""
     from asddim_lib.errors import check
 
     given = {"adjoint_probes": adjoint_probes, "feature_probes": feature_probes, "encoder": encoder}
     for name, value in given.items():
         check(not value, name, value, "--quick makes no sweeps: leave it out, or --quick")
+    return 1, 32, "path"
 
 
 def _check_call(call: str, options: dict[str, Any], measure: Any) -> None:

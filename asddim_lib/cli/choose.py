@@ -88,8 +88,7 @@ def choose(
     from asddim_lib.schedulers.solvers import solver_of
 
     names, kind = _checked(words("grids", grids), solver), torch_dtype(dtype)
-    may_differ = overridden(override, profile)
-    texts = list(load_prompts(prompts, count)["prompt"])
+    may_differ, texts = overridden(override, profile), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     pipe = load_pipeline(model, device=device, dtype=kind, **given)
     scheduler, order = solver_of(solver, pipe.scheduler)
@@ -98,8 +97,7 @@ def choose(
     trials = {name: numbers(run.config, steps, {"allocation": name}) for name in names}
     if profile is not None:
         made_for = {"model": model, "guidance_scale": guidance_scale, "schedule": run.schedule}
-        made_for |= {"override": may_differ}
-        trials |= _measured(run.config, steps, order, profile, made_for)
+        trials |= _measured(run.config, steps, order, profile, made_for | {"override": may_differ})
     how = {"guidance_scale": guidance_scale, "truncate": truncate, "options": options}
     apart = _distances(pipe, texts, trials, reference_steps, search, {**how, "seed": SEED})
     worst_first = sorted(apart, key=apart.__getitem__, reverse=True)

@@ -210,8 +210,12 @@ def register(method: Method) -> None:
     METHODS[method.name] = method
 
 
-def check_allocation(allocation: str) -> None:
-    """Raises WrongUse for a name that a scheduler cannot lay from its config alone."""
+def check_allocation(allocation: str, profile: Any = None) -> None:
+    """Raises WrongUse for a name that a scheduler cannot lay from its config alone.
+
+    So does a `profile` that is none (`check_profile`).
+    """
+    check_profile(profile)
     names = [m.name for m in METHODS.values() if m.needs in ("nothing", "profile")]
     check(allocation in names, "allocation", allocation, f"use one of {', '.join(names)}")
 

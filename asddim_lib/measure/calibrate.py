@@ -59,9 +59,8 @@ def calibrate(
     `truncate` and `options` (height, negative_prompt, …) are as in `Run`.
     With a `cache` folder each batch is kept under a name made of all that it depends on, so that
     measuring again costs nothing and a stopped run goes on. The pipeline comes back as it was.
-    Raises WrongUse for wrong prompts or numbers, a pipeline whose guidance cannot be replayed
-    (where the estimator needs it), an encoder that no `feature_probes` need, or when the network
-    returns a number that is not finite.
+    Raises WrongUse for wrong prompts or numbers, an encoder of no use, a pipeline whose guidance
+    cannot be replayed (where the estimator needs it), or a network output that is not finite.
     """
     _check_probes(probes, adjoint_probes, feature_probes, encoder)
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)

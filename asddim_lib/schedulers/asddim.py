@@ -21,7 +21,7 @@ from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
 from asddim_lib.grids.grid import timesteps as make_timesteps
-from asddim_lib.grids.methods import check_allocation, check_profile
+from asddim_lib.grids.methods import check_allocation
 from asddim_lib.schedulers import held, told
 
 
@@ -73,8 +73,7 @@ class ASDDIMScheduler(DDIMScheduler):
         look_ahead: float = 0.0,
         grid: list[int] | None = None,
     ) -> None:
-        check_allocation(allocation)
-        check_profile(profile)
+        check_allocation(allocation, profile)
         told.check_look_ahead(look_ahead)
         super().__init__(
             num_train_timesteps=num_train_timesteps,

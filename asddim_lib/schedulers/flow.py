@@ -16,7 +16,7 @@ from asddim_lib.core.config import completed, for_class
 from asddim_lib.core.coordinates import Coordinates, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline, with_boundary
-from asddim_lib.grids.methods import check_allocation, check_profile
+from asddim_lib.grids.methods import check_allocation
 from asddim_lib.schedulers import held, told
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         boundary: float | None = None,
         look_ahead: float = 0.0,
     ) -> None:
-        check_allocation(allocation)
-        check_profile(profile)
+        check_allocation(allocation, profile)
         told.check_look_ahead(look_ahead)
         if grid is not None:
             check_sigmas("grid", grid)

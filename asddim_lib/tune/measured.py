@@ -45,7 +45,7 @@ def measure(run: Run, goal: Goal, plan: Plan, shelf: Shelf, meter: Meter) -> Sen
             estimator="path",
             adjoint_probes=0 if encoder else plan.sweeps,
             feature_probes=plan.sweeps if encoder else 0,
-            encoder=encoder,
+            encoder=encoder if plan.sweeps else None,
             batch_size=part.batch_size,
             seed=part.seeds[0],
             truncate=part.truncate,
