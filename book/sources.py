@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
+from links import address
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.viewcode import viewcode_anchor
@@ -85,10 +86,11 @@ def mend_body(app: Sphinx, page: str, template: str, context: dict[str, Any], do
 def fill_footer(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Puts the library's version and a link to the landing page's citation into the footer."""
+    """Puts the version, the repository's address and a link to the citation into the footer."""
     if footer := context.get("theme_extra_footer"):
-        cite = f"{context['pathto'](app.config.root_doc)}#how-to-cite"
-        context["theme_extra_footer"] = footer.format(version=__version__, cite=cite)
+        front = context["pathto"](app.config.root_doc).removesuffix("#")  # which it is on itself
+        said = {"version": __version__, "repository": address(), "cite": f"{front}#how-to-cite"}
+        context["theme_extra_footer"] = footer.format(**said)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

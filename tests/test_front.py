@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jupytext
+import links
 import nbformat
 import picture
 import pytest
@@ -160,6 +161,10 @@ def test_the_footer_has_version_licence_and_a_link_to_the_citation():
     assert 'href="../chapters/start.html#how-to-cite"' in filled
     assert "CC BY 4.0" in filled
     assert "\n## How to cite\n" in START
+    assert f'href="{links.address()}"' in filled
+    itself = {"theme_extra_footer": footer, "pathto": lambda name: "#"}
+    sources.fill_footer(page, "", "", itself, None)
+    assert 'href="#how-to-cite"' in itself["theme_extra_footer"]
     other: dict = {}
     sources.fill_footer(page, "", "", other, None)
     assert other == {}
