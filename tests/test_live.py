@@ -160,6 +160,8 @@ def test_a_tick_moves_by_key_and_pointer_and_never_past_its_neighbours(page):
     ticks.nth(2).focus()
     page.keyboard.press("ArrowRight")
     assert grid_of(page) == [*before[:2], before[2] - 1, *before[3:]]
+    page.keyboard.press("Shift+ArrowRight")
+    assert grid_of(page) == [*before[:2], before[2] - 11, *before[3:]]
     page.keyboard.press("End")
     assert grid_of(page)[2] == before[3] + 1
     page.keyboard.press("ArrowRight")

@@ -1,7 +1,7 @@
 // The grid as ticks on a line, from noise on the left to the picture on the right. A tick moves by
-// pointer and by keyboard, never past its neighbours.
+// pointer and by keyboard, never past its neighbours. The keys go as far as the grid editor's.
 
-const KEYS = { ArrowRight: -1, ArrowUp: -1, ArrowLeft: 1, ArrowDown: 1, PageUp: -25, PageDown: 25 };
+const KEYS = { ArrowRight: -1, ArrowUp: -1, ArrowLeft: 1, ArrowDown: 1, PageUp: -50, PageDown: 50 };
 
 // `onChange` is handed the grid, timesteps in decreasing order, whenever the reader moved a tick.
 export function gridLine(line, { last, onChange }) {
@@ -51,7 +51,9 @@ export function gridLine(line, { last, onChange }) {
     element.tabIndex = 0;
     element.addEventListener("keydown", (event) => {
       const [least, most] = room(k);
-      const goal = { Home: most, End: least }[event.key] ?? grid[k] + (KEYS[event.key] ?? NaN);
+      const by = KEYS[event.key] ?? NaN,
+        times = event.shiftKey && Math.abs(by) === 1 ? 10 : 1;
+      const goal = { Home: most, End: least }[event.key] ?? grid[k] + times * by;
       if (Number.isNaN(goal)) return;
       event.preventDefault();
       move(k, goal);
