@@ -7,10 +7,10 @@ has a page of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import metadata
 from typing import Any
 
 from docutils import nodes
-from links import address
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.viewcode import viewcode_anchor
@@ -89,8 +89,9 @@ def fill_footer(
     """Puts the version, the repository's address and a link to the citation into the footer."""
     if footer := context.get("theme_extra_footer"):
         front = context["pathto"](app.config.root_doc).removesuffix("#")  # which it is on itself
-        said = {"version": __version__, "repository": address(), "cite": f"{front}#how-to-cite"}
-        context["theme_extra_footer"] = footer.format(**said)
+        urls = dict(line.split(", ") for line in metadata("asddim-lib").get_all("Project-URL", []))
+        said = {"repository": urls["Repository"], "cite": f"{front}#how-to-cite"}
+        context["theme_extra_footer"] = footer.format(version=__version__, **said)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
