@@ -84,7 +84,7 @@ def _claim_tuning(out: Path, origin: dict[str, Any]) -> None:
     """Writes what the folder's profiles and grids depend on. Raises WrongUse where others did."""
     file = out / "images" / "tuning.json"
     claim = unseal(file) or origin
-    # A setting that is the default is absent: the folder's may be another, too.
+    # A default setting is absent from a claim, so both claims' names are compared.
     other = [name for name in {**origin, **claim} if claim.get(name) != origin.get(name)]
     what = f"{out}, which holds profiles of another {', '.join(other)}"
     check(not other, "out", what, "name another folder or remove this one")

@@ -92,7 +92,7 @@ def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
 def _check_probes(
     probes: int, adjoint_probes: int, feature_probes: int, encoder: str | Encoder | None
 ) -> None:
-    """Refuses numbers of probes that are none, and an encoder that nothing is shown to."""
+    """Refuses numbers of probes out of range, and an encoder that no probe uses."""
     check(probes >= 1, "probes", probes, "give at least 1")
     check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
     check(feature_probes >= 0, "feature_probes", feature_probes, "give at least 0")

@@ -23,9 +23,9 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.models.load import Pipeline
 
 PLAIN = (bool, int, float, str, bytes, type(None))
-#: What a module holds beside its settings: its parts, and what another line here says of it.
+#: Attributes that are no settings: the parts of a module, and what is hashed elsewhere here.
 PARTS = ("_parameters", "_buffers", "_modules", "_internal_dict", "training", "components")
-#: What a call fills, and what moving a module to a device or off it leaves.
+#: Names of attributes that a call fills, or that moving a module between devices leaves.
 PASSING = re.compile(r"hook|feat_map|conv_(idx|num)|^(?!use|enable).*_caches?$|device_map|_old_for")
 #: Where these hooks of diffusers have a module computed does not change what it computes.
 PLACES = re.compile(r"offloading|parallel$")
@@ -164,7 +164,7 @@ def _is_plain(value: Any) -> bool:
 def _plain(value: Any, tables: bool = True) -> Any:
     """The value, with what is of no known kind put by its class, or a function by its name.
 
-    So are tensors and arrays, unless `tables`: what is reckoned differs between machines.
+    So are tensors and arrays, unless `tables`: computed values differ between machines.
     """
     if isinstance(value, Mapping):
         return {str(_plain(key)): _plain(part, tables) for key, part in value.items()}
