@@ -86,11 +86,12 @@ def test_a_method_stands_against_each_rival_by_each_measure():
         pair = metrics.paired_difference(wide["near"], wide[against], test)
         assert row["difference"].item() == pytest.approx(pair.difference)
         assert row["p_value"].item() == pytest.approx(pair.p_value)
-    expected = {"embedding": {"trailing": "2 / 0 / 0", "karras": "2 / 0 / 0"}}
+    won, lost = "2\u00a0/\u00a00\u00a0/\u00a00", "0\u00a0/\u00a00\u00a0/\u00a02"
+    expected = {"embedding": {"trailing": won, "karras": won}}
     expected["KID, real"] = expected["embedding"]
     assert contest.summed(found).to_dict() == expected
     others = contest.standing(judged(), "far", ["near"], measures)
-    assert contest.summed(others).to_numpy().tolist() == [["0 / 0 / 2", "0 / 0 / 2"]]
+    assert contest.summed(others).to_numpy().tolist() == [[lost, lost]]
     for _, part in found.groupby("measure"):  # all rivals and cells of a measure are one family
         np.testing.assert_array_equal(part["p_adjusted"], metrics.holm(part["p_value"]))
 

@@ -152,6 +152,24 @@ def test_the_keyboard_reaches_and_moves_every_tick_and_says_what_happened(opened
     )
 
 
+def test_the_bars_are_not_rescaled_while_ticks_move(opened):
+    page = opened()
+
+    def top():
+        return float(page.locator("[data-part=bars] text").first.text_content().split()[1])
+
+    page.get_by_role("button", name="trailing").click()
+    last = page.locator(TICK).last
+    tops = [top()]
+    for key in ("End", "Home", *["PageUp"] * 4):
+        moved(page, lambda key=key: last.press(key))
+        tops.append(top())
+    assert tops == sorted(tops)
+    assert tops[0] < tops[-1]
+    moved(page, page.get_by_role("button", name="trailing").click)
+    assert top() == tops[0]
+
+
 def test_the_best_is_kept_and_a_search_is_not_the_reader_s(opened):
     page = opened()
     back, verdict = (

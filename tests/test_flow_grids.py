@@ -21,9 +21,8 @@ from asddim_lib import (
     UniPCGridScheduler,
     sigmas,
 )
-from asddim_lib.core.coordinates import Coordinates
+from asddim_lib.core.coordinates import Coordinates, with_boundary
 from asddim_lib.errors import WrongUse
-from asddim_lib.grids.flow import with_boundary
 from asddim_lib.measure.run import Run
 from asddim_lib.schedulers.laying import hold, lay, prepared
 from tests.tiny import SD

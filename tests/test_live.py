@@ -154,27 +154,42 @@ def test_another_prompt_seed_guidance_and_grid_are_the_library_s_too(page, pipe)
     assert abs(picture - drawn(pipe, prompt, 5, 1.0, grid)).mean() <= 1
 
 
+def test_the_pressed_button_and_the_measured_grid_s_distance_stay_in_sight(page):
+    pressed = page.locator(".named button[aria-pressed=true]")
+    page.get_by_role("button", name="Measured", exact=True).click()
+    page.wait_for_selector(DRAWN)
+    assert pressed.all_inner_texts() == ["Measured"]
+    assert page.locator(".state").inner_text().startswith("The measured grid ends ")
+    column = page.locator(".columns > div").first.inner_text()
+    distance = re.search(r"latents (\S+)", column)[1]
+    page.locator(".line [role=slider]").nth(1).press("PageDown")
+    page.wait_for_selector(DRAWN)
+    assert pressed.count() == 0
+    said = f"The measured grid’s distance in latents is {distance}."
+    assert page.locator(".state").inner_text().endswith(said)
+
+
 def test_a_tick_moves_by_key_and_pointer_and_never_past_its_neighbours(page):
     ticks = page.locator(".line [role=slider]")
     before = grid_of(page)
     ticks.nth(2).focus()
     page.keyboard.press("ArrowRight")
-    assert grid_of(page) == [*before[:2], before[2] - 1, *before[3:]]
-    page.keyboard.press("Shift+ArrowRight")
-    assert grid_of(page) == [*before[:2], before[2] - 11, *before[3:]]
-    page.keyboard.press("End")
-    assert grid_of(page)[2] == before[3] + 1
-    page.keyboard.press("ArrowRight")
-    assert grid_of(page)[2] == before[3] + 1
+    assert grid_of(page) == [*before[:2], before[2] + 1, *before[3:]]
+    page.keyboard.press("Shift+ArrowLeft")
+    assert grid_of(page) == [*before[:2], before[2] - 9, *before[3:]]
     page.keyboard.press("Home")
+    assert grid_of(page)[2] == before[3] + 1
+    page.keyboard.press("ArrowLeft")
+    assert grid_of(page)[2] == before[3] + 1
+    page.keyboard.press("End")
     assert grid_of(page)[2] == before[1] - 1
     assert ticks.nth(2).get_attribute("aria-valuetext") == f"timestep {before[1] - 1}"
     line = page.locator(".line")
     line.scroll_into_view_if_needed()
     box = line.bounding_box()
-    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 20)
+    page.mouse.move(box["x"] + 0.05 * box["width"], box["y"] + 20)
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 20)
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 20)
     page.mouse.up()
     assert abs(grid_of(page)[-1] - 0.1 * 999) < 2
     assert grid_of(page) == sorted(set(grid_of(page)), reverse=True)

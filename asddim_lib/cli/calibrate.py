@@ -22,6 +22,7 @@ from asddim_lib.cli.options import (
     Variant,
     called,
     loading,
+    refuse_given,
     torch_dtype,
 )
 from asddim_lib.cli.output import check_file, say
@@ -69,6 +70,7 @@ Cache = Annotated[
 
 
 def calibrate(
+    context: typer.Context,
     out: Out,
     model: Model = "bundled",
     prompts: Prompts = "bundled-tune",
@@ -104,7 +106,7 @@ def calibrate(
 
     check_file(out)
     if quick:
-        count, num_steps, estimator = _quick(adjoint_probes, feature_probes, encoder)
+        count, num_steps, estimator = _quick(context)
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
     options, given = called(call), loading(variant, pipeline_class)
     _check_call(call, options, measure)
@@ -120,13 +122,11 @@ def calibrate(
     _show(out, profile, schedule, as_json)
 
 
-def _quick(adjoint_probes: int, feature_probes: int, encoder: str) -> tuple[int, int, str]:
-    """A quick measurement's prompts, steps and estimator. Refuses what it would leave out."""
-    from asddim_lib.errors import check
-
-    given = {"adjoint_probes": adjoint_probes, "feature_probes": feature_probes, "encoder": encoder}
-    for name, value in given.items():
-        check(not value, name, value, "--quick makes no sweeps: leave it out, or --quick")
+def _quick(context: typer.Context) -> tuple[int, int, str]:
+    """A quick measurement's prompts, steps and estimator. Refuses those that the user gave."""
+    remedy = "--quick has 1 prompt, 32 timesteps, estimator path and no sweeps: leave one out"
+    sweeps = ("adjoint_probes", "feature_probes", "encoder")
+    refuse_given(context, ("count", "num_steps", "estimator", *sweeps), remedy)
     return 1, 32, "path"
 
 

@@ -178,6 +178,14 @@ def numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     return values
 
 
+def refuse_given(context: typer.Context, names: tuple[str, ...], remedy: str) -> None:
+    """Raises WrongUse for an option that the user gave, where a switch takes another value."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        check(not given, name, context.params[name], remedy)
+
+
 def overridden(text: str, profile: Path | None) -> tuple[str, ...]:
     """What a profile may be made for beside what it is used for.
 

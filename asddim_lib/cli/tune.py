@@ -28,6 +28,7 @@ from asddim_lib.cli.options import (
     Variant,
     called,
     loading,
+    refuse_given,
     torch_dtype,
 )
 from asddim_lib.cli.output import rows, say
@@ -69,6 +70,7 @@ Ahead = Annotated[
 
 
 def tune(
+    context: typer.Context,
     steps: StepCount = 8,
     out: Out = Path("tuned"),
     model: Model = "bundled",
@@ -104,6 +106,8 @@ def tune(
     from asddim_lib.tune.tune import tune as find
 
     _check(solver, goal, budget, minutes)
+    if quick:
+        refuse_given(context, ("count",), "--quick has 9 prompts: leave one out")
     kind, texts = torch_dtype(dtype), list(load_prompts(prompts, 9 if quick else count)["prompt"])
     how: dict[str, Any] = {"options": called(call), "truncate": truncate, "folder": out / "drawn"}
     pipe = load_pipeline(model, device=device, dtype=kind, **loading(variant, pipeline_class))

@@ -154,10 +154,13 @@ def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> 
 
 
 def summed(standings: pd.DataFrame) -> pd.DataFrame:
-    """How many wins, ties and losses `standing` has, per rival and measure, such as "3 / 1 / 0"."""
+    """How many wins, ties and losses `standing` has, per rival and measure, such as "3 / 1 / 0".
+
+    The spaces do not break: a narrow screen would make three lines of one entry.
+    """
     counts = standings.groupby(["against", "measure"])["verdict"].value_counts()
     wide = counts.unstack(fill_value=0).reindex(columns=["win", "tie", "loss"], fill_value=0)
-    said = wide.astype(str).agg(" / ".join, axis=1).unstack()
+    said = wide.astype(str).agg("\u00a0/\u00a0".join, axis=1).unstack()
     measures = [measure for measure in MEASURES if measure in said]
     return said.loc[list(dict.fromkeys(standings["against"])), measures]
 

@@ -72,21 +72,3 @@ def linear_quadratic(steps: int) -> np.ndarray:
 
 def _near(given: Any, values: np.ndarray) -> bool:
     return len(given) == len(values) and np.allclose(np.asarray(given, float), values, atol=1e-6)
-
-
-def with_boundary(levels: np.ndarray, boundary: float) -> np.ndarray:
-    """The grid with a step that begins at the boundary between two networks.
-
-    The node that is nearest moves just below it: a pipeline asks the network of high noise at the
-    boundary itself. Raises WrongUse for fewer than two nodes, or where none is left above it.
-    """
-    remedy = "give at least 2: a step above the boundary and one below it"
-    check(len(levels) > 1, "num_inference_steps", len(levels), remedy)
-    inner = np.arange(1, len(levels))
-    nearest = int(inner[np.abs(levels[inner] - boundary).argmin()])
-    moved = levels.copy()
-    moved[nearest] = boundary - 1e-4
-    falling = bool((np.diff([*moved, 0.0]) < 0).all())
-    what = f"{boundary}, where no step can begin"
-    check(falling, "boundary", what, "give a grid that begins above it and goes on below it")
-    return moved

@@ -15,6 +15,7 @@ from asddim_lib.core.coordinates import (
     flow_shift,
     flow_unshift,
     is_flow,
+    with_boundary,
     with_fixed_shift,
 )
 from asddim_lib.core.noise import NoiseSchedule
@@ -92,14 +93,27 @@ def sigmas(
             check(not config.get(flag), flag, config.get(flag), remedy)
     grid = numbers(config, num_inference_steps, how)
     if coordinates.kind == "flow":
-        if how.get("allocation") is None and config.get("grid") is not None:  # σ after the shift
-            held = np.array(config["grid"])
-            return [*held.tolist(), 0.0] if shifted else flow_unshift(held, config).tolist()
-        size = len(coordinates.betas)
-        mix = np.array([(t + 1) / size for t in grid])
-        return [*flow_shift(mix, config).tolist(), 0.0] if shifted else mix.tolist()
+        held = None if how.get("allocation") else config.get("grid")
+        mix, levels = _flow_sigmas(config, grid, held)
+        return [*levels.tolist(), 0.0] if shifted else mix.tolist()
     levels = NoiseSchedule(coordinates.betas).finite_sigmas[grid].tolist()
     return levels if coordinates.kind == "edm" and not shifted else [*levels, 0.0]
+
+
+def _flow_sigmas(
+    config: dict[str, Any], grid: list[int], held: list[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A flow model's K levels before its shift and after it, a step at the config's boundary."""
+    if held is None:
+        mix = (np.array(grid) + 1) / int(config["num_train_timesteps"])
+        levels = flow_shift(mix, config)
+    else:  # these are after the shift
+        levels = np.array(held)
+        mix = flow_unshift(levels, config)
+    if config.get("boundary") is not None:
+        levels = with_boundary(levels, config["boundary"])
+        mix = flow_unshift(levels, config)
+    return mix, levels
 
 
 def check_timesteps(timesteps: Any, num_train_timesteps: int) -> list[int]:

@@ -19,6 +19,7 @@
 
   // `name` is null once the grid is no named one; `last` is the last that was. `helped`: by the search.
   const state = { name: "", last: "", steps: 6, p: 0.5, lam: 1, grid: [], helped: false };
+  let top = 0; // the error at the top of the strip: bars must not be rescaled under a drag
   const bests = {}; // the reader's best grid, by data and number of steps
   const problems = {};
 
@@ -99,7 +100,7 @@
     const errors = maths.stepErrors(mixture, schedule, grid, drawn, ends);
     const sentence = worst(errors);
     const density = evidence.densities[MEASURED], told = `The error of each step. ${sentence}`;
-    view.bars(part("bars"), { ...errors, grid, size, density, label: told });
+    top = view.bars(part("bars"), { ...errors, grid, size, density, least: top, label: told });
     drawTicks();
     score(error);
     say(`This grid ends ${three(error)} from the exact samples. ${sentence}`);
@@ -169,6 +170,7 @@
   function choose(name) {
     Object.assign(state, { name, last: name, grid: layNamed(name), helped: false });
     press(name);
+    top = 0;
     const uses = USES[name] || [];
     part("exponents").hidden = !uses.length;
     part("lambda").hidden = !uses.includes("lambda");
@@ -244,7 +246,11 @@
     }
   }
   // The reader's own grid stays where it is when the data change.
-  part("data").addEventListener("change", () => (state.name ? choose(state.name) : redraw()));
+  part("data").addEventListener("change", () => {
+    top = 0;
+    if (state.name) choose(state.name);
+    else redraw();
+  });
   for (const name of ["steps", "p", "lam"]) follow(name, part(name));
   part("back").addEventListener("click", () => show(bests[place()], false));
   part("search").addEventListener("click", () => {

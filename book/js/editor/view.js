@@ -58,11 +58,13 @@ const editorView = (() => {
     return [1, 2, 5, 10].find((factor) => factor * power >= value) * power;
   }
 
-  /* The error of each step over the timesteps it spans, and the density that is wanted. */
+  /* The error of each step over the timesteps it spans, and the density that is wanted. Gives back
+  the error at the top, which is `shown.least` or more. */
   function bars(svg, shown) {
     const width = svg.clientWidth, foot = STRIP - AXIS, { grid, size } = shown;
     const at = (t) => rounded(pixel(t, width, size));
-    const top = ceiling(Math.max(...shown.made, ...shown.carried, 1e-4));
+    const most = Math.max(...shown.made, ...shown.carried, 1e-4);
+    const top = Math.max(ceiling(most), shown.least);
     const tall = (value) => rounded((value / top) * (foot - TOP));
     const rule = (x1, x2, y, style) => tag("line", { x1, x2, y1: y, y2: y, ...style });
     const parts = [wanted(shown.density, at, foot)];
@@ -90,6 +92,7 @@ const editorView = (() => {
     svg.style.height = `${STRIP}px`;
     svg.innerHTML = parts.join("");
     svg.setAttribute("aria-label", shown.label);
+    return top;
   }
 
   /* A pale area under the density. Its peak near clean data is cut off: it would flatten the rest. */

@@ -69,16 +69,25 @@ function gridField(field, manifest, choice, changed) {
     buttons = make("p", "named"),
     list = make("output"),
     { grids, levels } = manifest;
-  ends.append(...["noise", "sampling →", "picture"].map((text) => make("span", "", text)));
+  ends.append(...["picture", "← sampling", "noise"].map((text) => make("span", "", text)));
   const write = (grid) => {
     choice.grid = grid;
     list.textContent = grid.join(", ");
     changed();
   };
-  const editor = gridLine(line, { last: levels.alphas.length - 1, onChange: write });
+  const press = (name) => {
+    for (const button of buttons.children)
+      button.setAttribute("aria-pressed", button.textContent === NAMES[name]);
+  };
+  const moved = (grid) => {
+    press(null); // no button stands for the reader's own grid
+    write(grid);
+  };
+  const editor = gridLine(line, { last: levels.alphas.length - 1, onChange: moved });
   const layAgain = () => {
     const grid = grids[named][choice.steps];
     editor.lay(grid, grids.even[choice.steps]);
+    press(named);
     write([...grid]);
   };
   for (const name of Object.keys(grids)) {
@@ -91,11 +100,12 @@ function gridField(field, manifest, choice, changed) {
     buttons.append(button, " ");
   }
   const hint =
-    "Drag a tick, or move it by the arrow keys; Page Up and Page Down go 25 timesteps. " +
+    "Drag a tick, or move it by the arrow keys; Page Up and Page Down go 50 timesteps. " +
     "The small marks below the line are the even grid.";
   field.append(line, ends, buttons, make("p", "hint", hint));
   labelled(field, "Timesteps", list);
   editor.lay(choice.grid, grids.even[choice.steps]);
+  press(named);
   list.textContent = choice.grid.join(", ");
   return { layAgain };
 }

@@ -1,14 +1,15 @@
-// The grid as ticks on a line, from noise on the left to the picture on the right. A tick moves by
-// pointer and by keyboard, never past its neighbours. The keys go as far as the grid editor's.
+// The grid as ticks on a line, from the picture on the left to noise on the right, as in the book's
+// figures. A tick moves by pointer and by keyboard, never past its neighbours. The keys are the grid
+// editor's.
 
-const KEYS = { ArrowRight: -1, ArrowUp: -1, ArrowLeft: 1, ArrowDown: 1, PageUp: -50, PageDown: 50 };
+const KEYS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -50, PageUp: 50 };
 
 // `onChange` is handed the grid, timesteps in decreasing order, whenever the reader moved a tick.
 export function gridLine(line, { last, onChange }) {
   let grid = [],
     beside = [],
     held = -1;
-  const place = (t) => `${(100 * (last - t)) / last}%`;
+  const place = (t) => `${(100 * t) / last}%`;
 
   // The least and the greatest timestep that tick k may have.
   const room = (k) => [(grid[k + 1] ?? -1) + 1, (grid[k - 1] ?? last + 1) - 1];
@@ -30,10 +31,9 @@ export function gridLine(line, { last, onChange }) {
       const [least, most] = room(k);
       element.style.left = place(grid[k]);
       element.setAttribute("aria-label", `step ${k + 1} of ${grid.length}`);
-      // A slider's value grows to the right, timesteps to the left.
-      element.setAttribute("aria-valuemin", last - most);
-      element.setAttribute("aria-valuemax", last - least);
-      element.setAttribute("aria-valuenow", last - grid[k]);
+      element.setAttribute("aria-valuemin", least);
+      element.setAttribute("aria-valuemax", most);
+      element.setAttribute("aria-valuenow", grid[k]);
       element.setAttribute("aria-valuetext", `timestep ${grid[k]}`);
       element.title = `step ${k + 1}: timestep ${grid[k]}`;
     });
@@ -53,7 +53,7 @@ export function gridLine(line, { last, onChange }) {
       const [least, most] = room(k);
       const by = KEYS[event.key] ?? NaN,
         times = event.shiftKey && Math.abs(by) === 1 ? 10 : 1;
-      const goal = { Home: most, End: least }[event.key] ?? grid[k] + times * by;
+      const goal = { Home: least, End: most }[event.key] ?? grid[k] + times * by;
       if (Number.isNaN(goal)) return;
       event.preventDefault();
       move(k, goal);
@@ -63,7 +63,7 @@ export function gridLine(line, { last, onChange }) {
 
   const under = (event) => {
     const box = line.getBoundingClientRect();
-    return Math.round(last * (1 - (event.clientX - box.left) / box.width));
+    return Math.round((last * (event.clientX - box.left)) / box.width);
   };
   line.addEventListener("pointerdown", (event) => {
     // The tick nearest to the pointer: a finger is wider than a tick.

@@ -32,7 +32,7 @@ export class Studio {
         if (turn !== this.turn) return;
         this.compare(columns);
       }
-      this.say(summary(columns));
+      this.say(summary(columns, this.measured(wish, columns)));
     } catch (error) {
       if (turn === this.turn) this.say(`The model stopped: ${error.message}.`);
     }
@@ -49,7 +49,7 @@ export class Studio {
       ["Even grid", grids.even[steps]],
       [`${fine.length} even steps`, fine],
     ].map(([name, timesteps], k) => {
-      const key = JSON.stringify([this.text, seed, guidance, timesteps]);
+      const key = this.key(seed, guidance, timesteps);
       const every = k === 2 ? timesteps.length / SHOWN : 1;
       const fresh = { frames: [], whole: timesteps.length / every };
       return { name, grid: timesteps, key, every, ...(this.known.get(key) ?? fresh) };
@@ -116,10 +116,24 @@ export class Studio {
     }
     this.viewer.show();
   }
+
+  // The measured grid's distance from the goal, where that grid was drawn with this choice before.
+  measured({ seed, guidance, steps }, columns) {
+    const grid = this.model.manifest.grids.measured[steps],
+      drawn = this.known.get(this.key(seed, guidance, grid));
+    return drawn && distance(drawn.end, columns.at(-1).end);
+  }
+
+  key(seed, guidance, timesteps) {
+    return JSON.stringify([this.text, seed, guidance, timesteps]);
+  }
 }
 
-function summary([own, even]) {
-  if (own.far === even.far) return "Your grid is the even one.";
-  const word = own.far < even.far ? "nearer to" : "farther from";
-  return `Your grid ends ${word} the goal than the even one.`;
+function summary([own, even], measured) {
+  const name = own.far === measured ? "The measured grid" : "Your grid",
+    word = own.far < even.far ? "nearer to" : "farther from",
+    first = `${name} ends ${word} the goal than the even one.`;
+  const sentence = own.far === even.far ? "Your grid is the even one." : first;
+  if (measured === undefined || own.far === measured) return sentence;
+  return `${sentence} The measured grid’s distance in latents is ${measured.toFixed(3)}.`;
 }
