@@ -1,7 +1,8 @@
 """One look for every figure of the book: its type, its lines, and how a notebook shows it.
 
-A chapter calls `use()` once. From then on its line plots are shown as SVG without a background,
-whose ink turns light on a dark page. Figures that hold pictures are shown as PNG on white paper.
+A chapter calls `use()` once. From then on its figures are shown as SVG without a background, whose
+ink turns light on a dark page. Those that hold pictures are there as PNG on white paper, too, for
+whoever copies them out of a notebook.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from asddim_lib.colours import style as style
 WIDTH = 7.0
 _STYLE: dict[str, Any] = {
     "figure.figsize": (WIDTH, 3.2),
-    "figure.facecolor": "white",  # of figures with pictures; an SVG has no background
+    "figure.facecolor": "white",  # of a PNG; an SVG has no background
     "figure.constrained_layout.use": True,
     "axes.facecolor": "none",
     "axes.edgecolor": FAINT,
@@ -41,6 +42,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "legend.frameon": False,
+    "image.interpolation": "none",  # a picture's own pixels, as few and as sharp as they are
     "svg.hashsalt": "asddim",  # the same figure gives the same file
     **{
         f"{part}size": 9
@@ -73,13 +75,11 @@ def use() -> None:
 
 
 def _show_in(formatters: Any) -> None:
-    """Line plots as SVG, figures with pictures as PNG, and tables with one row of headings."""
+    """Figures as SVG, those with pictures also as PNG, and tables with one row of headings."""
     import pandas as pd
     from matplotlib.figure import Figure
 
-    formatters["image/svg+xml"].for_type(
-        Figure, lambda figure: None if _held(figure) else _svg(figure)
-    )
+    formatters["image/svg+xml"].for_type(Figure, _svg)
     formatters["image/png"].for_type(Figure, lambda figure: _png(figure) if _held(figure) else None)
     formatters["text/html"].for_type(pd.DataFrame, _with_one_heading)
 

@@ -1,5 +1,7 @@
 """The look of the book's figures: one colour a method, legible in light and dark, to all eyes."""
 
+import base64
+import io
 import itertools
 import re
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from PIL import Image
 
 from asddim_lib import colours, plots
 from asddim_lib.experiment import setting
@@ -124,16 +127,24 @@ def test_a_line_plot_has_no_ground_and_its_ink_is_light_in_the_dark():
     assert width == plots.WIDTH * 72, "the page's width, so that 9 points are 9 points"
 
 
-def test_a_notebook_shows_line_plots_as_svg_and_pictures_as_png():
+def test_a_notebook_shows_figures_as_svg_and_those_with_pictures_also_as_png():
     shell = DisplayFormatter()
     plots._show_in(shell.formatters)
-    for draw, kind in (
-        (lambda axis: axis.plot([0, 1]), "image/svg+xml"),
-        (lambda axis: axis.imshow(np.zeros((2, 2, 3))), "image/png"),
+    for draw, kinds in (
+        (lambda axis: axis.plot([0, 1]), {"image/svg+xml"}),
+        (lambda axis: axis.imshow(np.zeros((2, 2, 3))), {"image/svg+xml", "image/png"}),
     ):
         figure, axis = plt.subplots()
         draw(axis)
-        assert {name for name in shell.format(figure)[0] if "image" in name} == {kind}
+        assert {name for name in shell.format(figure)[0] if "image" in name} == kinds
+
+
+def test_a_picture_lies_in_the_svg_with_its_own_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    text = svg(lambda axis: axis.imshow(pixels))
+    (data,) = re.findall(r'href="data:image/png;base64,([^"]+)"', text)
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+    assert any(np.array_equal(found[::way], pixels) for way in (1, -1))
 
 
 def test_a_notebook_shows_a_table_s_index_named_in_its_row_of_headings():
