@@ -50,7 +50,7 @@ RIVALS := leading,beta,gits,tors,dual-weighted,feature-weighted,tuned
 FLOW := --model bundled-flow --solvers euler --call '{"max_sequence_length": 1}'
 SEEN_ON_FLOW := karras,exponential,beta,comfy-beta57,comfy-bong-tangent,comfy-linear-quadratic,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted
 
-pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models, and tuned grids beside their peers; seven hours of a core, goes on where it was stopped; with --plan a line prints its cost
+pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models, and tuned grids beside their peers; nine hours of a core, goes on where it was stopped; with --plan a line prints its cost
 	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --guidance-scale 3 --grids $(SEEN) --out results/pictures/bundled
 	$(BIN)/asddim evaluate $(FLOW) --out results/tune-flow --prompts bundled-tune --count 128 --batch-size 32 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,6,9
 	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
