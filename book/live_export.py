@@ -49,8 +49,8 @@ def model_calls(pipe: Any) -> list[tuple[Any, Any, tuple[Any, ...]]]:
 
     flow = hasattr(pipe, "transformer")
     network = pipe.transformer if flow else pipe.unet
-    texts = [pipe.text_encoder, pipe.text_encoder_2] if flow else [pipe.text_encoder]
-    texts = torch.nn.ModuleList(texts)
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if flow else [pipe.text_encoder]
+    texts = torch.nn.ModuleList(encoders)
     told, predict = (_told_both, _predict_flow) if flow else (_told, _predict)
     ids = torch.zeros(2, pipe.tokenizer.model_max_length, dtype=torch.int64)
     latents = torch.zeros(2, network.config.in_channels, *[network.config.sample_size] * 2)

@@ -1,4 +1,4 @@
-// The models: each is fetched with progress, opened in a worker, and called as the library calls it.
+// The models: each is fetched with progress, opened in a worker, and called as the library does.
 
 import { tokens } from "./prompt.js";
 

@@ -1,5 +1,5 @@
-// Shows the recorded frames, and offers the models where they can run. It stands in the page itself:
-// a browser loads no module from a file.
+// Shows the recorded frames, and offers the models where they can run. It stands in the page
+// itself: a browser loads no module from a file.
 (() => {
   const root = document.currentScript.closest(".asddim-live"),
     find = (selector) => root.querySelector(selector),
@@ -107,7 +107,8 @@
     for (const { button } of models) button.disabled = true;
     try {
       const base = new URL("../live/", document.baseURI);
-      use ??= await (await import(new URL("main.js", base))).start({ root, viewer, slider, base, say });
+      const { start } = await import(new URL("main.js", base));
+      use ??= await start({ root, viewer, slider, base, say });
       await use(model.name, arriving(model));
       model.loaded = true;
       current = model;
