@@ -1,4 +1,4 @@
-"""The page with the model in it: what the page shows at once, and what a click fetches.
+"""The page with the models in it: what the page shows at once, and what a click fetches.
 
 What a click fetches is made here, and lies under _build/live. The networks need onnx and
 onnxscript, the runtime needs npm. Without them the page shows the recorded frames and says why, and
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import live_export
+import live_models
 import live_record
 from chapter import BOOK, BUILD, ROOT, digest
 
 from asddim_lib.files import locked
 
 SCRIPTS, CACHE = BOOK / "js" / "live", BUILD / "live"
-WEIGHTS = (ROOT / "data" / "model", ROOT / "data" / "judge")
+WEIGHTS = tuple(ROOT / "data" / name for name in ("model", "flow", "judge"))
 PACKAGES = ("onnx", "onnxscript")
-NETWORKS = ("unet.onnx", "decoder.onnx", "text.onnx", "judge.onnx")
 WASM = "ort-wasm-simd-threaded.wasm"
 #: onnxruntime-web's files, and their names on the page: not every host knows the ending .mjs.
 RUNTIME = {"ort.wasm.bundle.min.mjs": "ort.js", WASM: WASM}
@@ -36,11 +36,13 @@ RUNTIME = {"ort.wasm.bundle.min.mjs": "ort.js", WASM: WASM}
 MODULES = (
     "controls.js",
     "ddim.js",
+    "flow.js",
     "grid.js",
     "judge.js",
     "main.js",
     "model.js",
     "prompt.js",
+    "sample.js",
     "studio.js",
     "worker.js",
 )
@@ -53,7 +55,7 @@ def page() -> str:
         "style": (SCRIPTS / "live.css").read_text(),
         "script": (SCRIPTS / "recorded.js").read_text(),
         "missing": html.escape(missing()),
-        "megabytes": f"{download() / 1e6:.0f}" if not missing() else "",
+        "models": html.escape(json.dumps(sizes())) if not missing() else "",
     }
     shell = string.Template((SCRIPTS / "page.html").read_text()).substitute(values)
     text = (BOOK / "chapters" / "live.md").read_text()
@@ -68,7 +70,7 @@ def install(pages: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         return
     files = {name: SCRIPTS / name for name in MODULES}
-    files |= {name: networks() / name for name in NETWORKS}
+    files |= {name: networks() / name for name in live_export.NETWORKS}
     files |= {f"ort/{name}": runtime() / name for name in RUNTIME.values()}
     files["noise.bin"] = recorded() / "noise.bin"
     for name, source in files.items():
@@ -80,8 +82,8 @@ def install(pages: Path) -> None:
 
 
 def manifest() -> dict[str, Any]:
-    """What the page's scripts know of the model: its levels, grids, words and files."""
-    sources = [networks() / name for name in NETWORKS]
+    """What the page's scripts know of the models: their levels, grids, words and files."""
+    sources = [networks() / name for name in live_export.NETWORKS]
     files = {file.name: {"bytes": file.stat().st_size, "hash": _hash(file)} for file in sources}
     wasm = runtime() / WASM
     files[f"ort/{WASM}"] = {"bytes": wasm.stat().st_size, "hash": _hash(wasm)}
@@ -89,14 +91,31 @@ def manifest() -> dict[str, Any]:
     return {"files": files, "wasm": f"ort/{WASM}", **known}
 
 
-def download() -> int:
-    """The bytes that a click fetches."""
-    return sum(file["bytes"] for file in manifest()["files"].values())
+def sizes() -> list[dict[str, Any]]:
+    """The models, and the megabytes that a click fetches: for the first one, and for a second.
+
+    With the first one comes what they share.
+    """
+    files = {name: file["bytes"] for name, file in manifest()["files"].items()}
+    own = {
+        name: sum(files.pop(file) for file in networks)
+        for name, networks in live_export.OWN.items()
+    }
+    shared = sum(files.values())
+    return [
+        {
+            "name": name,
+            "label": model.label,
+            "whole": round((own[name] + shared) / 1e6),
+            "rest": round(own[name] / 1e6),
+        }
+        for name, model in live_models.MODELS.items()
+    ]
 
 
 @cache
 def missing() -> str:
-    """Why the model cannot be in the page of this build, in one sentence; empty where it can."""
+    """Why no model can be in the page of this build, in one sentence; empty where it can."""
     for name in PACKAGES:
         if not importlib.util.find_spec(name):
             return f"The Python package {name} was missing when this page was built."
@@ -111,7 +130,7 @@ def missing() -> str:
 def networks() -> Path:
     """The folder of the exported networks."""
     own = digest(*WEIGHTS, BOOK / "live_export.py", ROOT / "requirements.lock")
-    return _made("networks", own, live_export.export_model)
+    return _made("networks", own, live_export.export_models)
 
 
 @cache
@@ -122,7 +141,8 @@ def recorded() -> Path:
         ROOT / "data" / "reference.safetensors",
         ROOT / "asddim_lib",
         BOOK / "live_record.py",
-        live_record.PROFILE,
+        BOOK / "live_models.py",
+        *[model.profile for model in live_models.MODELS.values()],
     )
     return _made("recorded", own, live_record.record)
 

@@ -1,9 +1,10 @@
-"""The bundled model as ONNX files for browsers.
+"""The bundled models as ONNX files for browsers.
 
-Four files: the UNet for the two rows of one guided evaluation, the VAE's decoder for one picture,
-the text encoder for an empty prompt and a prompt, and the bundled judge for one picture. The
-weights lie there as float16, as which they were saved, so that no digit is lost; the first nodes of
-each file make float32 of them.
+Two files for each model: the network for the two rows of one guided evaluation, and the text
+encoders for an empty prompt and a prompt. Both models' files take the same inputs. Two more are
+shared: the VAE's decoder, which is the same in both models, and the bundled judge, each for one
+picture. The weights lie there as float16, as which they were saved, so that no digit is lost; the
+first nodes of each file make float32 of them.
 """
 
 from __future__ import annotations
@@ -13,53 +14,87 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from live_models import MODELS
+
 #: Fewer numbers than this are not worth a node of their own.
 SMALLEST = 64
+#: Each model's own networks.
+OWN = {name: (f"{name}.onnx", f"{name}-text.onnx") for name in MODELS}
+NETWORKS = (*[file for own in OWN.values() for file in own], "decoder.onnx", "judge.onnx")
 
 
-def export_model(folder: Path) -> None:
-    """Writes unet.onnx, decoder.onnx, text.onnx and judge.onnx into `folder`.
-
-    Needs the packages onnx and onnxscript.
-    """
+def export_models(folder: Path) -> None:
+    """Writes `NETWORKS` into `folder`. Needs the packages onnx and onnxscript."""
     import torch
 
     from asddim_lib import load_pipeline
     from asddim_lib.metrics.attributes import load_judge
 
-    pipe = load_pipeline("bundled")
-    size = (
-        pipe.unet.config.in_channels,
-        pipe.unet.config.sample_size,
-        pipe.unet.config.sample_size,
-    )
-    length = pipe.tokenizer.model_max_length
-    context = torch.zeros(2, length, pipe.unet.config.cross_attention_dim)
-    ids = torch.zeros(2, length, dtype=torch.int64)
-    timestep = torch.tensor([999])
-    parts = {
-        "unet": (_predict, pipe.unet, (torch.zeros(2, *size), timestep, context)),
-        "decoder": (_decode, pipe.vae, (torch.zeros(1, *size),)),
-        "text": (_encode, pipe.text_encoder, (ids,)),
-        "judge": (_judge, load_judge(), (torch.zeros(1, 3, *[pipe.vae.config.sample_size] * 2),)),
-    }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (call, module, inputs) in parts.items():
-        model = _exported(call, module, inputs)
+    pipes = [load_pipeline(model.pipeline) for model in MODELS.values()]
+    vae, judge = pipes[0].vae, load_judge()
+    latents = torch.zeros(1, vae.config.latent_channels, 16, 16)
+    images = torch.zeros(1, 3, 64, 64)
+    calls = [call for pipe in pipes for call in model_calls(pipe)]
+    calls += [(_decode, vae, (latents,)), (_judge, judge, (images,))]
+    for file, call in zip(NETWORKS, calls, strict=True):
+        model = _exported(*call)
         _halve(model.graph)
-        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+        (folder / file).write_bytes(model.SerializeToString())
+
+
+def model_calls(pipe: Any) -> list[tuple[Any, Any, tuple[Any, ...]]]:
+    """For each of a model's `OWN` files: a function, the module that it calls, and inputs."""
+    import torch
+
+    flow = hasattr(pipe, "transformer")
+    network = pipe.transformer if flow else pipe.unet
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if flow else [pipe.text_encoder]
+    texts = torch.nn.ModuleList(encoders)
+    told, predict = (_told_both, _predict_flow) if flow else (_told, _predict)
+    ids = torch.zeros(2, pipe.tokenizer.model_max_length, dtype=torch.int64)
+    latents = torch.zeros(2, network.config.in_channels, *[network.config.sample_size] * 2)
+    with torch.no_grad():
+        context = told(texts, ids)
+    return [
+        (predict, network, (latents, torch.tensor([999.0]), context)),
+        (told, texts, (ids,)),
+    ]
 
 
 def _predict(unet: Any, sample: Any, timestep: Any, context: Any) -> Any:
-    return unet(sample, timestep, context, return_dict=False)[0]
+    rows = context.unflatten(1, (-1, unet.config.cross_attention_dim))
+    return unet(sample, timestep, rows, return_dict=False)[0]
+
+
+def _predict_flow(transformer: Any, sample: Any, timestep: Any, context: Any) -> Any:
+    """`context` is what `_told_both` makes."""
+    size = transformer.config.pooled_projection_dim
+    rows = context[:, :-size].unflatten(1, (-1, transformer.config.joint_attention_dim))
+    times = timestep.expand(len(sample))
+    return transformer(sample, rows, context[:, -size:], times, return_dict=False)[0]
 
 
 def _decode(vae: Any, latents: Any) -> Any:
     return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
 
-def _encode(text_encoder: Any, ids: Any) -> Any:
-    return text_encoder(ids)[0]
+def _told(texts: Any, ids: Any) -> Any:
+    return texts[0](ids)[0].flatten(1)
+
+
+def _told_both(texts: Any, ids: Any) -> Any:
+    """What Stable Diffusion 3's pipeline tells its transformer, each prompt in one row.
+
+    First both encoders' last layer but one, beside each other, and a row of zeros in T5's place.
+    At the end both encoders' sums of the prompt.
+    """
+    import torch
+
+    told = [encoder(ids, output_hidden_states=True) for encoder in texts]
+    rows = torch.cat([one.hidden_states[-2] for one in told], -1)
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))
+    return torch.cat([rows.flatten(1), *[one[0] for one in told]], 1)
 
 
 def _judge(judge: Any, images: Any) -> Any:

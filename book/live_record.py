@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import live_models
 from chapter import ROOT
+from live_models import FINE
 
 sys.path.append(str(ROOT))  # the grammar of the prompts is the training's
 
-#: The model's own profile, whose law of the error makes the measured grid.
-PROFILE = ROOT / "results" / "compare" / "ddim" / "profile-g3.json"
 START = {
     "count": 1,
     "colour": "red",
@@ -24,16 +24,10 @@ START = {
     "garmentB": "bag",
     "ground": "mint",
 }
-STEPS, GUIDANCE, SEED, FINE = 5, 7.5, 1, 100
+#: The recorded frames are the UNet's.
+MODEL = "unet"
+STEPS, SEED, GUIDANCE = 5, 1, live_models.MODELS[MODEL].guidance
 SEEDS = range(1, 9)
-COUNTS = range(3, 21)
-#: The named grids: what the page calls them, and the library's allocation.
-GRIDS = {
-    "measured": "equidistributed",
-    "even": "trailing",
-    "paper": "noise",
-    "logsnr": "logsnr",
-}
 #: The recorded columns: the grid's name, and what stands above its picture.
 COLUMNS = {"measured": "Measured grid", "even": "Even grid", "fine": f"{FINE} even steps"}
 
@@ -50,15 +44,15 @@ def record(folder: Path) -> None:
 
     from asddim_lib import load_pipeline
 
-    pipe = load_pipeline("bundled")
-    known = knowledge(pipe)
+    pipe, known = load_pipeline(live_models.MODELS[MODEL].pipeline), knowledge()
+    own = known["models"][MODEL]
     noise = torch.cat([starting_noise(seed) for seed in SEEDS])
     (folder / "noise.bin").write_bytes(noise.numpy().astype("<f4").tobytes())
     (folder / "known.json").write_text(json.dumps(known))
     prompt = prompt_of(START)
     rows, ends, pictures = [], [], []
     for name in COLUMNS:
-        grid = known["fine"] if name == "fine" else known["grids"][name][str(STEPS)]
+        grid = own["fine"] if name == "fine" else own["grids"][name][str(STEPS)]
         frames, end = path(pipe, prompt, SEED, GUIDANCE, grid)
         rows.append(np.concatenate(frames[:: len(grid) // STEPS], axis=1))
         ends.append(end)
@@ -113,26 +107,18 @@ def features_spread() -> float:
     return float((features - features.mean(0)).square().sum(1).mean().sqrt())
 
 
-def knowledge(pipe: Any) -> dict[str, Any]:
-    """The noise levels, named grids, words and choices that the page's scripts need."""
-    from asddim_lib import ASDDIMScheduler
+def knowledge() -> dict[str, Any]:
+    """What the page's scripts need: the judge, the choices, and the models."""
     from asddim_lib.metrics.attributes import load_judge
     from training import compositions
 
-    scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
     judge = load_judge()
     heads = {name: judge.config.attributes[name] for name in judge.heads}
     return {
         "judge": {"features": judge.num_features, "spread": features_spread(), "heads": heads},
-        "levels": {
-            "alphas": scheduler.alphas_cumprod.tolist(),
-            "last": float(scheduler.final_alpha_cumprod),
-        },
-        "shape": [pipe.unet.config.in_channels, *[pipe.unet.config.sample_size] * 2],
-        "grids": {name: laid(scheduler, allocation) for name, allocation in GRIDS.items()},
-        "fine": timesteps_of(scheduler, "trailing", FINE),
+        "shape": list(starting_noise(SEED).shape[1:]),
         "seeds": list(SEEDS),
-        "start": {**START, "steps": STEPS, "guidance": GUIDANCE, "seed": SEED},
+        "start": {**START, "steps": STEPS, "seed": SEED},
         "choices": {
             "colour": list(compositions.COLOURS),
             "garment": list(compositions.GARMENTS),
@@ -140,43 +126,7 @@ def knowledge(pipe: Any) -> dict[str, Any]:
             "relation": list(compositions.RELATIONS),
             "count": list(compositions.COUNTS),
         },
-        "tokens": words(pipe, compositions),
-    }
-
-
-def laid(scheduler: Any, allocation: str) -> dict[str, list[int]]:
-    """An allocation's grid for each number of steps that the page offers."""
-    return {str(steps): timesteps_of(scheduler, allocation, steps) for steps in COUNTS}
-
-
-def timesteps_of(scheduler: Any, allocation: str, steps: int) -> list[int]:
-    from asddim_lib import timesteps
-
-    measured = allocation == "equidistributed"
-    profile = json.loads(PROFILE.read_text()) if measured else None
-    return timesteps(scheduler, steps, allocation=allocation, profile=profile)
-
-
-def words(pipe: Any, compositions: Any) -> dict[str, Any]:
-    """The tokens of each word of the grammar, and of what stands around a prompt."""
-    scenes = [
-        compositions.Scene("", garment, colour, ground, count, relation, garment, colour)
-        for garment in compositions.GARMENTS
-        for colour in compositions.COLOURS
-        for ground in compositions.GROUNDS
-        for count in range(1, len(compositions.COUNTS) + 1)
-        for relation in compositions.RELATIONS
-    ]
-    known = sorted({word for scene in scenes for word in scene.caption.split()})
-    tokenizer = pipe.tokenizer
-    table = {w: tokenizer(w, add_special_tokens=False).input_ids for w in known}
-    return {
-        "words": table,
-        "begin": tokenizer.bos_token_id,
-        "end": tokenizer.eos_token_id,
-        "pad": tokenizer.pad_token_id,
-        "length": tokenizer.model_max_length,
-        "width": pipe.unet.config.cross_attention_dim,
+        "models": {name: live_models.known(name) for name in live_models.MODELS},
     }
 
 

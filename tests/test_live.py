@@ -1,4 +1,4 @@
-"""The model in the page draws the library's pictures, in a browser without a network."""
+"""The models in the page draw the library's pictures, in a browser without a network."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import time
 
 import browser as browser_tool
 import live
+import live_models
 import live_record
 import look
 import numpy as np
@@ -72,10 +73,11 @@ def page(browser, site, findings):
         context.set_default_timeout(60_000)
         page = context.new_page()
         page.goto(base + "chapters/live.html")
-        megabytes = live.download() / 1e6
-        assert page.locator(".load button").inner_text() == f"Load the model ({megabytes:.0f} MB)"
+        buttons = page.locator(".load button")
+        texts = [f"Load the {one['label']} ({one['whole']} MB)" for one in live.sizes()]
+        assert buttons.all_inner_texts() == texts
         begun = time.perf_counter()
-        page.locator(".load button").press("Enter")
+        buttons.first.press("Enter")
         page.wait_for_selector(".controls:not([hidden])")
         print(f"loaded and opened in {time.perf_counter() - begun:.1f} s")
         page.wait_for_selector(DRAWN)
@@ -90,8 +92,13 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def known():
-    return json.loads((live.recorded() / "known.json").read_text())
+def models():
+    return json.loads((live.recorded() / "known.json").read_text())["models"]
+
+
+@pytest.fixture(scope="module")
+def known(models):
+    return models["unet"]
 
 
 def shown(page, column, pixels=PIXELS):
@@ -99,9 +106,10 @@ def shown(page, column, pixels=PIXELS):
     return np.array(page.evaluate(pixels, column)).reshape(64, 64, 4)[..., :3]
 
 
-def drawn(pipe, prompt, seed, guidance, grid):
+def drawn(pipe, prompt, seed, guidance, grid, **options):
     """The library's picture (64 × 64 × 3)."""
-    return Run(pipe, [prompt], [seed], guidance).pictures(grid).images[0].permute(1, 2, 0).numpy()
+    run = Run(pipe, [prompt], [seed], guidance, options=options)
+    return run.pictures(grid).images[0].permute(1, 2, 0).numpy()
 
 
 def choose(page, label, value):
@@ -195,6 +203,35 @@ def test_a_tick_moves_by_key_and_pointer_and_never_past_its_neighbours(page):
     assert grid_of(page) == sorted(set(grid_of(page)), reverse=True)
 
 
+def test_the_transformer_s_pictures_are_the_library_s_too(page, models):
+    """Of the prompt and the starting noise that a test above chose. What is shared comes once."""
+    unet, transformer = page.locator(".load button").all()
+    assert unet.get_attribute("aria-pressed") == "true"
+    assert transformer.inner_text() == f"Load the transformer ({live.sizes()[1]['rest']} MB)"
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    transformer.press("Enter")
+    page.wait_for_selector(".load button:nth-child(2)[aria-pressed=true]")
+    names = [re.search(r"live/(.*)\?", url)[1] for url in asked]
+    assert names == ["transformer.onnx", "transformer-text.onnx"]
+    assert unet.get_attribute("aria-pressed") == "false"
+    assert transformer.evaluate("button => button === document.activeElement")
+    begun = time.perf_counter()
+    page.wait_for_function("document.querySelector('.state').innerText.includes('100 even')")
+    print(f"two pictures of ten guided steps in {time.perf_counter() - begun:.1f} s")
+    own, prompt = live_models.MODELS["transformer"], page.locator(".prompt-text").inner_text()
+    flow = load_pipeline(own.pipeline)
+    for column, name in enumerate(("measured", "even")):
+        ours = shown(page, column, LAST + PIXELS.removeprefix("(k) => {"))
+        grid = models["transformer"]["grids"][name]["10"]
+        library = drawn(flow, prompt.strip("“”"), 5, own.guidance, grid, max_sequence_length=1)
+        assert abs(ours - library).mean() <= 1
+        assert ours.std() > 10, "an empty picture would prove nothing"
+    unet.press("Enter")
+    assert page.get_by_label("Guidance", exact=True).input_value() == "1", "the UNet's is kept"
+    assert grid_of(page) == models["unet"]["grids"]["measured"]["10"]
+
+
 def test_the_loaded_page_fits_a_phone_and_has_no_serious_fault(page, findings):
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -207,7 +244,7 @@ def reasoned(context, address):
     """A page's state, after its frames were tried by keyboard."""
     page = context.new_page()
     page.goto(address)
-    assert page.locator(".load button").is_hidden()
+    assert page.locator(".load button").count() == 0
     slider = page.locator(".step input")
     before = shown(page, 0)
     slider.press("ArrowLeft")

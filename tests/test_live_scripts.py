@@ -3,10 +3,12 @@
 import json
 
 import live
+import live_models
 import live_record
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from asddim_lib import ASDDIMScheduler, load_pipeline
 from asddim_lib.metrics.attributes import attributes_right, load_judge
@@ -25,20 +27,24 @@ def node(script, given):
     return pages.node(whole, given, "--input-type=module")
 
 
-MODULES = ("ddim", "judge", "prompt")
+MODULES = ("judge", "prompt", "sample")
+MODELS = live_models.MODELS
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return load_pipeline("bundled")
+def pipes():
+    return {name: load_pipeline(model.pipeline) for name, model in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
-def known(pipe):
-    return live_record.knowledge(pipe)
+def known():
+    return live_record.knowledge()
 
 
-def test_every_prompt_and_its_tokens_are_the_library_s(pipe, known):
+@pytest.mark.parametrize("name", MODELS)
+def test_every_prompt_and_its_tokens_are_the_library_s(pipes, known, name):
+    pipe, table = pipes[name], known["models"][name]["tokens"]
+    tokenizers = [pipe.tokenizer, getattr(pipe, "tokenizer_2", pipe.tokenizer)]
     rng = np.random.default_rng(0)
     choices = []
     for k in range(300):
@@ -49,15 +55,18 @@ def test_every_prompt_and_its_tokens_are_the_library_s(pipe, known):
         choices.append({**parts, **shared, "count": int(rng.integers(1, 1 + len(COUNTS)))})
     script = """([choices, table]) =>
       ["", ...choices.map(m.caption)].map((text) => [text, m.tokens(text, table)])"""
-    empty, *found = node(script, [choices, known["tokens"]])
+    empty, *found = node(script, [choices, table])
     assert empty == ["", pipe.tokenizer("", padding="max_length").input_ids]
     for choice, (text, ids) in zip(choices, found, strict=True):
         assert text == live_record.prompt_of(choice)
-        assert ids == pipe.tokenizer(text, padding="max_length").input_ids
+        for tokenizer in tokenizers:
+            assert ids == tokenizer(text, padding="max_length").input_ids
 
 
-def test_any_grid_s_steps_are_the_scheduler_s(pipe, known):
+@pytest.mark.parametrize("name", MODELS)
+def test_any_grid_s_steps_are_the_scheduler_s(pipes, known, name):
     """With a network that is a formula, so that many grids can be tried."""
+    levels, config = known["models"][name]["levels"], pipes[name].scheduler.config
     rng = np.random.default_rng(2)
     noise = torch.linspace(-2, 2, 8, dtype=torch.float64)
     runs = [
@@ -72,12 +81,16 @@ def test_any_grid_s_steps_are_the_scheduler_s(pipe, known):
         ends.push([...(await m.sample({ noise, grid, levels, guidance, evaluate }))]);
       return ends;
     }"""
-    ends = node(script, [known["levels"], noise.tolist(), runs])
+    ends = node(script, [levels, noise.tolist(), runs])
     for (grid, guidance), ours in zip(runs, ends, strict=True):
-        scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
-        scheduler.set_timesteps(timesteps=grid)
+        if name == "unet":
+            scheduler = ASDDIMScheduler.from_config(config)
+            scheduler.set_timesteps(timesteps=grid)
+        else:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+            scheduler.set_timesteps(sigmas=[(t + 1) / 1000 for t in grid])
         x = noise
-        for t in grid:
+        for t in scheduler.timesteps:
             without, with_prompt = (x / 4).sin(), (x / 4 + t / 1000).cos()
             guided = without + guidance * (with_prompt - without)
             x = scheduler.step(guided if guidance > 1 else with_prompt, t, x).prev_sample
@@ -109,14 +122,16 @@ def test_the_judge_s_words_are_the_library_s(known):
     np.testing.assert_allclose(far, expected, rtol=1e-6)
 
 
-def test_the_starting_noise_is_what_the_pipeline_starts_from(pipe, known):
-    first = []
+@pytest.mark.parametrize("name", MODELS)
+def test_the_starting_noise_is_what_the_pipeline_starts_from(pipes, known, name):
+    pipe, first = pipes[name], []
+    options = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}
 
     def keep(own, step, timestep, values):
         first.append(values["latents"])
         return values
 
-    class Still(ASDDIMScheduler):
+    class Still(type(pipe.scheduler)):
         """Leaves the latents as they begin."""
 
         def step(self, model_output, timestep, sample, **options):
@@ -125,5 +140,5 @@ def test_the_starting_noise_is_what_the_pipeline_starts_from(pipe, known):
     pipe.scheduler = Still.from_config(pipe.scheduler.config)
     for seed in known["seeds"]:
         generator = torch.Generator().manual_seed(seed)
-        pipe("", 64, 64, 1, generator=generator, callback_on_step_end=keep, output_type="latent")
+        pipe("", generator=generator, callback_on_step_end=keep, **options)
         assert torch.equal(first.pop(), live_record.starting_noise(seed))

@@ -1,4 +1,5 @@
-// The controls beside the pictures. Each writes into `choice` and calls `changed`.
+// The controls beside the pictures. Each writes into `choice` and calls `changed`. They are made
+// anew for another model.
 
 import { gridLine } from "./grid.js";
 import { plural } from "./prompt.js";
@@ -8,10 +9,12 @@ const NAMES = {
   even: "Even",
   paper: "The paper’s Eq 5",
   logsnr: "Even in log SNR",
+  beta: "Beta",
 };
 
 export function controls(root, manifest, choice, changed) {
   const fields = [".prompt", ".settings", ".grid"].map((name) => root.querySelector(name));
+  for (const field of fields) field.replaceChildren(field.querySelector("legend"));
   promptFields(fields[0], manifest.choices, choice, changed);
   const grid = gridField(fields[2], manifest, choice, changed);
   const counts = Object.keys(manifest.grids.even).map(Number);
@@ -63,38 +66,38 @@ function promptFields(field, choices, choice, changed) {
 }
 
 function gridField(field, manifest, choice, changed) {
-  let named = "measured";
   const line = make("div", "line"),
     ends = make("p", "ends"),
     buttons = make("p", "named"),
     list = make("output"),
     { grids, levels } = manifest;
   ends.append(...["picture", "← sampling", "noise"].map((text) => make("span", "", text)));
-  const write = (grid) => {
-    choice.grid = grid;
-    list.textContent = grid.join(", ");
-    changed();
-  };
   const press = (name) => {
     for (const button of buttons.children)
       button.setAttribute("aria-pressed", button.textContent === NAMES[name]);
   };
   const moved = (grid) => {
     press(null); // no button stands for the reader's own grid
-    write(grid);
+    choice.grid = grid;
+    list.textContent = grid.join(", ");
+    changed();
   };
-  const editor = gridLine(line, { last: levels.alphas.length - 1, onChange: moved });
+  const editor = gridLine(line, { last: levels.values.length - 1, onChange: moved });
+  const lay = () => {
+    choice.grid = [...grids[choice.named][choice.steps]];
+    editor.lay(choice.grid, grids.even[choice.steps]);
+    press(choice.named);
+    list.textContent = choice.grid.join(", ");
+  };
   const layAgain = () => {
-    const grid = grids[named][choice.steps];
-    editor.lay(grid, grids.even[choice.steps]);
-    press(named);
-    write([...grid]);
+    lay();
+    changed();
   };
   for (const name of Object.keys(grids)) {
     const button = make("button", "", NAMES[name]);
     button.type = "button";
     button.addEventListener("click", () => {
-      named = name;
+      choice.named = name;
       layAgain();
     });
     buttons.append(button, " ");
@@ -104,9 +107,7 @@ function gridField(field, manifest, choice, changed) {
     "The small marks below the line are the even grid.";
   field.append(line, ends, buttons, make("p", "hint", hint));
   labelled(field, "Timesteps", list);
-  editor.lay(choice.grid, grids.even[choice.steps]);
-  press(named);
-  list.textContent = choice.grid.join(", ");
+  lay();
   return { layAgain };
 }
 

@@ -1,24 +1,36 @@
-// The model: fetched with progress, opened in a worker, and called as the library calls it.
+// The models: each is fetched with progress, opened in a worker, and called as the library does.
 
 import { tokens } from "./prompt.js";
 
-const NETWORKS = ["unet", "decoder", "text", "judge"];
+const SHARED = ["decoder.onnx", "judge.onnx"];
 
-// `onProgress` is handed the share of the bytes that have arrived.
-export async function load(base, manifest, onProgress) {
-  const sizes = manifest.files;
-  const total = Object.values(sizes).reduce((sum, { bytes }) => sum + bytes, 0);
+// What loads a model by its name. `onProgress` is handed the share of the bytes that have arrived.
+// What the models share is fetched once.
+export function loader(base, manifest) {
+  const opened = new Set();
+  let call = null;
+  return async (name, onProgress) => {
+    const networks = [`${name}.onnx`, `${name}-text.onnx`, ...SHARED],
+      wanted = [manifest.wasm, ...networks].filter((file) => !opened.has(file)),
+      fetched = await files(base, manifest.files, wanted, onProgress),
+      { [manifest.wasm]: wasm, ...fresh } = fetched;
+    const caller = call ?? worker(base);
+    await caller("open", { wasm, networks: fresh });
+    call = caller; // only now: a worker that did not start is not asked again
+    for (const file of wanted) opened.add(file);
+    return new Model(call, manifest, name);
+  };
+}
+
+async function files(base, known, wanted, onProgress) {
+  const total = wanted.reduce((sum, name) => sum + known[name].bytes, 0),
+    fetched = {};
   let arrived = 0;
-  const fetched = {};
-  for (const [name, { hash }] of Object.entries(sizes))
-    fetched[name] = await download(new URL(`${name}?${hash}`, base), (bytes) =>
+  for (const name of wanted)
+    fetched[name] = await download(new URL(`${name}?${known[name].hash}`, base), (bytes) =>
       onProgress((arrived += bytes) / total),
     );
-  const worker = new Worker(new URL("worker.js", base), { type: "module" });
-  const call = caller(worker);
-  const networks = Object.fromEntries(NETWORKS.map((name) => [name, fetched[`${name}.onnx`]]));
-  await call("open", { wasm: fetched[manifest.wasm], networks });
-  return new Model(call, manifest);
+  return fetched;
 }
 
 async function download(url, onBytes) {
@@ -35,26 +47,27 @@ async function download(url, onBytes) {
   return new Blob(parts).arrayBuffer();
 }
 
-// Calls wait for each other: a network computes one thing at a time.
-function caller(worker) {
-  const waiting = new Map();
+// What calls a new worker. Calls wait for each other: a network computes one thing at a time.
+function worker(base) {
+  const own = new Worker(new URL("worker.js", base), { type: "module" }),
+    waiting = new Map();
   let last = Promise.resolve(),
     count = 0;
-  worker.onmessage = ({ data: { id, result, error } }) => {
+  own.onmessage = ({ data: { id, result, error } }) => {
     const [resolve, reject] = waiting.get(id);
     waiting.delete(id);
     if (error) reject(new Error(error));
     else resolve(result);
   };
   // A worker that does not start says so here, and answers nothing.
-  worker.onerror = (event) => {
+  own.onerror = (event) => {
     for (const [, reject] of waiting.values())
       reject(new Error(event.message || "the worker did not start"));
   };
   const send = (call, values) =>
     new Promise((resolve, reject) => {
       waiting.set(++count, [resolve, reject]);
-      worker.postMessage({ id: count, call, values });
+      own.postMessage({ id: count, call, values });
     });
   return (call, values) => {
     const answer = last.then(() => send(call, values));
@@ -64,46 +77,42 @@ function caller(worker) {
 }
 
 class Model {
-  constructor(call, manifest) {
-    this.call = call;
-    this.manifest = manifest;
-    this.shape = manifest.shape;
-    this.size = this.shape.reduce((product, n) => product * n);
+  constructor(call, { shape, models }, name) {
+    Object.assign(this, models[name], { call, shape, name });
+    this.size = shape.reduce((product, n) => product * n);
   }
 
-  // What the UNet is told of an empty prompt and of `text`: two rows.
-  async context(text) {
-    const table = this.manifest.tokens;
-    const ids = [...tokens("", table), ...tokens(text, table)];
-    return this.call("run", {
-      name: "text",
-      inputs: { ids: [BigInt64Array.from(ids, BigInt), [2, table.length]] },
-    });
+  run(file, inputs) {
+    return this.call("run", { name: file, inputs });
   }
 
-  // The noise that the UNet sees in the latents, without and with the prompt.
-  async noises(latents, timestep, context) {
+  // What the network is told of an empty prompt and of `text`: two rows. The last one is kept.
+  async told(text) {
+    if (this.text !== text) {
+      const ids = ["", text].flatMap((part) => tokens(part, this.tokens));
+      const rows = [BigInt64Array.from(ids, BigInt), [2, this.tokens.length]];
+      this.context = await this.run(`${this.name}-text.onnx`, { ids: rows });
+      this.text = text;
+    }
+    return this.context;
+  }
+
+  // The network's answer for latents, without and with the prompt.
+  async evaluate(latents, timestep, context) {
     const rows = new Float32Array(2 * this.size);
     rows.set(latents);
     rows.set(latents, this.size);
-    const { length, width } = this.manifest.tokens;
-    const out = await this.call("run", {
-      name: "unet",
-      inputs: {
-        sample: [rows, [2, ...this.shape]],
-        timestep: [BigInt64Array.of(BigInt(timestep)), [1]],
-        context: [context, [2, length, width]],
-      },
+    const out = await this.run(`${this.name}.onnx`, {
+      sample: [rows, [2, ...this.shape]],
+      timestep: [Float32Array.of(timestep), [1]],
+      context: [context, [2, context.length / 2]],
     });
     return [out.subarray(0, this.size), out.subarray(this.size)];
   }
 
   // Latents as a picture. An ImageData clips and rounds as the library does.
   async picture(latents) {
-    const out = await this.call("run", {
-      name: "decoder",
-      inputs: { latents: [latents, [1, ...this.shape]] },
-    });
+    const out = await this.run("decoder.onnx", { latents: [latents, [1, ...this.shape]] });
     const side = Math.sqrt(out.length / 3),
       image = new ImageData(side, side);
     for (let i = 0; i < side * side; i++) {
@@ -113,15 +122,13 @@ class Model {
     }
     return image;
   }
+
   // What the judge says of a picture: its features, then its heads' logits.
   async judged(image) {
     const area = image.width * image.height,
       pixels = new Float32Array(3 * area);
     for (let i = 0; i < area; i++)
       for (let c = 0; c < 3; c++) pixels[c * area + i] = image.data[4 * i + c] / 255;
-    return this.call("run", {
-      name: "judge",
-      inputs: { images: [pixels, [1, 3, image.height, image.width]] },
-    });
+    return this.run("judge.onnx", { images: [pixels, [1, 3, image.height, image.width]] });
   }
 }

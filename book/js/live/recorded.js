@@ -1,10 +1,10 @@
-// Shows the recorded frames, and offers the model where it can run. It stands in the page itself:
-// a browser loads no module from a file.
+// Shows the recorded frames, and offers the models where they can run. It stands in the page
+// itself: a browser loads no module from a file.
 (() => {
   const root = document.currentScript.closest(".asddim-live"),
     find = (selector) => root.querySelector(selector),
     slider = find(".step input"),
-    button = find(".load button"),
+    bar = find(".download"),
     columns = [...root.querySelectorAll(".columns > div")],
     recorded = JSON.parse(root.dataset.recorded),
     strip = find(".strip");
@@ -82,18 +82,50 @@
     say(`${where} ${reason()}`);
     return;
   }
-  button.textContent = `Load the model (${root.dataset.megabytes} MB)`;
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    button.disabled = true;
+
+  // A button loads its model, and after that draws by it.
+  const models = JSON.parse(root.dataset.models);
+  let use = null, // what main.js draws by a model with
+    current = null;
+  const mark = () => {
+    for (const model of models) {
+      const { button, label, loaded, whole, rest } = model;
+      button.disabled = false;
+      button.textContent = label[0].toUpperCase() + label.slice(1);
+      // What the models share comes with the first.
+      if (!loaded) button.textContent = `Load the ${label} (${current ? rest : whole} MB)`;
+      else button.setAttribute("aria-pressed", model === current);
+    }
+  };
+  const arriving = ({ button, label }) => (share) => {
+    bar.hidden = false;
+    bar.value = share;
+    const percent = Math.floor(100 * share);
+    button.textContent = share < 1 ? `Loading the ${label}: ${percent} %` : `Opening the ${label}`;
+  };
+  const open = async (model) => {
+    for (const { button } of models) button.disabled = true;
     try {
       const base = new URL("../live/", document.baseURI);
       const { start } = await import(new URL("main.js", base));
-      await start({ root, viewer, slider, base, say });
+      use ??= await start({ root, viewer, slider, base, say });
+      await use(model.name, arriving(model));
+      model.loaded = true;
+      current = model;
     } catch (error) {
-      say(`The model could not be loaded: ${error.message}. ${where}`);
-      find("progress").hidden = true;
-      button.disabled = false;
+      say(`The ${model.label} could not be loaded: ${error.message}. ${current ? "" : where}`);
     }
-  });
+    bar.hidden = true;
+    mark();
+    // A button that is disabled loses the focus.
+    if (document.activeElement === document.body) model.button.focus({ preventScroll: true });
+  };
+  for (const model of models) {
+    model.button = document.createElement("button");
+    model.button.type = "button";
+    model.button.addEventListener("click", () => open(model));
+    find(".models").append(model.button);
+  }
+  find(".models").hidden = false;
+  mark();
 })();

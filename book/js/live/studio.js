@@ -1,8 +1,8 @@
 // Draws the reader's grid, the even one and the fine one, from the same noise.
 
-import { distance, sample } from "./ddim.js";
 import { featureDistance, wrong } from "./judge.js";
 import { caption } from "./prompt.js";
+import { distance, sample } from "./sample.js";
 
 const PAUSE = 250; // ms without a further change before the model draws
 const SHOWN = 10; // pictures that the fine drawing shows on its way
@@ -23,7 +23,8 @@ export class Studio {
     await new Promise((resolve) => setTimeout(resolve, pause));
     if (turn !== this.turn) return;
     try {
-      const context = await this.told(caption(wish));
+      const context = await this.model.told(caption(wish));
+      if (turn !== this.turn) return;
       const columns = this.columns(wish);
       Object.assign(this.viewer, { columns, steps: wish.steps });
       this.compare(columns);
@@ -43,7 +44,7 @@ export class Studio {
 
   // The three drawings of a choice, with what is known of them already.
   columns({ grid, steps, seed, guidance }) {
-    const { grids, fine } = this.model.manifest;
+    const { grids, fine } = this.model;
     return [
       ["Your grid", grid],
       ["Even grid", grids.even[steps]],
@@ -56,20 +57,11 @@ export class Studio {
     });
   }
 
-  // What the network is told of a prompt; the last one is kept.
-  async told(text) {
-    if (this.text !== text) {
-      this.context = await this.model.context(text);
-      this.text = text;
-    }
-    return this.context;
-  }
-
   // Draws a column's frames and its end; leaves off where a newer choice has come.
   async fill(column, wish, context, turn) {
     const { model, bar, viewer } = this,
       { seed, guidance } = wish,
-      place = model.manifest.seeds.indexOf(seed),
+      place = this.manifest.seeds.indexOf(seed),
       noise = this.noise.slice(place * model.size, (place + 1) * model.size),
       steps = column.grid.length;
     let image;
@@ -88,8 +80,8 @@ export class Studio {
       noise,
       guidance,
       grid: column.grid,
-      levels: model.manifest.levels,
-      evaluate: (latents, timestep) => model.noises(latents, timestep, context),
+      levels: model.levels,
+      evaluate: (latents, told) => model.evaluate(latents, told, context),
       onStep: async (done, latents, clean) => {
         if (turn !== this.turn) return false;
         bar.value = done / steps;
@@ -101,7 +93,7 @@ export class Studio {
     });
     if (!end) return;
     const said = await model.judged(image);
-    Object.assign(column, { end, said, wrong: wrong(said, model.manifest.judge, wish) });
+    Object.assign(column, { end, said, wrong: wrong(said, this.manifest.judge, wish) });
     const { frames, whole } = column;
     this.known.set(column.key, { frames, whole, end, said, wrong: column.wrong });
   }
@@ -112,20 +104,20 @@ export class Studio {
     for (const column of columns) {
       if (!column.end || !goal.end) continue;
       column.far = distance(column.end, goal.end);
-      column.features = featureDistance(column.said, goal.said, this.model.manifest.judge);
+      column.features = featureDistance(column.said, goal.said, this.manifest.judge);
     }
     this.viewer.show();
   }
 
   // The measured grid's distance from the goal, where that grid was drawn with this choice before.
   measured({ seed, guidance, steps }, columns) {
-    const grid = this.model.manifest.grids.measured[steps],
+    const grid = this.model.grids.measured[steps],
       drawn = this.known.get(this.key(seed, guidance, grid));
     return drawn && distance(drawn.end, columns.at(-1).end);
   }
 
   key(seed, guidance, timesteps) {
-    return JSON.stringify([this.text, seed, guidance, timesteps]);
+    return JSON.stringify([this.model.name, this.model.text, seed, guidance, timesteps]);
   }
 }
 

@@ -5,9 +5,10 @@ import * as ort from "./ort/ort.js";
 const sessions = {};
 
 const calls = {
+  // The first call brings the runtime's own code.
   async open({ wasm, networks }) {
     ort.env.wasm.numThreads = 1; // more would need headers that a plain page host does not send
-    ort.env.wasm.wasmBinary = wasm;
+    if (wasm) ort.env.wasm.wasmBinary = wasm;
     for (const [name, bytes] of Object.entries(networks))
       sessions[name] = await ort.InferenceSession.create(new Uint8Array(bytes), {
         executionProviders: ["wasm"],
