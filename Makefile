@@ -59,6 +59,7 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 20 --guidance-scale 3 --grids leading,beta,dual-weighted,feature-weighted,tuned --out results/pictures/twenty
 	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 50 --guidance-scale 3 --grids trailing --out results/pictures/fifty
 	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 1.5,2,3,5,7.5,10 --grids leading,beta,noise,gradient,combined,feature-weighted --out results/pictures/guidance
+	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 2,3 --grids tuned --out results/pictures/guidance-tuned
 	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --solvers dpm++ --guidance-scale 3 --grids leading,karras,logsnr,beta,dual-weighted,feature-weighted,tuned --out results/pictures/second-order
 	$(BIN)/asddim compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 100 --steps 5,8,10 --guidance-scale 6 --grids karras,beta,gits,dual-weighted,feature-weighted,tuned --out results/pictures/searched-flow
 	mkdir -p results/pictures/fifty-flow/images && cp -n results/pictures/searched-flow/images/*-k100-* results/pictures/fifty-flow/images

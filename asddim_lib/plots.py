@@ -160,6 +160,7 @@ def label_ends(axis: Any, labels: Mapping[str, str] | Sequence[str] = ()) -> Non
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
+                "relpos": (0, 0.5),  # from its left end: else a steep one strikes its neighbour
                 "color": drawn[name].get_color(),
                 "shrinkA": 1,
                 "shrinkB": 2,

@@ -107,16 +107,15 @@ def calibrate(
     check_file(out)
     if quick:
         count, num_steps, estimator = _quick(context)
-    kind, texts = torch_dtype(dtype), list(load_prompts(prompts, count)["prompt"])
-    options, given = called(call), loading(variant, pipeline_class)
-    _check_call(call, options, measure)
-    pipe = load_pipeline(model, device=device, dtype=kind, **given)
+    kind, options = torch_dtype(dtype), _options(call, measure)
+    texts = list(load_prompts(prompts, count)["prompt"])
+    pipe = load_pipeline(model, device=device, dtype=kind, **loading(variant, pipeline_class))
     how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
     how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}
-    how |= {"feature_probes": feature_probes, "encoder": encoder or None}
-    how |= {"adjoint_probes": adjoint_probes, "truncate": truncate, "cache": cache or CACHE}
-    shown = {"progress": lambda batches: tqdm(batches, unit="batch"), **options}
-    profile = measure(pipe, texts, **how, **shown)
+    how |= {"adjoint_probes": adjoint_probes, "feature_probes": feature_probes}
+    how |= {"encoder": encoder or None, "truncate": truncate, "cache": cache or CACHE}
+    how |= {"progress": lambda batches: tqdm(batches, unit="batch"), **options}
+    profile = measure(pipe, texts, **how)
     profile.save(out)
     schedule = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=True).schedule
     _show(out, profile, schedule, as_json)
@@ -130,14 +129,16 @@ def _quick(context: typer.Context) -> tuple[int, int, str]:
     return 1, 32, "path"
 
 
-def _check_call(call: str, options: dict[str, Any], measure: Any) -> None:
-    """Refuses what `calibrate` would take for an option of its own."""
+def _options(call: str, measure: Any) -> dict[str, Any]:
+    """The options of the pipeline's call. Refuses what `calibrate` would take for its own."""
     from inspect import signature
 
     from asddim_lib.errors import check
 
+    options = called(call)
     own = ", ".join(name for name in signature(measure).parameters if name in options)
     check(not own, "call", call, f"{own} is no option of a pipeline's call: leave it out")
+    return options
 
 
 def _show(out: Path, profile: Any, schedule: Any, as_json: bool) -> None:
