@@ -250,6 +250,7 @@ def search(page: Page, base: str, findings: list[Finding]) -> None:
             "() => /finished|matching|match/i.test("
             "document.querySelector('#search-results')?.innerText ?? '')"
         )
+        page.wait_for_load_state("networkidle")  # it fetches the pages that it quotes
         if bool(page.locator("#search-results li a").count()) is not known:
             what = f"{word} is {'not ' if known else ''}found"
             findings.append(Finding("search", "search.html", what))
