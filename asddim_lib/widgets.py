@@ -67,15 +67,23 @@ def explore(
 
 
 def _render(draw: Callable[..., tuple[Any, str]], **options: Any) -> tuple[bytes, str, bool]:
-    """A figure as PNG, its sentence, and whether it holds pictures."""
+    """A figure as PNG, its sentence, and whether it holds pictures.
+
+    Lines need few colours, and a page holds many frames.
+    """
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     figure, sentence = draw(**options)
     held = any(axis.images for axis in figure.axes)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=80, bbox_inches="tight")
     plt.close(figure)
-    return file.getvalue(), sentence, held
+    if held:
+        return file.getvalue(), sentence, held
+    small = io.BytesIO()
+    Image.open(file).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue(), sentence, held
 
 
 def _page(

@@ -8,6 +8,7 @@ It prints one line for each kind of check, and exits with 1 if there is a findin
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ import typer
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from browser import JS, chromium, served, settle, watched
-from playwright.sync_api import Browser, BrowserContext, Locator, Page
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response
 from sheets import Finding, Sheet, links
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,7 @@ KINDS = {
     "picture": "every picture loads, and has an alternative text",
     "math": "every formula is typeset",
     "width": "nothing is wider than a phone, except what scrolls by itself",
+    "weight": "a first visit to a page fetches less than 1.5 MB, compressed as page hosts do",
     "length": "no page is longer than a reader scrolls, except the reference",
     "cut": "no table and no line of code is cut, except in what scrolls by itself",
     "letters": "no figure's letters are smaller than 9 pixels",
@@ -100,7 +102,7 @@ def look(
 
 
 PAGE, DESK = (JS / "page.js").read_text(), (JS / "desk.js").read_text()
-LONGEST = 8000  # pixels
+LONGEST, HEAVIEST = 8000, 1_500_000  # pixels, bytes
 LONG = {"chapters/api.html"}
 
 
@@ -120,6 +122,7 @@ def visit(
     if look == "light":  # dark differs in colours only
         findings += [Finding(kind, place, what) for kind, what in page.evaluate(DESK)]
         findings += [Finding("length", place, what) for what in length(page, path)]
+        findings += [Finding("weight", place, what) for what in weight(context, base, path)]
     if look != "dark":  # its keys are those of light
         findings += [Finding("slider", place, what) for what in sliders(page)]
         findings += [Finding("focus", place, what) for what in focus(page)]
@@ -130,6 +133,20 @@ def length(page: Page, path: str) -> list[str]:
     """The page's length, if it is too long."""
     pixels = page.evaluate("() => document.documentElement.scrollHeight")
     return [f"is {pixels} pixels long"] if pixels > LONGEST and path not in LONG else []
+
+
+def weight(context: BrowserContext, base: str, path: str) -> list[str]:
+    """What a first visit fetches, if it is too much; `context` has files of others in its cache."""
+    assert context.browser is not None
+    answers: list[Response] = []
+    with context.browser.new_context() as fresh:
+        fresh.route(lambda url: not url.startswith(base), lambda route: route.abort())
+        page = fresh.new_page()
+        page.on("response", answers.append)
+        page.goto(base + path)
+        page.wait_for_load_state("networkidle")
+        total = sum(len(gzip.compress(answer.body())) for answer in answers if answer.ok)
+    return [f"fetches {total / 1e6:.2f} MB"] if total > HEAVIEST else []
 
 
 def violations(page: Page) -> list[str]:

@@ -109,3 +109,14 @@ def test_a_dotted_name_is_split_after_its_module():
     split = sources.split(f"asddim_lib.core.noise.{method}", modules)
     assert split == ("asddim_lib.core.noise", method)
     assert sources.split("numpy.ndarray", modules) == ("", "numpy.ndarray")
+
+
+def test_the_pages_are_rid_of_the_script_for_icons_and_of_nothing_else(tmp_path):
+    own = '<script defer src="_static/scripts/bootstrap.js?digest=1"></script>'
+    icons = '<script defer src="../_static/scripts/fontawesome.js?digest=1"></script>'
+    page = tmp_path / "chapters" / "start.html"
+    page.parent.mkdir()
+    page.write_text(f"<head>{icons}{own}</head>")
+    for _ in range(2):
+        build.lighten(tmp_path)
+        assert page.read_text() == f"<head>{own}</head>"

@@ -3,6 +3,7 @@
 book/pdf.py refuses a print that lacks something.
 """
 
+from base64 import b64encode
 from urllib.parse import quote
 
 import browser as browser_tool
@@ -33,6 +34,7 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} 100" width="900">
 TINY = SVG.format(1800, '<text y="20" font-size="17">17 of 1,800 units are 8.5 pixels</text>')
 PLOT = '<g id="text_1"><g transform="translate(9 9) scale(0.09 -0.09)"><path d="M0 0L9 9"/></g></g>'
 GLYPHS = "data:image/svg+xml," + quote(SVG.format(504, PLOT))  # 9 of 504 units
+HEAVY = b64encode(np.random.default_rng(0).bytes(1_600_000)).decode()  # is not compressed
 ABOVE = "position: absolute; left: 0; top: -99px"
 #: Of each page with a fault: the kind of finding, the look that shows it, and the page's parts.
 FAULTS = {
@@ -49,6 +51,7 @@ FAULTS = {
     "math": ("math", "light", {"body": '<span class="math">\\(x\\)</span>'}),
     "width": ("width", "phone", {"body": WIDE}),
     "clipped": ("width", "phone", {"body": f'<div style="overflow: hidden">{WIDE}</div>'}),
+    "heavy": ("weight", "light", {"head": f"<!--{HEAVY}-->"}),
     "length": ("length", "light", {"body": '<p style="height: 9000px">long</p>'}),
     "table": ("cut", "light", {"body": f'<div style="overflow: hidden">{TABLE}</div>'}),
     "beyond": ("cut", "light", {"body": TABLE}),
