@@ -142,7 +142,7 @@ def weight(context: BrowserContext, base: str, path: str) -> list[str]:
     with context.browser.new_context() as fresh:
         fresh.route(lambda url: not url.startswith(base), lambda route: route.abort())
         page = fresh.new_page()
-        page.on("response", answers.append)
+        page.on("response", lambda answer: answers.append(answer))
         page.goto(base + path)
         page.wait_for_load_state("networkidle")
         total = sum(len(gzip.compress(answer.body())) for answer in answers if answer.ok)
