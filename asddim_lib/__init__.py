@@ -9,29 +9,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asddim_lib.evidence.profile import SensitivityProfile as SensitivityProfile
+    from asddim_lib.calibration import calibrate as calibrate
+    from asddim_lib.calibration import record as record
+    from asddim_lib.evidence.profile import Profile as Profile
     from asddim_lib.grids.grid import sigmas as sigmas
     from asddim_lib.grids.grid import timesteps as timesteps
-    from asddim_lib.measure.calibrate import calibrate as calibrate
     from asddim_lib.models.load import load_pipeline as load_pipeline
+    from asddim_lib.pipeline.run import Run as Run
     from asddim_lib.schedulers import ASDDIMInverseScheduler as ASDDIMInverseScheduler
     from asddim_lib.schedulers import ASDDIMScheduler as ASDDIMScheduler
     from asddim_lib.schedulers import ASFlowScheduler as ASFlowScheduler
     from asddim_lib.schedulers import DPMSolverGridScheduler as DPMSolverGridScheduler
     from asddim_lib.schedulers import UniPCGridScheduler as UniPCGridScheduler
+    from asddim_lib.tuning.tune import tune as tune
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 _HOMES = {
     "ASDDIMInverseScheduler": "asddim_lib.schedulers",
     "ASDDIMScheduler": "asddim_lib.schedulers",
     "ASFlowScheduler": "asddim_lib.schedulers",
     "DPMSolverGridScheduler": "asddim_lib.schedulers",
-    "SensitivityProfile": "asddim_lib.evidence.profile",
+    "Profile": "asddim_lib.evidence.profile",
+    "Run": "asddim_lib.pipeline.run",
     "UniPCGridScheduler": "asddim_lib.schedulers",
-    "calibrate": "asddim_lib.measure.calibrate",
+    "calibrate": "asddim_lib.calibration",
     "load_pipeline": "asddim_lib.models.load",
+    "record": "asddim_lib.calibration",
     "sigmas": "asddim_lib.grids.grid",
     "timesteps": "asddim_lib.grids.grid",
+    "tune": "asddim_lib.tuning.tune",
 }
 __all__ = [*_HOMES, "__version__"]
 

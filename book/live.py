@@ -24,7 +24,7 @@ import live_models
 import live_record
 from chapter import BOOK, BUILD, ROOT, digest
 
-from asddim_lib.files import locked
+from asddim_lib.cache import locked
 
 SCRIPTS, CACHE = BOOK / "js" / "live", BUILD / "live"
 WEIGHTS = tuple(ROOT / "data" / name for name in ("model", "flow", "judge"))

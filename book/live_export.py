@@ -28,7 +28,7 @@ def export_models(folder: Path) -> None:
     import torch
 
     from asddim_lib import load_pipeline
-    from asddim_lib.metrics.attributes import load_judge
+    from experiments.attributes import load_judge
 
     folder.mkdir(parents=True, exist_ok=True)
     pipes = [load_pipeline(model.pipeline) for model in MODELS.values()]

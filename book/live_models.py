@@ -69,8 +69,7 @@ def levels(scheduler: Any) -> dict[str, Any]:
     import numpy as np
 
     from asddim_lib import ASDDIMScheduler
-    from asddim_lib.core.config import completed
-    from asddim_lib.core.coordinates import flow_shift, is_flow
+    from asddim_lib.levels import completed, flow_shift, is_flow
 
     config = completed(scheduler)
     if is_flow(config):

@@ -86,7 +86,7 @@ def judged(pictures: list[Any]) -> list[dict[str, Any]]:
     """
     import torch
 
-    from asddim_lib.metrics.attributes import attributes_right, judge_features
+    from experiments.attributes import attributes_right, judge_features
 
     features = judge_features(torch.stack(pictures))
     asked = {name: [value] * len(pictures) for name, value in scene_of(START).as_row().items()}
@@ -101,7 +101,7 @@ def judged(pictures: list[Any]) -> list[dict[str, Any]]:
 
 def features_spread() -> float:
     """The root of the mean squared distance of real pictures' features from their mean."""
-    from asddim_lib.metrics.attributes import reference_features
+    from experiments.attributes import reference_features
 
     features = reference_features()
     return float((features - features.mean(0)).square().sum(1).mean().sqrt())
@@ -109,7 +109,7 @@ def features_spread() -> float:
 
 def knowledge() -> dict[str, Any]:
     """What the page's scripts need: the judge, the choices, and the models."""
-    from asddim_lib.metrics.attributes import load_judge
+    from experiments.attributes import load_judge
     from training import compositions
 
     judge = load_judge()

@@ -19,18 +19,18 @@ import torch
 from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, calibrate, load_pipeline, timesteps
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.sensitivity import COST
-from asddim_lib.experiment.setting import FINE_STEPS
-from asddim_lib.files import write_whole
-from asddim_lib.grids.rivals import _least_dmn_bound, dmn
+from asddim_lib.cache import write_whole
+from asddim_lib.calibration import record
+from asddim_lib.grids.rules import _least_dmn_bound, dmn
 from asddim_lib.grids.searched import SEARCHED
-from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.run import Run, draw
+from asddim_lib.levels import noise_schedule
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.models.quick import quicken
-from asddim_lib.tune.search import direct_search, solution
+from asddim_lib.pipeline.run import Run, draw
+from asddim_lib.sensitivity import COST
+from asddim_lib.tuning.search import direct_search, solution
+from experiments.setting import FINE_STEPS
 
 RECORDS = Path(__file__).parents[1] / "results" / "compare"
 
@@ -148,7 +148,7 @@ class Costs:
 
     def __init__(self, pipe: Pipeline) -> None:
         self.pipe, self.own, self.rows = pipe, pipe.scheduler, []
-        self.schedule = NoiseSchedule.from_config(self.own)
+        self.schedule = noise_schedule(self.own)
         self.prompts = list(load_prompts("bundled-tune")["prompt"])
 
     def add(self, name: str, evaluations: int, seconds: float, again: Callable[[], object]) -> None:

@@ -78,7 +78,7 @@ def small(shared_small):
 @pytest.fixture(scope="session")
 def whole(shared_small, tmp_path_factory):
     """The folder of a small run without a fault. Tests only read it."""
-    from asddim_lib.experiment.evaluate import evaluate
+    from experiments.evaluate import evaluate
     from tests.runs import SETTING, TABLE
 
     folder = tmp_path_factory.mktemp("whole")

@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 
 from asddim_lib import calibrate, load_pipeline, timesteps
-from asddim_lib.evidence.profile import SensitivityProfile
-from asddim_lib.files import write_whole
-from asddim_lib.measure.run import Run
+from asddim_lib.cache import write_whole
+from asddim_lib.evidence.profile import Profile
 from asddim_lib.metrics.intervals import paired_difference
 from asddim_lib.models.prompts import load_prompts
+from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.solvers import own_scheduler
-from asddim_lib.tune.goals import goal_of
-from asddim_lib.tune.trials import Trials
+from asddim_lib.tuning.goals import goal_of
+from asddim_lib.tuning.trials import Trials
 
 FILE = Path(__file__).parents[1] / "results" / "compare" / "effort.csv"
 SCALE = 3.0  # the bundled model's best guidance
@@ -46,9 +46,7 @@ def prompts_of(count: int) -> tuple[list[str], list[str]]:
     return list(tuning[~tuning.isin(unseen)]), unseen
 
 
-def profiles(
-    pipe: Any, tuning: list[str], effort: tuple[int, int, int]
-) -> Iterator[SensitivityProfile]:
+def profiles(pipe: Any, tuning: list[str], effort: tuple[int, int, int]) -> Iterator[Profile]:
     """Profiles, each from other prompts and noise."""
     prompts, points, directions = effort
     texts = iter(tuning)

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from asddim_lib.experiment import evaluate as experiment
-from asddim_lib.experiment import setting as design
-from asddim_lib.experiment.shards import joined
 from asddim_lib.models.prompts import load_prompts
+from experiments import evaluate as experiment
+from experiments import setting as design
+from experiments.shards import joined
 from tests.tiny import coarse
 
 SETTING = design.Setting(

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from asddim_lib.measure.fingerprint import of_values
-from asddim_lib.tune.goals import Goal
-from asddim_lib.tune.plan import Plan
+from asddim_lib.pipeline.manifest import of_values
+from asddim_lib.tuning.goals import Goal
+from asddim_lib.tuning.plan import Plan
 from tests.tiny import PLAIN, autoencoder, coarse, parts, unet
 
 WORDS = [f"a red boot, number {n}" for n in range(24)]

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from asddim_lib.experiment.evaluate import read_records
-from asddim_lib.experiment.setting import Setting
 from asddim_lib.models.prompts import load_prompts
+from experiments.evaluate import read_records
+from experiments.setting import Setting
 
 ROOT = Path(__file__).parents[1]
 SETTING = Setting(

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from asddim_lib import calibrate
-from asddim_lib.core.coordinates import Coordinates
+from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure import recording
-from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.decoding import decode
-from asddim_lib.tune.search import direct_search, distances, solution
+from asddim_lib.levels import Coordinates
+from asddim_lib.pipeline import recording
+from asddim_lib.pipeline.decoding import decode
+from asddim_lib.tuning.search import direct_search, distances, solution
 from tests import zoo
 from tests.zoo.entry import ENTRIES as ENTRIES
 from tests.zoo.entry import PROMPTS, entry

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.experiment.agreement import GOALS, agreement, geometric_mean, mean
+from experiments.agreement import GOALS, agreement, geometric_mean, mean
 
 WHERE = {"guidance_scale": 3.0, "steps": 5, "solver": "ddim"}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import WrongUse
-from asddim_lib.testing.mixtures import AnalyticUNet, GaussianMixture
-from asddim_lib.testing.trial import trial
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import ddim_step
+from experiments.mixtures import AnalyticUNet, GaussianMixture
+from experiments.trial import trial
 
 SD = {
     "beta_start": 0.00085,
@@ -19,7 +19,7 @@ SD = {
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
 }
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 
 
 def mixture(d=4, m=3):

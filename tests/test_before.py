@@ -21,22 +21,22 @@ from safetensors.torch import load_file
 
 from asddim_lib import (
     ASDDIMScheduler,
-    SensitivityProfile,
+    Profile,
     UniPCGridScheduler,
     calibrate,
     load_pipeline,
     sigmas,
     timesteps,
 )
-from asddim_lib.experiment import store
-from asddim_lib.experiment.evaluate import read_records
-from asddim_lib.files import unseal
-from asddim_lib.grids.methods import METHODS
-from asddim_lib.grids.rivals import IN_OWN_NUMBERS
-from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.run import draw
+from asddim_lib.cache import unseal
+from asddim_lib.calibration import record
+from asddim_lib.grids.rules import IN_OWN_NUMBERS
+from asddim_lib.grids.table import METHODS
 from asddim_lib.models.load import data_folder, load_scheduler_config
-from asddim_lib.tune.search import direct_search
+from asddim_lib.pipeline.run import draw
+from asddim_lib.tuning.search import direct_search
+from experiments import store
+from experiments.evaluate import read_records
 from tests.dmn import check_as_good
 
 BEFORE = Path(__file__).with_name("before")
@@ -53,7 +53,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def profile():
-    return SensitivityProfile.load(BEFORE / "profile.json")
+    return Profile.load(BEFORE / "profile.json")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_profiles_are_what_they_were(pipe, profile):
         for order, counts in profile.local_error[kind].items():
             np.testing.assert_allclose(again.local_error[kind][order], counts, rtol=3e-3)
     quick = calibrate(pipe, PROMPTS[:1], guidance_scale=7.5, estimator="path", num_steps=12)
-    before = SensitivityProfile.load(BEFORE / "profile-quick.json")
+    before = Profile.load(BEFORE / "profile-quick.json")
     np.testing.assert_allclose(quick.g, before.g, rtol=1e-3)
     assert quick.evaluations == before.evaluations
     assert quick.stderr == [None] * len(quick.g)  # mended: one prompt does not tell an error of 0
@@ -167,6 +167,6 @@ def test_an_experiment_s_files_still_open():
     for file in (folder / "images").glob("*.safetensors"):
         assert store.whole(file)
         assert store.made_from(file)["batch_size"] == 2
-    profile = SensitivityProfile.from_dict(unseal(folder / "images" / "profile-g2.json"))
-    assert profile == SensitivityProfile.load(folder / "profile-g2.json")
+    profile = Profile.from_dict(unseal(folder / "images" / "profile-g2.json"))
+    assert profile == Profile.load(folder / "profile-g2.json")
     assert unseal(folder / "images" / "grid-oracle-ddim-g2-k2.json")["timesteps"][0] == 999

@@ -104,10 +104,10 @@ def test_a_wrong_number_fails_the_build(tmp_path):
 
 
 def test_a_dotted_name_is_split_after_its_module():
-    modules = ["asddim_lib", "asddim_lib.core", "asddim_lib.core.noise", "asddim_lib.core.noises"]
+    modules = ["asddim_lib", "asddim_lib.core", "asddim_lib.paper", "asddim_lib.core.noises"]
     method = "NoiseSchedule.forward_step"
-    split = sources.split(f"asddim_lib.core.noise.{method}", modules)
-    assert split == ("asddim_lib.core.noise", method)
+    split = sources.split(f"asddim_lib.paper.{method}", modules)
+    assert split == ("asddim_lib.paper", method)
     assert sources.split("numpy.ndarray", modules) == ("", "numpy.ndarray")
 
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
-from asddim_lib.measure.run import draw
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.models.quick import quicken
+from asddim_lib.pipeline.run import draw
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]

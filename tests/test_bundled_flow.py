@@ -5,9 +5,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from asddim_lib import ASFlowScheduler, calibrate, load_pipeline
-from asddim_lib.core.step import ddim_step
-from asddim_lib.measure.run import Run
-from asddim_lib.metrics import attributes_right, judge_features
+from asddim_lib.paper import ddim_step
+from asddim_lib.pipeline.run import Run
+from experiments.attributes import attributes_right, judge_features
 
 PROMPT = "a red boot on a white ground"
 FEW_ZEROS = {"max_sequence_length": 1}

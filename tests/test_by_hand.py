@@ -11,15 +11,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from asddim_lib.core.allocation import allocate, gradient_step
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.sensitivity import gradient_norm
-from asddim_lib.core.step import ddim_step
-from asddim_lib.evidence.adjoint import carry_back
-from asddim_lib.evidence.trajectory import Trajectory, follow, shares
-from asddim_lib.testing.mixtures import GaussianMixture
+from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import allocate, ddim_step, gradient_step
+from asddim_lib.sensitivity import gradient_norm
+from experiments.mixtures import GaussianMixture
 
-SCHEDULE = NoiseSchedule.from_config(
+SCHEDULE = noise_schedule(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 )
 BARS = SCHEDULE.alphas_cumprod

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure.calibrate import record
-from asddim_lib.tune.search import direct_search, solution
+from asddim_lib.tuning.search import direct_search, solution
 
 PROMPTS = [
     "a red boot on a white ground",

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.evidence.trajectory import Trajectory, follow
+from asddim_lib.evidence.path import Trajectory, follow
 from asddim_lib.grids.change import constant_rate, feature_changes, paired, tors, total_rotation
-from asddim_lib.measure.run import Run
-from asddim_lib.testing.mixtures import GaussianMixture
+from asddim_lib.levels import noise_schedule
+from asddim_lib.pipeline.run import Run
+from experiments.mixtures import GaussianMixture
 from tests.tiny import SD, easy, sd3
 
-SCHEDULE = NoiseSchedule.from_config(SD)
-FLOW = NoiseSchedule.from_config(
+SCHEDULE = noise_schedule(SD)
+FLOW = noise_schedule(
     {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
 )
 EVERY = [*range(999, 0, -9), 0]

@@ -11,18 +11,18 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib.bench.clock import METHODS as TIMED
+from asddim_lib import calibration as measure
 from asddim_lib.cli import app, clock, main
 from asddim_lib.errors import WrongUse
-from asddim_lib.experiment import evaluate as experiment
-from asddim_lib.experiment.setting import METHODS as NAMED
-from asddim_lib.grids.methods import ALLOCATIONS, METHODS
-from asddim_lib.measure import calibrate as measure
-from asddim_lib.measure import run
+from asddim_lib.grids.table import ALLOCATIONS, METHODS
 from asddim_lib.models import load
+from asddim_lib.pipeline import run
 from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
-from asddim_lib.tune import search
-from asddim_lib.tune.goals import GOALS
+from asddim_lib.tuning import search
+from asddim_lib.tuning.goals import GOALS
+from experiments import evaluate as experiment
+from experiments.clock import METHODS as TIMED
+from experiments.setting import METHODS as NAMED
 from tests.tiny import sd
 
 PURPOSE = {

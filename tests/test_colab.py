@@ -101,10 +101,10 @@ def test_a_rebuild_writes_the_same_bytes_and_removes_what_is_no_chapter(tmp_path
         ("see {doc}`noise`", f"see [Noise, forward and back]({links.colab_link('noise')})"),
         ("see {doc}`the\nfirst <noise>`", f"see [the first]({links.colab_link('noise')})"),
         ("see {doc}`api`", f"see [Reference]({links.page_link('api')})"),
-        ("{py:func}`~asddim_lib.core.step.ddim_step`", "`ddim_step`"),
+        ("{py:func}`~asddim_lib.paper.ddim_step`", "`ddim_step`"),
         (
-            "{py:class}`asddim_lib.core.noise.NoiseSchedule`",
-            "`asddim_lib.core.noise.NoiseSchedule`",
+            "{py:class}`asddim_lib.paper.NoiseSchedule`",
+            "`asddim_lib.paper.NoiseSchedule`",
         ),
         ("{ref}`Solution <ddim-1>`", "*Solution below.*"),
         ("{ref}`Solution <noise-1>`", f"[Solution]({links.colab_link('noise')})"),
@@ -180,7 +180,7 @@ def test_what_has_no_translation_is_refused(raw):
 
 
 def test_code_that_prints_roles_prints_links():
-    cell = "```{code-cell} ipython3\nname, label = 'asddim_lib.core.step.ddim_step', 'eq-fid'\n"
+    cell = "```{code-cell} ipython3\nname, label = 'asddim_lib.paper.ddim_step', 'eq-fid'\n"
     cell += 'text = f"{{py:obj}}`~{name}` {{eq}}`{label}` {{doc}}`noise`" + "{eq}`eq-ddim`"\n```'
     names = {}
     exec(crafted(cell).cells[-1].source, names)

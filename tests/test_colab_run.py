@@ -14,11 +14,12 @@ import pytest
 import yaml
 from leftovers import leftovers
 
+from asddim_lib import __version__
 from tests.colab_machine import ADDRESS, PROJECT, ROOT, Machine, once, output, write_wheel
 from tests.tiny import coarse
 
 COMMIT = "0" * 40
-INSTALLED = {"asddim_lib", f"asddim_lib-{PROJECT['version']}.dist-info"}
+INSTALLED = {"asddim_lib", f"asddim_lib-{__version__}.dist-info"}
 
 #: A tiny model on the machine, from the folder in which the chapters run.
 TINY = "../../tiny"
@@ -143,7 +144,7 @@ def test_the_first_cell_installs_pins_and_changes_nothing_that_is_here(
     new = {name for name in machine.added() if name.endswith(".dist-info")}
     pins = pinned()
     expected = {f"{name}-{pins[name.replace('_', '-')]}.dist-info" for name in missing}
-    assert new == expected | {f"asddim_lib-{PROJECT['version']}.dist-info"}
+    assert new == expected | {f"asddim_lib-{__version__}.dist-info"}
     for name in ("numpy", "torch", "transformers"):
         code = f"from importlib.metadata import version; print(version({name!r}))"
         assert machine.run("-c", code).stdout.strip() == version(name)

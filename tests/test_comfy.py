@@ -9,9 +9,10 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from scipy.stats import beta
 
 from asddim_lib import timesteps
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.grids.comfy import COMFY, Table
-from asddim_lib.grids.methods import METHODS, Options, lay
+from asddim_lib.grids.table import METHODS, Options, lay
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import NoiseSchedule
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHIFT = 3.0
@@ -19,7 +20,7 @@ SCHEDULERS = {
     "sd": DDIMScheduler(**CONFIG),
     "flow": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
 }
-SCHEDULES = {kind: NoiseSchedule.from_config(one) for kind, one in SCHEDULERS.items()}
+SCHEDULES = {kind: noise_schedule(one) for kind, one in SCHEDULERS.items()}
 
 
 class Sampling:
@@ -155,7 +156,7 @@ def test_no_timestep_is_nearer_to_the_definition(name, steps, kind):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
 def test_a_flow_model_s_table_is_told_from_its_levels(shift):
-    schedule = NoiseSchedule.from_config(FlowMatchEulerDiscreteScheduler(shift=shift))
+    schedule = noise_schedule(FlowMatchEulerDiscreteScheduler(shift=shift))
     whole, cut = Table.of(schedule), Table.of(NoiseSchedule(schedule.betas[:300]))
     own = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.double().numpy()[::-1]
     for table, count in ((whole, 1000), (cut, 300)):
@@ -168,7 +169,7 @@ def test_a_flow_model_s_table_is_told_from_its_levels(shift):
 @pytest.mark.parametrize("zero", [False, True])
 def test_no_diffusion_model_is_taken_for_a_flow_model(beta_schedule, zero):
     config = {**CONFIG, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": zero}
-    schedule = NoiseSchedule.from_config(DDIMScheduler(**config))
+    schedule = noise_schedule(DDIMScheduler(**config))
     for count in (1, 2, 10, 1000):
         table = Table.of(NoiseSchedule(schedule.betas[:count]))
         assert not table.flow
@@ -179,7 +180,7 @@ def test_no_diffusion_model_is_taken_for_a_flow_model(beta_schedule, zero):
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 600, 999, 1000])
 def test_strict_and_within_range_on_flow_models(name, steps):
     for shift in (1.0, 12.0):
-        schedule = NoiseSchedule.from_config(FlowMatchEulerDiscreteScheduler(shift=shift))
+        schedule = noise_schedule(FlowMatchEulerDiscreteScheduler(shift=shift))
         grid = lay(name, schedule, steps, Options())
         assert len(grid) == steps
         assert all(a > b for a, b in itertools.pairwise(grid))

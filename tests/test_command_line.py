@@ -12,10 +12,10 @@ import pytest
 from diffusers import EulerDiscreteScheduler
 from typer.testing import CliRunner
 
-from asddim_lib.bench import clock as bench
 from asddim_lib.cli import app, main
 from asddim_lib.models import load
 from asddim_lib.models.load import load_scheduler_config
+from experiments import clock as bench
 
 LIMIT = 2000
 

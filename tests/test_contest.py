@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from asddim_lib import metrics
-from asddim_lib.experiment import contest, score
+from experiments import contest, score
 
 MEANS = {"trailing": 5.0, "karras": 4.0, "beta": 4.5, "near": 3.5, "far": 6.0}
 

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.core.allocation import (
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import (
+    NoiseSchedule,
     allocate,
     gradient_step,
     noise_weights,
@@ -18,11 +20,10 @@ from asddim_lib.core.allocation import (
     step_sizes,
     steps_per_timestep,
 )
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.sensitivity import gradient_norm
+from asddim_lib.sensitivity import gradient_norm
 from tests.tiny import SD
 
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 READINGS = st.sampled_from(["intent", "density", "literal"])
 
 
@@ -30,7 +31,7 @@ READINGS = st.sampled_from(["intent", "density", "literal"])
 @pytest.mark.parametrize("rescale", [False, True])
 def test_schedule_equals_diffusers(name, rescale):
     reference = DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=rescale)
-    schedule = NoiseSchedule.from_config(reference)
+    schedule = noise_schedule(reference)
     np.testing.assert_allclose(
         schedule.alphas_cumprod, reference.alphas_cumprod.double().numpy(), rtol=2e-3, atol=2e-6
     )
@@ -81,7 +82,7 @@ def problems(draw):
     steps = draw(st.integers(1, size))
     name = draw(st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]))
     config = {"num_train_timesteps": size, "beta_schedule": name}
-    schedule = NoiseSchedule.from_config({**config, "beta_start": 0.0001, "beta_end": 0.02})
+    schedule = noise_schedule({**config, "beta_start": 0.0001, "beta_end": 0.02})
     g = np.random.default_rng(draw(st.integers(0, 99))).normal(size=size)
     g = np.exp(draw(st.floats(0, 4)) * g)
     p, eps = draw(st.floats(0, 8)), draw(st.sampled_from([0.0, 1e-8, 1e-3, 1.0]))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from asddim_lib.experiment import grids
-from asddim_lib.experiment import store as pictures
-from asddim_lib.experiment.evaluate import evaluate, read_records
-from asddim_lib.experiment.setting import Setting
-from asddim_lib.measure.run import Drawn
+from asddim_lib.pipeline.run import Drawn
+from experiments import grids
+from experiments import store as pictures
+from experiments.evaluate import evaluate, read_records
+from experiments.setting import Setting
 from tests.runs import SETTING, TABLE, assert_same, files, flip
 
 pytestmark = pytest.mark.xdist_group("damage")  # its runs are shared by its tests

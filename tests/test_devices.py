@@ -18,8 +18,8 @@ from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
 
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
-from asddim_lib.core.sensitivity import COST, gradient_norm
 from asddim_lib.errors import WrongUse
+from asddim_lib.sensitivity import COST, gradient_norm
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asddim_lib import DPMSolverGridScheduler
 from asddim_lib.errors import WrongUse
-from asddim_lib.schedulers.laying import lay
+from asddim_lib.schedulers.place import lay
 from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib.core import allocation
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.step import ddim_step
-from asddim_lib.evidence.adjoint import carry_back
-from asddim_lib.evidence.trajectory import Trajectory, follow, shares, spread
+from asddim_lib import paper as allocation
+from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares, spread
 from asddim_lib.grids.grid import timesteps
+from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.distance import relative_distance
-from asddim_lib.testing.mixtures import GaussianMixture
+from asddim_lib.paper import ddim_step
+from experiments.mixtures import GaussianMixture
 from tests import pages
 
 CHAPTER = (Path(editor.BOOK) / "chapters" / "editor.md").read_text()
 DATA = json.loads((editor.EDITOR / "data.json").read_text())
 CONFIG = DATA["schedule"]
-SCHEDULE = NoiseSchedule.from_config(CONFIG)
+SCHEDULE = noise_schedule(CONFIG)
 BARS, SIZE = SCHEDULE.alphas_cumprod, len(SCHEDULE)
 POINTS = torch.tensor(DATA["points"], dtype=torch.float64)
 DRAWN, JUDGED = DATA["drawn"], DATA["drawn"] + DATA["measured"]

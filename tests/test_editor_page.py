@@ -8,10 +8,10 @@ import look
 import pytest
 import torch
 
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.evidence.trajectory import follow
+from asddim_lib.evidence.path import follow
+from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.distance import relative_distance
-from asddim_lib.testing.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture
 from tests.pages import PAGE, opening
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
@@ -73,7 +73,7 @@ def library_error(name, timesteps):
     data = json.loads((editor.EDITOR / "data.json").read_text())
     parts = data["mixtures"][name]
     mixture = GaussianMixture(*([p[key] for p in parts] for key in ("mean", "std", "weight")))
-    schedule = NoiseSchedule.from_config(data["schedule"])
+    schedule = noise_schedule(data["schedule"])
     bars = schedule.alphas_cumprod
     points = torch.tensor(data["points"][: data["drawn"]], dtype=torch.float64)
     ends = follow(lambda x, t: mixture.eps(x, float(bars[t])), points, schedule, timesteps).end

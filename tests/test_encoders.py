@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from asddim_lib import calibrate
-from asddim_lib.measure.decoding import decode, feature_directions
-from asddim_lib.measure.run import Run
 from asddim_lib.metrics.encoders import encoder_for, load_encoder
+from asddim_lib.pipeline.decoding import decode, feature_directions
+from asddim_lib.pipeline.run import Run
 from tests import tiny
 
 BLOCKS = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))

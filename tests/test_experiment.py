@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load
 
 from asddim_lib import ASDDIMScheduler, calibrate
-from asddim_lib.experiment import grids
-from asddim_lib.experiment.cost import Cost, calibration, plan
-from asddim_lib.experiment.draw import generate
-from asddim_lib.experiment.evaluate import evaluate, read_records
-from asddim_lib.experiment.grids import grid_for
-from asddim_lib.experiment.score import judge, paired
-from asddim_lib.experiment.setting import Cell, Setting, cells, references
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
+from experiments import grids
+from experiments.cost import Cost, calibration, plan
+from experiments.draw import generate
+from experiments.evaluate import evaluate, read_records
+from experiments.grids import grid_for
+from experiments.score import judge, paired
+from experiments.setting import Cell, Setting, cells, references
 from tests.test_goals import encoders as encoders
 from tests.zoo import ZOO
 

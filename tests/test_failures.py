@@ -9,13 +9,13 @@ import torch
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app
-from asddim_lib.experiment import store
-from asddim_lib.experiment.draw import generate
-from asddim_lib.experiment.evaluate import read_records
-from asddim_lib.experiment.grids import grid_for
-from asddim_lib.experiment.score import paired
-from asddim_lib.experiment.setting import Setting, batches, cells
-from asddim_lib.measure.run import draw
+from asddim_lib.pipeline.run import draw
+from experiments import store
+from experiments.draw import generate
+from experiments.evaluate import read_records
+from experiments.grids import grid_for
+from experiments.score import paired
+from experiments.setting import Setting, batches, cells
 from tests.runs import COMMAND, TABLE, assert_same, contents
 
 pytestmark = pytest.mark.xdist_group("failures")  # one run is shared by its tests

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from asddim_lib.cache import DamagedFile, load_tensors, save_tensors, seal, sweep, unseal
 from asddim_lib.errors import WrongUse
-from asddim_lib.files import DamagedFile, load_tensors, save_tensors, seal, sweep, unseal
 
 TENSORS = {
     "images": torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4),

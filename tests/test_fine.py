@@ -12,8 +12,8 @@ from torchmetrics.image.kid import maximum_mean_discrepancy
 
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
-from asddim_lib.experiment.fine import Seen, beside_fine, joined, own_kid_shares
-from asddim_lib.experiment.score import paired
+from experiments.fine import Seen, beside_fine, joined, own_kid_shares
+from experiments.score import paired
 
 
 def features(count, seed, shift=0.0):

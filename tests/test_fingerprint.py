@@ -17,9 +17,9 @@ from PIL import Image
 
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure.fingerprint import of_pipeline, of_values
-from asddim_lib.measure.run import Run
-from asddim_lib.schedulers.stopping import stopped
+from asddim_lib.pipeline.manifest import of_pipeline, of_values
+from asddim_lib.pipeline.run import Run
+from experiments.stopping import stopped
 from tests.tiny import sd
 from tests.zoo import ZOO
 from tests.zoo.entry import Entry

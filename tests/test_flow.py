@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import ASFlowScheduler, sigmas
-from asddim_lib.core.coordinates import Coordinates
-from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import WrongUse
-from asddim_lib.grids.methods import METHODS
+from asddim_lib.grids.table import METHODS
+from asddim_lib.levels import Coordinates
+from asddim_lib.paper import ddim_step
 
 #: Settings with which diffusers' Euler makes levels of its own.
 FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")

@@ -17,10 +17,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib import ASFlowScheduler, SensitivityProfile, sigmas
-from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib import ASFlowScheduler, Profile, sigmas
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
+from asddim_lib.levels import noise_schedule
 from tests.test_flow import FLAGS, line, same
 from tests.tiny import sd3
 
@@ -86,10 +86,10 @@ def test_another_kind_s_config_is_refused_in_one_line(config):
 
 def changed(scheduler):
     """Every setting that a file must hold, other than by default."""
-    schedule = fingerprint(NoiseSchedule.from_config(scheduler))
+    schedule = fingerprint(noise_schedule(scheduler))
     values = ([900, 500, 50], [1.0, 1.5, 4.0], [0.1, None, 0.1])
     rest = ("frobenius", "vjp", 1, 4, 0, 7.5, "test", schedule, 100)
-    profile = SensitivityProfile(*values, *rest).to_dict()
+    profile = Profile(*values, *rest).to_dict()
     grid = np.array([1.0, 0.95, 0.7, 0.2])  # an array is a list in the file
     return [
         {"allocation": "combined", "lam": 2.0, "p": 0.4, "profile": profile, "boundary": 0.8},

@@ -21,10 +21,10 @@ from asddim_lib import (
     UniPCGridScheduler,
     sigmas,
 )
-from asddim_lib.core.coordinates import Coordinates, with_boundary
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure.run import Run
-from asddim_lib.schedulers.laying import hold, lay, prepared
+from asddim_lib.levels import Coordinates, with_boundary
+from asddim_lib.pipeline.run import Run
+from asddim_lib.schedulers.place import hold, lay, prepared
 from tests.tiny import SD
 from tests.zoo import ZOO
 from tests.zoo.first import built, counted, stopped

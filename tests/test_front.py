@@ -21,7 +21,7 @@ from PIL import Image
 
 import asddim_lib
 from asddim_lib.cli import app
-from asddim_lib.grids.methods import METHODS
+from asddim_lib.grids.table import METHODS
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]

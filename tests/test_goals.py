@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import normalize
 
 from asddim_lib import ASDDIMScheduler, DPMSolverGridScheduler
-from asddim_lib.measure.run import Run
 from asddim_lib.metrics.clip import clip_cosine
 from asddim_lib.metrics.encoders import load_encoder
 from asddim_lib.metrics.kid import kid
-from asddim_lib.tune.goals import (
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.goals import (
     GOALS,
     OTHER_SEEDS,
     Distribution,
@@ -22,7 +22,7 @@ from asddim_lib.tune.goals import (
     Score,
     goal_of,
 )
-from asddim_lib.tune.trials import LEAST, Trials
+from asddim_lib.tuning.trials import LEAST, Trials
 from tests.test_encoders import clip, dinov2
 
 PROMPTS = ["a red boot", "a blue bag", "a pink dress"]

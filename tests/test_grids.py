@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.grids.methods import ALLOCATIONS, CALIBRATED
-from asddim_lib.grids.rivals import IN_OWN_NUMBERS, LEVELS, _dmn_bound, arctan
+from asddim_lib.grids.rules import IN_OWN_NUMBERS, LEVELS, _dmn_bound, arctan
+from asddim_lib.grids.table import ALLOCATIONS, CALIBRATED
+from asddim_lib.levels import noise_schedule
 
 SD = {
     "beta_start": 0.00085,
@@ -90,7 +90,7 @@ def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
     grid = timesteps(config, steps, allocation=name)
     assert len(grid) == steps
     assert all(a > b for a, b in itertools.pairwise(grid))
-    assert 0 <= grid[-1] <= grid[0] < len(NoiseSchedule.from_config(config))
+    assert 0 <= grid[-1] <= grid[0] < len(noise_schedule(config))
 
 
 def dmn_bound_by_integration(nodes):
@@ -120,7 +120,7 @@ def dmn_bound_by_integration(nodes):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
 def test_dmn_makes_its_bound_least(steps):
-    schedule = NoiseSchedule.from_config(SD)
+    schedule = noise_schedule(SD)
     levels = -np.log(schedule.sigmas)
 
     def bound(grid):
@@ -164,7 +164,7 @@ def test_a_leading_grid_beyond_the_schedule_is_refused():
 @pytest.mark.parametrize("allocation", ["noise", "karras", "arctan"])
 def test_flow_matching_lands_on_the_grid(shift, allocation):
     solver = FlowMatchEulerDiscreteScheduler(shift=shift)
-    schedule = NoiseSchedule.from_config(solver)
+    schedule = noise_schedule(solver)
     every = solver.sigmas.numpy()[::-1].astype(float)  # diffusers' own shares of noise, least first
     np.testing.assert_allclose(
         schedule.variance, every**2 / (every**2 + (1 - every) ** 2), rtol=1e-4

@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from asddim_lib import timesteps
-from asddim_lib.core.allocation import (
+from asddim_lib.errors import WrongUse
+from asddim_lib.levels import flow_shift, is_flow, noise_schedule
+from asddim_lib.paper import (
+    NoiseSchedule,
     allocate,
     combined_weight,
+    ddim_step,
     distinct,
     gradient_step,
     noise_weights,
+    predict,
     step_sizes,
 )
-from asddim_lib.core.coordinates import flow_shift, is_flow
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.step import ddim_step, predict
-from asddim_lib.errors import WrongUse
 
 ONE, HALF = torch.ones(1), torch.tensor(0.5)
 SCHEDULE = NoiseSchedule(np.array([0.1, 0.2, 0.5]))
@@ -58,9 +59,9 @@ def test_the_first_reverse_steps():  # Eq 2 where there is little or nothing bef
 
 
 def test_the_cosine_schedule_is_capped_and_a_rescaled_one_keeps_its_start():
-    assert NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"}).betas.max() == 0.999
+    assert noise_schedule({"beta_schedule": "squaredcos_cap_v2"}).betas.max() == 0.999
     plain, rescaled = (
-        NoiseSchedule.from_config({**SD, "rescale_betas_zero_snr": flag}).alphas_cumprod
+        noise_schedule({**SD, "rescale_betas_zero_snr": flag}).alphas_cumprod
         for flag in (False, True)
     )
     assert rescaled[0] == pytest.approx(plain[0], rel=1e-12)
@@ -72,7 +73,7 @@ def test_everything_is_float64_whatever_comes_in():
     schedules = (
         NoiseSchedule(single),
         NoiseSchedule([0.1, 0.25]),
-        NoiseSchedule.from_config({"trained_betas": single}),
+        noise_schedule({"trained_betas": single}),
     )
     for schedule in schedules:
         assert schedule.betas.dtype == schedule.alphas_cumprod.dtype == np.float64
@@ -109,12 +110,12 @@ def test_defaults_are_the_common_case():
             "betas is some outside (0, 1]; give variances of single noising steps",
         ),
         (
-            lambda: NoiseSchedule.from_config({**SD, "beta_schedule": "cubic"}),
+            lambda: noise_schedule({**SD, "beta_schedule": "cubic"}),
             "beta_schedule is 'cubic'; "
             "use linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas",
         ),
         (
-            lambda: NoiseSchedule.from_config(3),
+            lambda: noise_schedule(3),
             "scheduler is int; give a diffusers scheduler or its config",
         ),
         (

@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure import calls
-from asddim_lib.measure.guidance import combination, guidance_scales
-from asddim_lib.measure.run import Run
+from asddim_lib.pipeline import calls
+from asddim_lib.pipeline.guiding import combination, guidance_scales
+from asddim_lib.pipeline.run import Run
 from tests.tiny import PLAIN, parts, unet
 from tests.zoo import ZOO
 from tests.zoo.first import built, counted, stopped

@@ -18,7 +18,7 @@ from diffusers import (
 
 from asddim_lib import ASDDIMScheduler, DPMSolverGridScheduler, UniPCGridScheduler
 from asddim_lib.errors import WrongUse
-from asddim_lib.schedulers.laying import holding
+from asddim_lib.schedulers.place import holding
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VP = [ASDDIMScheduler, UniPCGridScheduler, DPMSolverGridScheduler]

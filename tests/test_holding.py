@@ -26,9 +26,9 @@ from asddim_lib import (
     sigmas,
     timesteps,
 )
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
-from asddim_lib.schedulers.laying import hold, holding, prepared
+from asddim_lib.levels import noise_schedule
+from asddim_lib.schedulers.place import hold, holding, prepared
 from tests.tiny import SD, img2img, sd, sd3
 
 #: Each scheduler, and the one of ours that holds its grid.
@@ -52,7 +52,7 @@ FLOW = {
 #: Those of diffusers that take no grid of that kind: theirs is our solver's of the same name.
 GRIDLESS = {DDIMScheduler, UniPCMultistepScheduler}, {DPMSolverMultistepScheduler}
 FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 by_name = {"ids": lambda kind: kind.__name__}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asddim_lib import ASDDIMScheduler, timesteps
-from asddim_lib.grids import methods
+from asddim_lib.grids import table as methods
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "asddim_lib"

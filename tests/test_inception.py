@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from asddim_lib import metrics
 from asddim_lib.cli import app
-from asddim_lib.experiment.evaluate import commit
 from asddim_lib.metrics.features import reference
 from asddim_lib.metrics.features.inception import Inception, cropped
+from experiments.evaluate import commit
 from tests.runs import COMMAND, flip
 
 pytestmark = pytest.mark.usefixtures("no_cache")

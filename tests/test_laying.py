@@ -28,9 +28,9 @@ from asddim_lib import (
     sigmas,
     timesteps,
 )
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
-from asddim_lib.schedulers.laying import check_laid, lay, prepared
+from asddim_lib.levels import noise_schedule
+from asddim_lib.schedulers.place import check_laid, lay, prepared
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -79,7 +79,7 @@ def test_a_scheduler_holds_the_grid_that_was_laid(kind, grid, data):
     asked = scheduler.timesteps.tolist()
     asked = asked[:1] + asked[1::2] if kind is HeunDiscreteScheduler else asked
     assert asked == grid
-    meant = NoiseSchedule.from_config(scheduler).finite_sigmas[grid]
+    meant = noise_schedule(scheduler).finite_sigmas[grid]
     if hasattr(scheduler, "sigmas"):
         levels = scheduler.sigmas.numpy()
         levels = levels[::2] if kind is HeunDiscreteScheduler else levels

@@ -8,9 +8,8 @@ import pytest
 from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
-from asddim_lib.core.config import completed
-from asddim_lib.core.coordinates import Coordinates
-from asddim_lib.schedulers.laying import check_laid, holding, prepared
+from asddim_lib.levels import Coordinates, completed
+from asddim_lib.schedulers.place import check_laid, holding, prepared
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
 WAN = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}

@@ -12,9 +12,9 @@ import torch
 from diffusers import SchedulerMixin
 
 from asddim_lib import ASDDIMScheduler, timesteps
-from asddim_lib.core.coordinates import Coordinates
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
+from asddim_lib.levels import Coordinates, noise_schedule
+from asddim_lib.paper import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
 BETAS = [{}, *({"beta_schedule": name} for name in ("linear", "scaled_linear"))]
@@ -161,7 +161,7 @@ def test_our_scheduler_takes_its_levels_and_clips_only_where_it_does(name):
         theirs = built(name, flags)
         ours = ASDDIMScheduler.from_config(theirs.config)
         bars = ours.alphas_cumprod.double().numpy()
-        levels = NoiseSchedule.from_config(theirs).alphas_cumprod
+        levels = noise_schedule(theirs).alphas_cumprod
         np.testing.assert_allclose(bars, levels, rtol=5e-3, atol=1e-6)
         assert ours.config["clip_sample"] == bool(theirs.config.get("clip_sample", False))
         assert ours.config["allocation"] == "uniform"
@@ -174,7 +174,7 @@ REFUSALS = [(name, flags) for name, (*_, wrong) in TABLE.items() for flags in wr
 @pytest.mark.parametrize(("name", "flags"), REFUSALS, ids=lambda v: str(v)[:60])
 def test_a_flag_that_moves_the_levels_is_right_or_refused(name, flags):
     with pytest.raises(WrongUse) as caught:
-        NoiseSchedule.from_config(built(name, flags))
+        noise_schedule(built(name, flags))
     assert "\n" not in str(caught.value)
     with pytest.raises(WrongUse):
         ASDDIMScheduler.from_config(built(name, flags).config)
@@ -213,7 +213,7 @@ def test_a_solver_with_flow_sigmas_is_a_flow_model(name):
 @pytest.mark.parametrize("config", [{}, {"num_train_timesteps": 1000}, {"beta_schedule": "linear"}])
 def test_nothing_is_filled_in_for_what_a_config_does_not_say(config):
     with pytest.raises(WrongUse, match="beta_"):
-        NoiseSchedule.from_config(config)
+        noise_schedule(config)
 
 
 @pytest.mark.parametrize("kind", ["vp", "flow", "edm"])

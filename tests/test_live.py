@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from asddim_lib import ASDDIMScheduler, load_pipeline
-from asddim_lib.measure.run import Run
+from asddim_lib.pipeline.run import Run
 
 pytestmark = pytest.mark.xdist_group("look")  # one browser at a time
 PAGE = (

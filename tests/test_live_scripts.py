@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from asddim_lib import ASDDIMScheduler, load_pipeline
-from asddim_lib.metrics.attributes import attributes_right, load_judge
+from experiments.attributes import attributes_right, load_judge
 from tests import pages
 from training.compositions import COLOURS, COUNTS, GARMENTS, GROUNDS, RELATIONS
 

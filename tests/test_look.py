@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader
 
-from asddim_lib.widgets import explore
+from experiments.widgets import explore
 
 pytestmark = pytest.mark.xdist_group("look")  # one browser serves all tests of this file
 ICON = '<link rel="icon" href="data:,">'  # or the browser asks the server for one
@@ -65,7 +65,7 @@ FAULTS = {
     "slider": ("slider", "light", {"body": SLIDER}),
 }
 PARTS = ("root", "head", "body")
-EQUATION = {"number": 3, "label": "eq-x", "function": "asddim_lib.core.step.ddim_step"}
+EQUATION = {"number": 3, "label": "eq-x", "function": "asddim_lib.paper.ddim_step"}
 BOOK = {
     "index.html": '<meta http-equiv="Refresh" content="0; url=chapters/start.html" />',
     "chapters/start.html": '<a href="equations.html">All</a>',

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from asddim_lib import calibration as measure
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure import calibrate as measure
 from tests.tiny import sd
 
 PROMPTS = ["a red boot", "a blue bag", "a green coat"]

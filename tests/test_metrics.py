@@ -7,6 +7,7 @@ import torch
 from asddim_lib import metrics
 from asddim_lib.metrics import clip
 from asddim_lib.models.prompts import load_prompts
+from experiments import attributes
 
 
 def normal(*shape, seed=0):
@@ -103,7 +104,11 @@ def test_a_network_is_loaded_once_however_it_is_named():
     model = metrics.load_clip()
     assert metrics.load_clip(None, "cpu") is model
     assert metrics.load_clip("bundled", device="cpu") is model
-    assert metrics.load_judge() is metrics.load_judge("cpu") is metrics.load_judge(device="cpu")
+    assert (
+        attributes.load_judge()
+        is attributes.load_judge("cpu")
+        is attributes.load_judge(device="cpu")
+    )
 
 
 def test_clip_sees_what_its_processor_makes():

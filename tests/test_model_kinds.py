@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from asddim_lib import calibrate, cli
 from asddim_lib.cli import mlperf
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.experiment.evaluate import read_records
+from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.features import inception, reference
 from asddim_lib.models.load import HUB, load_pipeline
+from experiments.evaluate import read_records
 from tests.tiny import sd, sd3, sdxl
 
 # the whole command, from a file of prompts to tables, offline
@@ -112,10 +112,10 @@ def test_a_solver_that_a_flow_model_lacks_is_named(flow_model, tmp_path):
 def test_a_flow_matching_pipeline_has_a_profile_of_its_own_shift():
     pipe = sd3()[0]
     profile = calibrate(pipe, ["a red boot"], num_steps=4, guidance_scale=3.0)
-    profile.check_schedule(NoiseSchedule.from_config(pipe.scheduler))
+    profile.check_schedule(noise_schedule(pipe.scheduler))
     other = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=2.0)
     with pytest.raises(ValueError, match="profile is made on another noise schedule"):
-        profile.check_schedule(NoiseSchedule.from_config(other))
+        profile.check_schedule(noise_schedule(other))
     assert profile.g[0] == pytest.approx(profile.g[1], rel=0.5), "at pure noise ε is the sample"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure.online import online
+from experiments.online import online
 from tests.zoo import ZOO
 from tests.zoo import draw as drawn
 
@@ -111,7 +111,7 @@ def test_a_network_that_is_told_the_time_by_a_name_is_refused(name):
     [
         ({"probes": 0}, "^probes is 0; give at least 1$"),
         ({"seed": 2**64}, f"^seed is {2**64}; give a whole number below"),
-        ({"profile": "p.json"}, r"^profile is p.json; give SensitivityProfile.load"),
+        ({"profile": "p.json"}, r"^profile is p.json; give Profile.load"),
     ],
 )
 def test_wrong_numbers_are_refused_before_the_pipeline_is_called(combined, how, line):

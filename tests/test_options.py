@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from asddim_lib import load_pipeline
 from asddim_lib.cli import app
 from asddim_lib.cli.output import bar
-from asddim_lib.experiment import evaluate as experiment
-from asddim_lib.experiment.evaluate import evaluate, read_records
-from asddim_lib.experiment.setting import Cell, batches
-from asddim_lib.experiment.shards import Shard
-from asddim_lib.experiment.store import load_latents
-from asddim_lib.measure.run import draw
 from asddim_lib.metrics import clip_cosine
+from asddim_lib.pipeline.run import draw
+from experiments import evaluate as experiment
+from experiments.evaluate import evaluate, read_records
+from experiments.setting import Cell, batches
+from experiments.shards import Shard
+from experiments.store import load_latents
 from tests.runs import SETTING, TABLE, contents
 
 

@@ -7,26 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, load_pipeline, timesteps
-from asddim_lib.core.allocation import (
-    allocate,
-    excess,
-    fit_paper,
-    gradient_step,
-    noise_weights,
-    step_sizes,
-)
-from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib import ASDDIMScheduler, Profile, calibrate, load_pipeline, timesteps
+from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.adjoint import carry_back
+from asddim_lib.evidence.path import Trajectory, carry_back, follow, local_errors, shares
 from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.evidence.trajectory import Trajectory, follow, local_errors, shares
-from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.run import Run
-from asddim_lib.testing.mixtures import GaussianMixture
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import allocate, excess, fit_paper, gradient_step, noise_weights, step_sizes
+from asddim_lib.pipeline.run import Run
+from experiments.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 BARS = SCHEDULE.alphas_cumprod
 PROMPTS = [
     "a red boot on a white ground",
@@ -54,7 +46,7 @@ def test_local_error_is_the_step_s_power_times_the_derivative(order):
 @pytest.mark.parametrize("second", [998, 990, 960, 920])
 def test_a_step_from_pure_noise_errs_as_a_normal_distribution_says(second):
     """Data N(m, s²): from noise x the path is y = m + x √(σ² + s²), and DDIM's step y = m + σ x."""
-    schedule = NoiseSchedule.from_config({**SD, "rescale_betas_zero_snr": True})
+    schedule = noise_schedule({**SD, "rescale_betas_zero_snr": True})
     assert schedule.alphas_cumprod[999] == 0
     mean, spread, x = 0.7, 0.5, 1.3
     sigma = float(schedule.sigmas[second])
@@ -133,7 +125,7 @@ def profile(path, carried=False, order=1):
         "timesteps": path.timesteps,
         kind: {str(order): shares(path, SCHEDULE, order, carried).tolist()},
     }
-    return SensitivityProfile(
+    return Profile(
         timesteps=[900, 50],
         g=[1.0, 4.0],
         stderr=[0.1] * 2,
@@ -215,7 +207,7 @@ def test_calibration_measures_the_error_for_every_allocation_that_needs_it(tmp_p
     how = {"guidance_scale": 3.0, "num_steps": 10}
     made = calibrate(pipe, PROMPTS, estimator="path", adjoint_probes=2, batch_size=2, **how)
     made.save(tmp_path / "p.json")
-    assert SensitivityProfile.load(tmp_path / "p.json") == made
+    assert Profile.load(tmp_path / "p.json") == made
     path = record(pipe, PROMPTS, **how)
     for order in (1, 2, 3):
         measured = made.local_error["made"][str(order)]

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from asddim_lib import calibrate
 from asddim_lib.cli import app
-from asddim_lib.experiment import memory, store
-from asddim_lib.experiment.cost import Cost, calibration, measure, plan
-from asddim_lib.experiment.setting import Setting
-from asddim_lib.measure.run import draw
+from asddim_lib.pipeline.run import draw
+from experiments import memory, store
+from experiments.cost import Cost, calibration, measure, plan
+from experiments.setting import Setting
 from tests.runs import SETTING, TABLE, files
 from tests.tiny import sd
 

@@ -18,9 +18,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from asddim_lib import colours, plots
-from asddim_lib.experiment import setting
-from asddim_lib.grids.methods import METHODS
+from asddim_lib.grids.table import METHODS
+from experiments import colours, plots, setting
 
 matplotlib.use("Agg")
 CHAPTERS = Path(__file__).parents[1] / "book" / "chapters"
@@ -102,7 +101,7 @@ def test_lines_that_an_eye_could_confuse_differ_in_dashes_or_marker(eye):
 
 @pytest.mark.parametrize("file", sorted(CHAPTERS.glob("*.md")), ids=lambda file: file.stem)
 def test_no_chapter_has_a_palette_of_its_own(file):
-    """Colours come from asddim_lib.plots."""
+    """Colours come from experiments.plots."""
     code = "".join(re.findall(r"^```\{code-cell\}.*?^```", file.read_text(), re.S | re.M))
     assert all(hasattr(plots, name) for name in re.findall(r"\bplots\.(\w+)", code))
     assert not re.findall(r"color_palette|\bcmap\b|[\"']#[0-9a-fA-F]{6}|[\"']C\d[\"']", code)

@@ -10,15 +10,15 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler, SensitivityProfile, timesteps
-from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, Profile, timesteps
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
+from asddim_lib.levels import noise_schedule
 from tests.tiny import SD
 
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 LINEAR = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
-PROFILE = SensitivityProfile(
+PROFILE = Profile(
     timesteps=[900, 50],
     g=[1.0, 4.0],
     stderr=[0.1, 0.1],
@@ -41,13 +41,13 @@ def file(tmp_path):
 
 
 def test_a_profile_survives_its_file(file):
-    assert SensitivityProfile.load(file) == PROFILE
+    assert Profile.load(file) == PROFILE
 
 
 def test_a_damaged_file_is_refused(file):
     file.write_text('{"timesteps": [1')
     with pytest.raises(ValueError, match="calibrate again"):
-        SensitivityProfile.load(file)
+        Profile.load(file)
 
 
 LOCAL = {"timesteps": [900, 400, 0], "made": {"1": [1.0, 2.0]}, "seen": {"1": [3.0, 0.5]}}
@@ -85,7 +85,7 @@ def test_a_file_with_a_wrong_value_loads_or_is_refused_in_one_line(place, new):
         file = Path(folder) / "p.json"
         file.write_text(json.dumps(replaced(place, new)))
         try:
-            profile = SensitivityProfile.load(file)
+            profile = Profile.load(file)
         except WrongUse:
             return
     if place[:1] not in (("local_error",), ("schedule",)):  # it serves as before
@@ -97,13 +97,13 @@ def test_a_file_with_a_wrong_value_loads_or_is_refused_in_one_line(place, new):
 def test_a_null_in_the_file_is_named(place, file):
     file.write_text(json.dumps(replaced(place, None)))
     with pytest.raises(WrongUse, match=f"^profile {' '.join(place[:1])}.*; calibrate again$"):
-        SensitivityProfile.load(file)
+        Profile.load(file)
 
 
 @pytest.mark.parametrize("profile", ["p.json", Path("p.json"), [1.0]])
 def test_what_is_no_profile_is_refused_where_it_is_given(profile):
     gradient = {"allocation": "gradient", "profile": profile}
-    line = r"^profile is \w.*; give SensitivityProfile.load\(file\).to_dict\(\)$"
+    line = r"^profile is \w.*; give Profile.load\(file\).to_dict\(\)$"
     with pytest.raises(WrongUse, match=line):
         ASDDIMScheduler.from_config(DDIMScheduler(**SD).config, **gradient)
     with pytest.raises(WrongUse, match=line):
@@ -119,26 +119,26 @@ def test_a_profile_of_another_noise_schedule_is_refused():
 
 def test_a_profile_for_the_same_use_loads(file):
     how = {"model": "test", "schedule": SCHEDULE, "guidance_scale": 7.5}
-    assert SensitivityProfile.load(file, **how) == PROFILE
+    assert Profile.load(file, **how) == PROFILE
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("model", "sd15"),
-        ("schedule", NoiseSchedule.from_config(LINEAR)),
+        ("schedule", noise_schedule(LINEAR)),
         ("guidance_scale", 3.0),
     ],
 )
 def test_a_profile_for_another_use_is_refused_unless_overridden(file, name, value):
     with pytest.raises(ValueError, match=f"override '{name}'"):
-        SensitivityProfile.load(file, **{name: value})
-    assert SensitivityProfile.load(file, **{name: value}, override=(name,)) == PROFILE
+        Profile.load(file, **{name: value})
+    assert Profile.load(file, **{name: value}, override=(name,)) == PROFILE
 
 
 def test_only_what_is_checked_can_be_overridden(file):
     with pytest.raises(ValueError, match="override is steps"):
-        SensitivityProfile.load(file, override=("steps",))
+        Profile.load(file, override=("steps",))
 
 
 @pytest.mark.parametrize(

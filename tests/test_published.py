@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
 from asddim_lib.grids.comfy import Table, linear_quadratic
-from asddim_lib.grids.methods import METHODS, Options, lay
 from asddim_lib.grids.published import PROJECTS, PUBLISHED, shares
+from asddim_lib.grids.table import METHODS, Options, lay
+from asddim_lib.levels import noise_schedule
 
 SD = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 METHOD = {name: name.removesuffix("-5").removesuffix("-8") for name in PUBLISHED}
@@ -66,7 +66,7 @@ def test_every_project_s_method_has_a_list():
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("ays-svd",)])
 def test_at_its_own_length_no_level_of_its_model_is_nearer(name):
     one, scheduler = PUBLISHED[name], model(PUBLISHED[name])
-    found = lay(METHOD[name], NoiseSchedule.from_config(scheduler), one.steps, Options())
+    found = lay(METHOD[name], noise_schedule(scheduler), one.steps, Options())
     levels = table(scheduler)
     if one.numbers == "fractions of t":
         distances = np.abs(np.array(found) + 1 - 1000 * np.array(one.levels))
@@ -86,7 +86,7 @@ def test_at_its_own_length_no_level_of_its_model_is_nearer(name):
 
 
 def test_those_that_begin_above_a_model_s_noise_begin_at_its_top():
-    sd = NoiseSchedule.from_config(SD)
+    sd = noise_schedule(SD)
     assert lay("ays-svd", sd, 10, Options())[:3] == [999, 998, 997]  # σ = 700, 54.5 and 15.9
     assert lay("ltx2", sd, 8, Options())[:4] == [999, 998, 997, 996]
 
@@ -102,7 +102,7 @@ def test_gits_lists_are_ld3_s():
 
 
 def test_gits_takes_the_list_that_is_nearest_in_length():
-    schedule = NoiseSchedule.from_config(SD)
+    schedule = noise_schedule(SD)
     for steps, name in ((3, "gits-sd15-5"), (5, "gits-sd15-5"), (6, "gits-sd15-5")):
         assert nearest_of(name, schedule, steps) == lay("gits-sd15", schedule, steps, Options())
     for steps in (7, 8, 20):
@@ -159,7 +159,7 @@ def test_between_the_published_levels_it_is_log_linear(name):
 @pytest.mark.parametrize("name", ["ays-sd15", "ays-sdxl", "ays-deepfloyd"])
 @pytest.mark.parametrize("steps", [4, 10, 25])
 def test_align_your_steps_is_laid_by_the_same_numbers(name, steps):
-    schedule, sigmas = NoiseSchedule.from_config(SD), PUBLISHED[name].sigmas(steps)
+    schedule, sigmas = noise_schedule(SD), PUBLISHED[name].sigmas(steps)
     found = lay(name, schedule, steps, Options())
     inside = (sigmas > schedule.sigmas[0]) & (sigmas < schedule.sigmas[-1])
     wanted = np.array(nearest_of(name, schedule, steps))

@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 
 from asddim_lib import load_pipeline, metrics
-from asddim_lib.evidence.profile import SensitivityProfile
-from asddim_lib.experiment import evaluate as experiment
-from asddim_lib.experiment import grids as finder
-from asddim_lib.experiment import score as scoring
-from asddim_lib.experiment import setting as design
-from asddim_lib.files import short_hash
-from asddim_lib.grids.methods import CALIBRATED
+from asddim_lib.cache import short_hash
+from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.searched import SEARCHED
-from asddim_lib.measure.run import draw
+from asddim_lib.grids.table import CALIBRATED
 from asddim_lib.models.load import weights_hash
 from asddim_lib.models.prompts import load_prompts
+from asddim_lib.pipeline.run import draw
+from experiments import evaluate as experiment
+from experiments import grids as finder
+from experiments import score as scoring
+from experiments import setting as design
 from tests.dmn import check_as_good
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -124,7 +124,7 @@ def test_grids_follow_from_the_setting(folder):
     for cell in design.cells(setting):
         if cell.method not in (*SEARCHED, *design.TRIED):
             needed = design.METHODS.get(cell.method, cell.method) in CALIBRATED
-            profile = SensitivityProfile.load(profiles[cell.guidance_scale]) if needed else None
+            profile = Profile.load(profiles[cell.guidance_scale]) if needed else None
             found, recorded = (
                 finder.grid_for(pipe.scheduler, cell, setting, profile),
                 said["grids"][cell.name],

@@ -9,10 +9,11 @@ from diffusers import StableDiffusionControlNetPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 
 from asddim_lib import calibrate
+from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure import calls, fingerprint
-from asddim_lib.measure.calibrate import record
-from asddim_lib.measure.run import Run
+from asddim_lib.pipeline import calls
+from asddim_lib.pipeline import manifest as fingerprint
+from asddim_lib.pipeline.run import Run
 from tests import tiny
 from tests.zoo import flow, modular, unet
 from tests.zoo.first import counted

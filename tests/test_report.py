@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app
-from asddim_lib.experiment.evaluate import read_records
-from asddim_lib.experiment.report import INTERVALS, QUALITY, TIME, plus_minus, read_run, table
+from experiments.evaluate import read_records
+from experiments.report import INTERVALS, QUALITY, TIME, plus_minus, read_run, table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "guidance-7.5" / "steps-20"

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app
-from asddim_lib.experiment.evaluate import evaluate
-from asddim_lib.experiment.shards import Shard, joined
+from experiments.evaluate import evaluate
+from experiments.shards import Shard, joined
 from tests.runs import ONE_THREAD, ROOT, SETTING, TABLE, assert_same, files
 from tests.tiny import coarse
 

@@ -12,17 +12,17 @@ from asddim_lib import (
     ASDDIMScheduler,
     ASFlowScheduler,
     DPMSolverGridScheduler,
-    SensitivityProfile,
+    Profile,
     UniPCGridScheduler,
     load_pipeline,
 )
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
+from asddim_lib.levels import noise_schedule
 from asddim_lib.models.quick import quicken
 from asddim_lib.schedulers import __dict__ as exported
-from asddim_lib.schedulers.laying import hold
-from asddim_lib.schedulers.stopping import stopped
+from asddim_lib.schedulers.place import hold
+from experiments.stopping import stopped
 from tests.tiny import sd
 
 SOLVERS = [UniPCGridScheduler, DPMSolverGridScheduler]
@@ -30,10 +30,10 @@ SCHEDULERS = [ASDDIMScheduler, ASDDIMInverseScheduler, *SOLVERS]
 
 
 def profile(scheduler):
-    schedule = fingerprint(NoiseSchedule.from_config(scheduler))
+    schedule = fingerprint(noise_schedule(scheduler))
     g, error = [1.0, 1.5, 4.0], [0.1, None, 0.1]
     rest = ("frobenius", "vjp", 1, 4, 0, 7.5, "test", schedule, 100)
-    return SensitivityProfile([900, 500, 50], g, error, *rest).to_dict()
+    return Profile([900, 500, 50], g, error, *rest).to_dict()
 
 
 def picture(pipe):

@@ -7,16 +7,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, SensitivityProfile, calibrate, timesteps
+from asddim_lib import ASDDIMScheduler, Profile, calibrate, timesteps
+from asddim_lib.calibration import record
 from asddim_lib.cli import app
 from asddim_lib.cli.choose import TEMPERS
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.step import ddim_step
 from asddim_lib.evidence.profile import KINDS, fingerprint
-from asddim_lib.measure.calibrate import record
-from asddim_lib.schedulers.laying import prepared
-from asddim_lib.tune.family import DENSITIES
-from asddim_lib.tune.search import choose, direct_search, distances, solution
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import ddim_step
+from asddim_lib.schedulers.place import prepared
+from asddim_lib.tuning.family import DENSITIES
+from asddim_lib.tuning.search import choose, direct_search, distances, solution
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]
 SMALL = {"height": 32, "width": 32}
@@ -28,7 +28,7 @@ def generators(count):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_a_recorded_path_is_the_one_that_ddim_takes(pipe, prediction_type):
-    bars = NoiseSchedule.from_config(pipe.scheduler).alphas_cumprod
+    bars = noise_schedule(pipe.scheduler).alphas_cumprod
     pipe.scheduler = type(pipe.scheduler).from_config(
         pipe.scheduler.config, prediction_type=prediction_type
     )
@@ -154,7 +154,7 @@ def test_choose_also_tries_a_profile_s_density_and_searches_on(preloaded, tmp_pa
 def profile_of_all(preloaded_small, tmp_path):
     """A file of a profile that holds every kind of density, of another guidance and model."""
     counts = {"1": [1.0, 2.0, 1.5], "2": [2.0, 1.0, 0.5]}
-    profile = SensitivityProfile(
+    profile = Profile(
         timesteps=[999, 600, 200],
         g=[1.0, 2.0, 3.0],
         stderr=[None] * 3,
@@ -165,7 +165,7 @@ def profile_of_all(preloaded_small, tmp_path):
         seed=0,
         guidance_scale=7.5,
         model="another",
-        schedule=fingerprint(NoiseSchedule.from_config(preloaded_small.scheduler)),
+        schedule=fingerprint(noise_schedule(preloaded_small.scheduler)),
         evaluations=9,
         local_error={"timesteps": [999, 600, 200, 0], **dict.fromkeys(KINDS, counts)},
     )

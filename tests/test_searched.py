@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from asddim_lib import timesteps
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.core.step import ddim_step
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.adjoint import carry_back
-from asddim_lib.evidence.trajectory import Trajectory, follow
+from asddim_lib.evidence.path import Trajectory, carry_back, follow
 from asddim_lib.grids.searched import (
     arrivals,
     detours,
@@ -22,12 +19,14 @@ from asddim_lib.grids.searched import (
     oracle,
     shortest_path,
 )
-from asddim_lib.testing.mixtures import GaussianMixture
-from asddim_lib.testing.trial import trial
+from asddim_lib.levels import noise_schedule
+from asddim_lib.paper import ddim_step
+from experiments.mixtures import GaussianMixture
+from experiments.trial import trial
 from tests.tiny import SD
 
 TRAILING = {**SD, "timestep_spacing": "trailing"}
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 BARS = SCHEDULE.alphas_cumprod
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib.core.sensitivity import COST, gradient_norm
+from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.measure.calibrate import record
-from asddim_lib.testing.mixtures import GaussianMixture
+from asddim_lib.sensitivity import COST, gradient_norm
+from experiments.mixtures import GaussianMixture
 from tests.tiny import sd
 
 DATA = GaussianMixture(

@@ -13,23 +13,23 @@ from diffusers import (
 
 from asddim_lib import (
     ASDDIMScheduler,
-    SensitivityProfile,
+    Profile,
     UniPCGridScheduler,
     load_pipeline,
     sigmas,
     timesteps,
 )
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.measure.run import draw
+from asddim_lib.levels import noise_schedule
+from asddim_lib.pipeline.run import draw
 from asddim_lib.schedulers.solvers import SOLVERS
-from asddim_lib.testing.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 BARS = SCHEDULE.alphas_cumprod
-PROFILE = SensitivityProfile(
+PROFILE = Profile(
     timesteps=[900, 500, 50],
     g=[1.0, 1.5, 4.0],
     stderr=[0.1] * 3,

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asddim_lib.measure.run import Run
-from asddim_lib.tune.stepsizes import Student, optimal_stepsizes
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.stepsizes import Student, optimal_stepsizes
 from tests.tiny import easy, sd3
 
 PROMPTS = ["a red boot", "two blue bags", "a green hat"]

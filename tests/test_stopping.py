@@ -11,15 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.grids.stopping import EIGHT, FEW, XL, Stop, stopping
-from asddim_lib.measure.run import Run
-from asddim_lib.schedulers.laying import holding, lay, prepared
-from asddim_lib.schedulers.stopping import stopped
+from asddim_lib.levels import noise_schedule
+from asddim_lib.pipeline.run import Run
+from asddim_lib.schedulers.place import holding, lay, prepared
 from asddim_lib.schedulers.unipc import UniPCGridScheduler
+from experiments.stopping import EIGHT, FEW, XL, Stop, stopped, stopping
 from tests.tiny import SD, easy, sd3
 
-SCHEDULE = NoiseSchedule.from_config(SD)
+SCHEDULE = noise_schedule(SD)
 PROMPTS = ["a red boot", "two blue bags"]
 SMALL = {"height": 16, "width": 16}
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, UniPCGridScheduler, timesteps
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.grids.methods import METHODS
-from asddim_lib.testing.mixtures import GaussianMixture
+from asddim_lib.grids.table import METHODS
+from asddim_lib.levels import noise_schedule
+from experiments.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = {**SD, "clip_sample": False, "set_alpha_to_one": True}
-SIGMAS = NoiseSchedule.from_config(SD).sigmas
+SIGMAS = noise_schedule(SD).sigmas
 DATA = GaussianMixture(torch.tensor([[0.5, -1.0, 0.2]]), 0.6)
 SHARES = st.floats(-1, 1)
 #: The methods of the table that a scheduler lays from nothing but its config.

@@ -14,10 +14,10 @@ from asddim_lib import (
     UniPCGridScheduler,
 )
 from asddim_lib.errors import WrongUse
-from asddim_lib.schedulers.laying import check_laid, hold, lay, prepared
-from asddim_lib.schedulers.online import OnlineScheduler
-from asddim_lib.schedulers.recorder import FlowRecorderScheduler, RecorderScheduler
-from asddim_lib.schedulers.stopping import stopped
+from asddim_lib.pipeline.recorder import FlowRecorderScheduler, RecorderScheduler
+from asddim_lib.schedulers.place import check_laid, hold, lay, prepared
+from experiments.online import OnlineScheduler
+from experiments.stopping import stopped
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = {**SD, "clip_sample": False}

@@ -12,8 +12,8 @@ from diffusers import (
 )
 
 from asddim_lib import ASDDIMScheduler, UniPCGridScheduler
-from asddim_lib.measure.run import Run
 from asddim_lib.models.load import networks
+from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.solvers import own_scheduler
 from tests import tiny
 from tests.zoo import ZOO, draw

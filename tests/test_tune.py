@@ -9,12 +9,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, HeunDiscreteScheduler
 
-from asddim_lib import ASDDIMScheduler, DPMSolverGridScheduler
-from asddim_lib.measure.run import Run
-from asddim_lib.tune import tune
-from asddim_lib.tune.plan import QUICK, Plan
-from asddim_lib.tune.result import Tuned
-from asddim_lib.tune.trials import Trials
+from asddim_lib import ASDDIMScheduler, DPMSolverGridScheduler, tune
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.plan import QUICK, Plan
+from asddim_lib.tuning.result import Tuned
+from asddim_lib.tuning.trials import Trials
 from tests import zoo
 from tests.planted import SMALL, WORDS, Planted, gaussian, kept_share
 from tests.test_goals import encoders as encoders
@@ -228,7 +227,7 @@ def test_the_least_budget_is_named_and_kept(small):
 def test_minutes_become_evaluations_once_for_a_folder(small, tmp_path, monkeypatch):
     readings = iter([0.0, 4.0])  # 8 prompts of 3 steps took 4 seconds
     clock = SimpleNamespace(perf_counter=lambda: next(readings))
-    monkeypatch.setattr("asddim_lib.tune.plan.time", clock)
+    monkeypatch.setattr("asddim_lib.tuning.plan.time", clock)
     goal = Planted([940, 500, 80])
     how = {**HOW, "goal": goal, "folder": tmp_path, "minutes": 0.65}
     for _ in range(2):  # the clock has no third reading

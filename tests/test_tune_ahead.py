@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from asddim_lib.measure.fingerprint import of_values
-from asddim_lib.measure.run import Run
-from asddim_lib.tune import tune
-from asddim_lib.tune.ahead import FIRST, MOST, PLAIN, best_share
-from asddim_lib.tune.plan import Plan
-from asddim_lib.tune.result import Tuned
+from asddim_lib import tune
+from asddim_lib.pipeline.manifest import of_values
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.ahead import FIRST, MOST, PLAIN, best_share
+from asddim_lib.tuning.plan import Plan
+from asddim_lib.tuning.result import Tuned
 from tests.planted import SMALL, WORDS, Planted
 
 TRAILING = [999, 666, 332]

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from asddim_lib.cli import app
-from asddim_lib.tune.result import Tuned
+from asddim_lib.tuning.result import Tuned
 from tests.runs import ROOT
 from tests.test_goals import encoders as encoders
 

@@ -15,14 +15,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler, timesteps
-from asddim_lib.core.coordinates import is_flow
-from asddim_lib.experiment import grids
-from asddim_lib.experiment.setting import Cell, Setting
-from asddim_lib.files import unseal
-from asddim_lib.measure.run import Run
-from asddim_lib.tune import tune
-from asddim_lib.tune.family import OWN, needing_a_path, own_grid, peer_names, peers
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, timesteps, tune
+from asddim_lib.cache import unseal
+from asddim_lib.levels import is_flow
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.family import OWN, needing_a_path, own_grid, peer_names, peers
+from experiments import grids
+from experiments.setting import Cell, Setting
 from tests import tiny
 from tests.planted import SMALL, WORDS
 from tests.test_goals import encoders as encoders
@@ -96,7 +95,7 @@ def test_a_prompt_that_clip_would_have_to_cut_is_refused_before_anything_is_draw
 
 
 def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):
-    from asddim_lib.measure import guidance
+    from asddim_lib.pipeline import guiding as guidance
 
     monkeypatch.setattr(guidance, "_known", lambda *_: iter(()))
     words = (

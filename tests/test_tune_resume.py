@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from asddim_lib.tune import tune
-from asddim_lib.tune.goals import Embedding
+from asddim_lib import tune
+from asddim_lib.tuning.goals import Embedding
 from tests.planted import SMALL, WORDS
 from tests.runs import flip
 from tests.test_goals import encoders as encoders

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from asddim_lib import metrics
-from asddim_lib.experiment import fine
-from asddim_lib.experiment import score as scoring
 from asddim_lib.models.prompts import load_prompts
+from experiments import fine
+from experiments import score as scoring
 
 
 def records(changes, key="distance", seed=3):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from asddim_lib.tune.goals import Distribution, Embedding
-from asddim_lib.tune.verify import accept, confirm, least_pairs, prompts_needed
+from asddim_lib.tuning.goals import Distribution, Embedding
+from asddim_lib.tuning.verify import accept, confirm, least_pairs, prompts_needed
 
 
 def losses(rng, count, mean=1.0):

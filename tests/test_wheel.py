@@ -10,9 +10,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 USE = """
 import asddim_lib
-from asddim_lib import metrics
+from experiments import attributes
 from asddim_lib.cli import main
-assert len(metrics.reference_features()) == 10_000
+assert len(attributes.reference_features()) == 10_000
 print(asddim_lib.__file__)
 main()
 """

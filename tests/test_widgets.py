@@ -8,7 +8,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from asddim_lib.widgets import explore
+from experiments.widgets import explore
 
 matplotlib.use("Agg")
 

@@ -14,14 +14,14 @@ import pandas as pd
 import torch
 
 from asddim_lib import load_pipeline
-from asddim_lib.files import write_whole
+from asddim_lib.cache import write_whole
 from asddim_lib.grids.grid import numbers
-from asddim_lib.measure.run import Run
 from asddim_lib.metrics.intervals import holm, paired_difference, verdict
 from asddim_lib.models.prompts import load_prompts
+from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.solvers import own_scheduler
-from asddim_lib.tune.goals import goal_of
-from asddim_lib.tune.trials import Trials
+from asddim_lib.tuning.goals import goal_of
+from asddim_lib.tuning.trials import Trials
 
 FILE = Path(__file__).parents[1] / "results" / "compare" / "told.csv"
 SHARES = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from asddim_lib import metrics
+from experiments import attributes
 from training import clip, flow
 from training.compositions import ALL, Scene, draw_scene, sample
 from training.photographs import load_photographs
@@ -80,7 +80,9 @@ def assemble(runs: Path, data: Path) -> None:
     for name, (count, seed) in PROMPTS.items():
         prompts(count, seed).to_csv(data / name, index=False)
     _, pictures = real(REFERENCE, REFERENCE_SEED)
-    save_file({"features": metrics.judge_features(pictures).half()}, data / "reference.safetensors")
+    save_file(
+        {"features": attributes.judge_features(pictures).half()}, data / "reference.safetensors"
+    )
     save_file(
         {"images": pictures[:64].permute(0, 2, 3, 1).contiguous()},
         data / "real_samples.safetensors",

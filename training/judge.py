@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asddim_lib.metrics.features.judge import Judge
+from experiments.judge import Judge
 from training.compositions import (
     COLOURS,
     COUNTS,

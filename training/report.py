@@ -13,10 +13,11 @@ import torch
 from diffusers import DDIMScheduler
 
 from asddim_lib import metrics
-from asddim_lib.core.coordinates import is_flow
-from asddim_lib.measure.run import Run
+from asddim_lib.levels import is_flow
 from asddim_lib.models.load import load_pipeline
+from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.solvers import own_scheduler
+from experiments import attributes
 from training.assembly import prompts as draw_prompts
 from training.assembly import real
 from training.judge import blur
@@ -55,9 +56,9 @@ def retrieval(count: int = 512) -> float:
 def judge_accuracy(count: int = 10_000) -> dict[str, float]:
     """Share of unseen pictures whose attribute the judge reads rightly."""
     scenes, pictures = real(count, SEED + 2)
-    features = metrics.judge_features(pictures)
+    features = attributes.judge_features(pictures)
     wanted = {key: [s.as_row()[key] for s in scenes] for key in scenes[0].as_row()}
-    right = metrics.attributes_right(features, wanted)
+    right = attributes.attributes_right(features, wanted)
     asked = {
         key: torch.tensor([v not in ("", "none") for v in wanted[key]])
         if key.endswith("_b")
@@ -78,7 +79,7 @@ def judge_accuracy(count: int = 10_000) -> dict[str, float]:
 def fid_floor(count: int = 5000) -> float:
     """FID between pictures made of two disjoint halves of the test photographs."""
     (_, a), (_, b) = real(count, SEED + 3, half=0), real(count, SEED + 4, half=1)
-    return metrics.fid(metrics.judge_features(a), metrics.judge_features(b))
+    return metrics.fid(attributes.judge_features(a), attributes.judge_features(b))
 
 
 def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
@@ -88,7 +89,9 @@ def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
     _, pictures = real(count, SEED + 5)
     clean = pictures / 255
     found: dict[str, dict[float, float]] = {
-        name: {0.0: metrics.fid(metrics.judge_features(pictures), metrics.reference_features())}
+        name: {
+            0.0: metrics.fid(attributes.judge_features(pictures), attributes.reference_features())
+        }
         for name in DAMAGES
     }
     generator = torch.Generator().manual_seed(SEED)
@@ -101,7 +104,7 @@ def fid_of_damage(count: int = 2000) -> dict[str, dict[float, float]]:
             )
             images = (hurt.clamp(0, 1) * 255).round().byte()
             found[name][degree] = metrics.fid(
-                metrics.judge_features(images), metrics.reference_features()
+                attributes.judge_features(images), attributes.reference_features()
             )
     return found
 
@@ -118,8 +121,8 @@ def generation(pipe, per_category: int, steps: int, guidance_scale: float) -> di
         .reset_index(drop=True)
     )
     images = _drawn(pipe, table, steps, guidance_scale)
-    right = metrics.attributes_right(
-        metrics.judge_features(images), {c: list(table[c]) for c in table}
+    right = attributes.attributes_right(
+        attributes.judge_features(images), {c: list(table[c]) for c in table}
     )
     found = {}
     for category in sorted(set(table["category"])):
@@ -137,7 +140,9 @@ def fid_of_steps(pipe, guidance_scale: float, count: int = 1000) -> dict[int, fl
     pipe.scheduler = kind.from_config(original.config, allocation="trailing")
     for steps in (50, 20, 10, 5, 3):
         images = _drawn(pipe, table, steps, guidance_scale)
-        found[steps] = metrics.fid(metrics.judge_features(images), metrics.reference_features())
+        found[steps] = metrics.fid(
+            attributes.judge_features(images), attributes.reference_features()
+        )
     pipe.scheduler = original
     return found
 

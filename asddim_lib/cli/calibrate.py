@@ -98,11 +98,11 @@ def calibrate(
     """
     from tqdm import tqdm
 
-    from asddim_lib.files import CACHE
-    from asddim_lib.measure.calibrate import calibrate as measure
-    from asddim_lib.measure.run import Run
+    from asddim_lib.cache import CACHE
+    from asddim_lib.calibration import calibrate as measure
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.models.prompts import load_prompts
+    from asddim_lib.pipeline.run import Run
 
     check_file(out)
     if quick:

@@ -81,10 +81,10 @@ def choose(
     Example: asddim choose --steps 8 --solver unipc
     """
     from asddim_lib.grids.grid import numbers
-    from asddim_lib.measure.run import Run
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.models.prompts import load_prompts
-    from asddim_lib.schedulers.laying import prepared
+    from asddim_lib.pipeline.run import Run
+    from asddim_lib.schedulers.place import prepared
     from asddim_lib.schedulers.solvers import solver_of
 
     names, kind = _checked(words("grids", grids), solver), torch_dtype(dtype)
@@ -109,7 +109,7 @@ def choose(
 def _checked(grids: tuple[str, ...], solver: str) -> tuple[str, ...]:
     """The allocations, refused together with the solver before the model is loaded."""
     from asddim_lib.errors import check
-    from asddim_lib.grids.methods import check_allocation
+    from asddim_lib.grids.table import check_allocation
     from asddim_lib.schedulers.solvers import SOLVERS
 
     check(solver in SOLVERS, "solver", solver, f"use one of {', '.join(SOLVERS)}")
@@ -122,11 +122,11 @@ def _measured(
     config: dict[str, Any], steps: int, order: int, profile: Path, made_for: dict[str, Any]
 ) -> dict[str, list[int]]:
     """The grids of each density that a profile holds, at every temper."""
-    from asddim_lib.evidence.profile import SensitivityProfile
+    from asddim_lib.evidence.profile import Profile
     from asddim_lib.grids.grid import numbers
-    from asddim_lib.tune.family import DENSITIES
+    from asddim_lib.tuning.family import DENSITIES
 
-    measured = SensitivityProfile.load(profile, **made_for)
+    measured = Profile.load(profile, **made_for)
     how: dict[str, Any] = {"profile": measured, "order": order}
     return {
         f"{name}, temper {temper:g}": numbers(
@@ -147,7 +147,7 @@ def _distances(
     how: dict[str, Any],
 ) -> dict[str, float]:
     """Each grid's distance from the fine solution; with `search`, adds a grid to `trials`."""
-    from asddim_lib.tune.search import direct_search, distances, solution
+    from asddim_lib.tuning.search import direct_search, distances, solution
 
     how = {**how, "goal": solution(pipe, texts, reference_steps=reference_steps, **how)}
     apart = distances(pipe, texts, trials, **how)

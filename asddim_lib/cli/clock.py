@@ -48,8 +48,8 @@ def clock(
     how |= {"guidance_scale": guidance_scale, "device": device}
     from tqdm import tqdm
 
-    from asddim_lib.bench.clock import clock as measure
-    from asddim_lib.files import write_whole
+    from asddim_lib.cache import write_whole
+    from experiments.clock import clock as measure
 
     times = measure(model, **how, progress=lambda waiting: tqdm(waiting, unit="image"))
     write_whole(out, lambda part: times.to_csv(part, index=False))

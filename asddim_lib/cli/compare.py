@@ -108,10 +108,10 @@ def compare(
 
 def _paired(out: Path, by_distance: bool) -> Any:
     """Each grid's paired difference from the trailing one, also written to paired.csv."""
+    from asddim_lib.cache import write_whole
     from asddim_lib.errors import check
-    from asddim_lib.experiment.evaluate import read_records
-    from asddim_lib.experiment.score import paired
-    from asddim_lib.files import write_whole
+    from experiments.evaluate import read_records
+    from experiments.score import paired
 
     records, key = read_records(out), "distance" if by_distance else "right_all"
     remedy = "give some: these prompts have no attributes to compare by"

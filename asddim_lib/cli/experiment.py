@@ -56,7 +56,7 @@ class Experiment:
 
     def setting(self) -> Any:
         """The `Setting`. Raises WrongUse for a value that it refuses, or one given twice."""
-        from asddim_lib.experiment.setting import Setting
+        from experiments.setting import Setting
 
         lists: dict[str, Any] = {
             "methods": words("methods", self.methods),
@@ -72,11 +72,11 @@ class Experiment:
 
         Ends the process if there is none: with `plan`, or if another process judges.
         """
-        from asddim_lib.experiment.evaluate import evaluate
-        from asddim_lib.experiment.setting import evaluations
-        from asddim_lib.experiment.shards import joined
         from asddim_lib.models.load import load_pipeline
         from asddim_lib.models.prompts import load_prompts
+        from experiments.evaluate import evaluate
+        from experiments.setting import evaluations
+        from experiments.shards import joined
 
         against = features(self.reference, self.inception, self.prepare, self.dinov2)
         setting, dtype = self.setting(), torch_dtype(self.dtype)
@@ -122,8 +122,8 @@ def features(reference: str, inception: str, prepare: str, dinov2: str = "") -> 
 
 def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
     """Measures a few network evaluations; prints what the whole experiment will cost."""
-    from asddim_lib.experiment.cost import calibration, measure, plan
     from asddim_lib.models.load import device_of
+    from experiments.cost import calibration, measure, plan
 
     cost = measure(pipe, table, setting)
     costs, profiles = plan(pipe, setting, len(table), cost), calibration(pipe, setting)

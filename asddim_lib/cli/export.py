@@ -57,10 +57,9 @@ def export(
 
     Example: asddim export --steps 10 --format comfyui
     """
-    from asddim_lib.core.config import completed
-    from asddim_lib.core.coordinates import with_fixed_shift
     from asddim_lib.errors import check
     from asddim_lib.grids.grid import sigmas
+    from asddim_lib.levels import completed, with_fixed_shift
     from asddim_lib.models.load import load_scheduler_config
 
     check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
@@ -78,18 +77,18 @@ def export(
 
 
 def _read(profile: Path | None, config: dict[str, Any]) -> Any:
-    from asddim_lib.core.noise import NoiseSchedule
-    from asddim_lib.evidence.profile import SensitivityProfile
+    from asddim_lib.evidence.profile import Profile
+    from asddim_lib.levels import noise_schedule
 
     if profile is None:
         return None
-    return SensitivityProfile.load(profile, schedule=NoiseSchedule.from_config(config))
+    return Profile.load(profile, schedule=noise_schedule(config))
 
 
 def _for_diffusers(config: dict[str, Any], steps: int, how: dict[str, Any]) -> dict[str, Any]:
     """What `set_timesteps` takes: sigmas, and timesteps where those are whole numbers."""
-    from asddim_lib.core.coordinates import Coordinates
     from asddim_lib.grids.grid import sigmas, timesteps
+    from asddim_lib.levels import Coordinates
 
     levels = {"sigmas": _rounded(sigmas(config, steps, **how))}
     if Coordinates.of(config).kind != "vp":

@@ -58,8 +58,8 @@ def generate(
 
     Example: asddim generate "a red boot on a white ground" boot.png --steps 20
     """
-    from asddim_lib.measure.run import Run
     from asddim_lib.models.load import load_pipeline
+    from asddim_lib.pipeline.run import Run
     from asddim_lib.schedulers.solvers import own_scheduler
 
     _check_picture(out)
@@ -89,8 +89,8 @@ def _save(picture: Any, out: Path) -> None:
     """Writes a picture (3 × h × w), or a video's frames, which need a format that moves."""
     from PIL import Image
 
+    from asddim_lib.cache import write_whole
     from asddim_lib.errors import check
-    from asddim_lib.files import write_whole
 
     frames = picture if picture.ndim == 4 else picture[None]
     moving = out.suffix in (".gif", ".webp", ".png")
@@ -114,7 +114,7 @@ def _check_picture(out: Path) -> None:
 def _check_allocation(allocation: str, profile: Path | None) -> None:
     """Refuses what the scheduler would refuse, or not use."""
     from asddim_lib.errors import check
-    from asddim_lib.grids.methods import ALLOCATIONS, CALIBRATED
+    from asddim_lib.grids.table import ALLOCATIONS, CALIBRATED
 
     remedy = f"use one of {', '.join(ALLOCATIONS)}"
     check(allocation in ALLOCATIONS, "allocation", allocation, remedy)
@@ -133,9 +133,9 @@ def _read(
     guidance_scale: float,
 ) -> dict[str, Any] | None:
     """The profile as a scheduler's config holds it, if it was made for this model and scale."""
-    from asddim_lib.evidence.profile import SensitivityProfile
+    from asddim_lib.evidence.profile import Profile
 
     if profile is None:
         return None
     made_for: dict[str, Any] = {"model": model, "schedule": schedule, "override": override}
-    return SensitivityProfile.load(profile, guidance_scale=guidance_scale, **made_for).to_dict()
+    return Profile.load(profile, guidance_scale=guidance_scale, **made_for).to_dict()

@@ -13,7 +13,7 @@ def methods(as_json: Json = False) -> None:
 
     Example: asddim methods
     """
-    from asddim_lib.grids.methods import METHODS
+    from asddim_lib.grids.table import METHODS
 
     table = [(method.name, method.needs, method.summary) for method in METHODS.values()]
     head = ("method", "needs", "summary")

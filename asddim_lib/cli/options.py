@@ -136,13 +136,13 @@ class Command(TyperCommand):
 
 
 def _allocations() -> tuple[str, ...]:
-    from asddim_lib.grids.methods import ALLOCATIONS
+    from asddim_lib.grids.table import ALLOCATIONS
 
     return ALLOCATIONS
 
 
 def _methods() -> tuple[str, ...]:
-    from asddim_lib.grids.methods import METHODS
+    from asddim_lib.grids.table import METHODS
 
     return tuple(METHODS)
 
@@ -204,7 +204,7 @@ def loading(variant: str, pipeline_class: str) -> dict[str, str]:
 
 def called(text: str) -> dict[str, Any]:
     """The options of a pipeline's call. Raises WrongUse for what is no JSON object."""
-    from asddim_lib.experiment.setting import Setting
+    from experiments.setting import Setting
 
     return Setting(call=text).options
 

@@ -20,7 +20,7 @@ def report(folders: Folders, as_json: Json = False) -> None:
 
     Example: asddim report results/guidance-7.5/steps-20
     """
-    from asddim_lib.experiment.report import markdown, read_run
+    from experiments.report import markdown, read_run
 
     runs = [read_run(folder) for folder in folders]
     values = [

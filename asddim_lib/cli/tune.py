@@ -103,7 +103,7 @@ def tune(
     """
     from asddim_lib.models.load import load_pipeline
     from asddim_lib.models.prompts import load_prompts
-    from asddim_lib.tune.tune import tune as find
+    from asddim_lib.tuning.tune import tune as find
 
     _check(solver, goal, budget, minutes)
     if quick:
@@ -136,8 +136,8 @@ def _check(solver: str, goal: str, budget: int | None, minutes: float | None) ->
     """Refuses, before the model is loaded, what needs no model to be refused."""
     from asddim_lib.errors import check
     from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
-    from asddim_lib.tune.goals import GOALS
-    from asddim_lib.tune.plan import Limits
+    from asddim_lib.tuning.goals import GOALS
+    from asddim_lib.tuning.plan import Limits
 
     known = {**SOLVERS, **FLOW_SOLVERS}
     check(solver in ("", *known), "solver", solver, f"use one of {', '.join(known)}")

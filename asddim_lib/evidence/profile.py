@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from asddim_lib.core.allocation import fit_paper
-from asddim_lib.core.noise import NoiseSchedule
+from asddim_lib.cache import write_whole
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.evidence.trajectory import fingerprint as fingerprint
-from asddim_lib.evidence.trajectory import spread
-from asddim_lib.files import write_whole
+from asddim_lib.evidence.path import fingerprint as fingerprint
+from asddim_lib.evidence.path import spread
+from asddim_lib.paper import NoiseSchedule, fit_paper
 
 SCHEMA = 3
 #: Where the error of a step is weighed: on the path, in the final latents, in their embedding.
@@ -35,7 +34,7 @@ _TYPES: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class SensitivityProfile:
+class Profile:
     """g(t) along a model's own sampling path, at some timesteps, and how it was measured.
 
     `stderr` is the standard error of g's mean over prompts; None where a single prompt says nothing
@@ -143,7 +142,7 @@ class SensitivityProfile:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SensitivityProfile:
+    def from_dict(cls, values: dict[str, Any]) -> Profile:
         """The profile of a dict made by `to_dict`. Raises WrongUse that names the wrong keys."""
         remedy = "give a profile made by calibrate"
         check(isinstance(values, dict), "profile", type(values).__name__, remedy)
@@ -166,7 +165,7 @@ class SensitivityProfile:
         schedule: NoiseSchedule | None = None,
         guidance_scale: float | None = None,
         override: tuple[str, ...] = (),
-    ) -> SensitivityProfile:
+    ) -> Profile:
         """Reads what `save` wrote, for the model, noise schedule and guidance scale given.
 
         Raises WrongUse when it is no profile, or was made for others, unless `override` names what

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.core.allocation import distinct
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
-from asddim_lib.evidence.trajectory import Trajectory
+from asddim_lib.evidence.path import Trajectory
+from asddim_lib.paper import NoiseSchedule, distinct
 
 #: Samples or predictions (n × d, flattened latents) to features (n × m).
 Features = Callable[[Tensor], Tensor]

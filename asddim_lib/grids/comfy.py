@@ -13,10 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from asddim_lib.core.allocation import distinct
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.grids.rivals import Grid, arctan, nearest
-from asddim_lib.grids.table import Table
+from asddim_lib.grids.native import Table
+from asddim_lib.grids.rules import Grid, arctan, nearest
+from asddim_lib.paper import NoiseSchedule, distinct
 
 # Grids in timesteps, real numbers from T − 1 to 0.
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from asddim_lib.core.coordinates import flow_shift
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import numbers
+from asddim_lib.levels import flow_shift
 
 
 def flow_levels(config: Mapping[str, Any], steps: int) -> np.ndarray:

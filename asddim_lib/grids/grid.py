@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from asddim_lib.core.config import completed
-from asddim_lib.core.coordinates import (
+from asddim_lib.errors import check
+from asddim_lib.evidence.path import Trajectory
+from asddim_lib.evidence.profile import Profile
+from asddim_lib.grids.table import DEFAULTS, METHODS, Options, check_profile, lay
+from asddim_lib.grids.uniform import SPACINGS, uniform
+from asddim_lib.levels import (
     EDM,
     Coordinates,
+    completed,
     flow_shift,
     flow_unshift,
     is_flow,
+    noise_schedule,
     with_boundary,
     with_fixed_shift,
 )
-from asddim_lib.core.noise import NoiseSchedule
-from asddim_lib.errors import check
-from asddim_lib.evidence.profile import SensitivityProfile
-from asddim_lib.evidence.trajectory import Trajectory
-from asddim_lib.grids.methods import DEFAULTS, METHODS, Options, check_profile, lay
-from asddim_lib.grids.uniform import SPACINGS, uniform
+from asddim_lib.paper import NoiseSchedule
 
 #: Settings with which a flow scheduler changes levels that it was given.
 OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
@@ -40,7 +41,7 @@ def timesteps(
     p: float | None = None,
     lam: float | None = None,
     reading: str | None = None,
-    profile: SensitivityProfile | dict | None = None,
+    profile: Profile | dict | None = None,
     path: Trajectory | None = None,
     order: int | None = None,
     temper: float | None = None,
@@ -157,7 +158,7 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
     _check_evidence(name, given)
     check_profile(chosen["profile"])
     if isinstance(chosen["profile"], dict):
-        chosen["profile"] = SensitivityProfile.from_dict(chosen["profile"])
+        chosen["profile"] = Profile.from_dict(chosen["profile"])
     spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
     options = Options(**chosen, spacing=spacing, steps_offset=offset, begin=begin)
     if name in ("uniform", *SPACINGS) and begin is None:  # these need no noise levels
@@ -165,7 +166,7 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
         size = int(config.get("num_train_timesteps", 1000)) if betas is None else len(betas)
         _check_steps(steps, size)
         return uniform(spacing if name == "uniform" else name, size, steps, offset)
-    schedule = NoiseSchedule.from_config(config)
+    schedule = noise_schedule(config)
     if options.path is not None:
         options.path.check_schedule(schedule)
     if begin is not None:

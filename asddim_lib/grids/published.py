@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
-from asddim_lib.grids.rivals import Grid, align_your_steps, log_linear, nearest
+from asddim_lib.grids.rules import Grid, align_your_steps, log_linear, nearest
+from asddim_lib.paper import NoiseSchedule
 
 #: Stable Diffusion's betas, √β even: what a fraction of its T = 1000 timesteps means.
 SD_BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
-from asddim_lib.evidence.trajectory import Trajectory
+from asddim_lib.evidence.path import Trajectory
 from asddim_lib.grids.change import constant_rate, tors
+from asddim_lib.paper import NoiseSchedule
 
 
 def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:

@@ -1,10 +1,5 @@
 """Metrics of pictures, one module per metric. The public functions are re-exported here."""
 
-from asddim_lib.metrics.attributes import attributes_right as attributes_right
-from asddim_lib.metrics.attributes import judge_features as judge_features
-from asddim_lib.metrics.attributes import load_judge as load_judge
-from asddim_lib.metrics.attributes import reference_features as reference_features
-from asddim_lib.metrics.attributes import reference_kernel as reference_kernel
 from asddim_lib.metrics.clip import clip_cosine as clip_cosine
 from asddim_lib.metrics.clip import clip_score as clip_score
 from asddim_lib.metrics.clip import load_clip as load_clip

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from asddim_lib.cache import CACHE
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.files import CACHE
 from asddim_lib.models.load import data_folder
 
 BUNDLED = {"bundled": "prompts.csv", "bundled-tune": "prompts_tune.csv"}

@@ -5,7 +5,7 @@ module that is already imported. So these classes say that they live in `asddim_
 files can move, and `import asddim_lib` is all that loading needs.
 """
 
-from asddim_lib.schedulers.asddim import ASDDIMScheduler as ASDDIMScheduler
+from asddim_lib.schedulers.ddim import ASDDIMScheduler as ASDDIMScheduler
 from asddim_lib.schedulers.dpm import DPMSolverGridScheduler as DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler as ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler as ASDDIMInverseScheduler

@@ -12,12 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from asddim_lib.core.config import completed
-from asddim_lib.core.coordinates import flow_shift, with_fixed_shift
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas
 from asddim_lib.grids.grid import check_timesteps
+from asddim_lib.levels import completed, flow_shift, noise_schedule, with_fixed_shift
 from asddim_lib.schedulers import held
 
 
@@ -123,7 +121,7 @@ class DPMSolverGridScheduler(DPMSolverMultistepScheduler):
     def _table(self) -> np.ndarray:
         """σ at every timestep, diffusers' own; or CogVideoX's, whose setting it does not know."""
         if "snr_shift_scale" in self.config:
-            return NoiseSchedule.from_config(self).finite_sigmas
+            return noise_schedule(self).finite_sigmas
         bars = self.alphas_cumprod.cpu()
         return (((1 - bars) / bars) ** 0.5).numpy()
 

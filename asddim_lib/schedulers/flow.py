@@ -12,11 +12,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from asddim_lib.core.config import completed, for_class
-from asddim_lib.core.coordinates import Coordinates, with_boundary, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline
-from asddim_lib.grids.methods import check_allocation
+from asddim_lib.grids.table import check_allocation
+from asddim_lib.levels import Coordinates, completed, for_class, with_boundary, with_fixed_shift
 from asddim_lib.schedulers import held, told
 
 log = logging.getLogger(__name__)

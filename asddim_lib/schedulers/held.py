@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 #: Said where a call's own levels are laid.
 OVERRULED = (
     "the call gives %s levels of its own, which go before the scheduler's grid or allocation; "
-    "leave them out, or lay the grid by asddim_lib.schedulers.laying.hold"
+    "leave them out, or lay the grid by asddim_lib.schedulers.place.hold"
 )
 
 

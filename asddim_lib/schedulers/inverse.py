@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.schedulers.asddim import ASDDIMScheduler
+from asddim_lib.schedulers.ddim import ASDDIMScheduler
 
 
 class ASDDIMInverseScheduler(ASDDIMScheduler):

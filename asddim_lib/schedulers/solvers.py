@@ -6,9 +6,9 @@ from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from asddim_lib.core.coordinates import is_flow
 from asddim_lib.errors import check
-from asddim_lib.schedulers.asddim import ASDDIMScheduler
+from asddim_lib.levels import is_flow
+from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.dpm import DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.unipc import UniPCGridScheduler

@@ -36,9 +36,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.core.coordinates import flow_shift
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
+from asddim_lib.levels import flow_shift
+from asddim_lib.paper import NoiseSchedule
 
 #: σ of pure noise, which is that of `NoiseSchedule.finite_sigmas`.
 PURE_NOISE = 4096.0

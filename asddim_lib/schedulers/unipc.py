@@ -12,11 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from asddim_lib.core.config import completed
-from asddim_lib.core.coordinates import with_fixed_shift
-from asddim_lib.core.noise import NoiseSchedule
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
+from asddim_lib.levels import completed, noise_schedule, with_fixed_shift
 from asddim_lib.schedulers import held, told
 
 
@@ -111,14 +109,14 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         levels, ahead = self.sigmas[:-1].double().numpy(), self.config["look_ahead"]
         if self.config["use_flow_sigmas"]:
             return told.of_flow(levels, ahead, with_fixed_shift(completed(self), mu))
-        return told.of_schedule(levels, ahead, NoiseSchedule.from_config(self))
+        return told.of_schedule(levels, ahead, noise_schedule(self))
 
     def _lay(self, timesteps: Any, device: str | torch.device | None) -> None:
         flow = self.config["use_flow_sigmas"]
         check(not flow, "timesteps", "given", "use_flow_sigmas is on: give sigmas")
         grid = check_timesteps(timesteps, self.config["num_train_timesteps"])
         super().set_timesteps(len(grid), device)  # forgets the last run
-        levels = NoiseSchedule.from_config(self).finite_sigmas
+        levels = noise_schedule(self).finite_sigmas
         last = 0.0 if self.config["final_sigmas_type"] == "zero" else levels[0]
         self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
         self.sigmas = torch.from_numpy(np.array([*levels[grid], last], np.float32))

@@ -7,10 +7,10 @@ import numpy as np
 from diffusers import StableDiffusionInpaintPipeline
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler
-from asddim_lib.core.coordinates import Coordinates
-from asddim_lib.measure import calls
-from asddim_lib.measure.run import Run
-from asddim_lib.schedulers.laying import prepared
+from asddim_lib.levels import Coordinates
+from asddim_lib.pipeline import calls
+from asddim_lib.pipeline.run import Run
+from asddim_lib.schedulers.place import prepared
 from tests import tiny, zoo
 from tests.zoo.first import built
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from asddim_lib.cache import CACHE, DamagedFile, load_tensors, save_tensors
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.files import CACHE, DamagedFile, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 

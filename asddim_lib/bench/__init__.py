@@ -1,1 +1,0 @@
-"""Time and memory of the networks at full size."""

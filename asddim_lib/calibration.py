@@ -1,0 +1,269 @@
+"""Measures a pipeline along its own sampling path: a profile of its sensitivity, or the path."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asddim_lib.cache import DamagedFile, load_tensors, save_tensors
+from asddim_lib.errors import check
+from asddim_lib.evidence.path import ORDERS, Trajectory, mean_shares, squares
+from asddim_lib.evidence.profile import KINDS, Profile, fingerprint
+from asddim_lib.grids.uniform import uniform
+from asddim_lib.metrics.encoders import Encoder, encoder_for
+from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.prompts import listed
+from asddim_lib.pipeline.decoding import feature_directions
+from asddim_lib.pipeline.manifest import of_pipeline, of_values
+from asddim_lib.pipeline.replay import REMEDY, Replay, check_derivatives
+from asddim_lib.pipeline.run import Run, out_of_memory
+from asddim_lib.schedulers.solvers import own_scheduler
+from asddim_lib.sensitivity import COST, gradient_norm
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(
+    pipe: Pipeline,
+    prompts: str | Sequence[str],
+    *,
+    guidance_scale: float | None = 7.5,
+    num_steps: int = 32,
+    norm: str = "frobenius",
+    estimator: str | None = None,
+    probes: int = 1,
+    adjoint_probes: int = 0,
+    feature_probes: int = 0,
+    encoder: str | Encoder | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    truncate: bool = False,
+    cache: str | os.PathLike | None = None,
+    progress: Callable[[range], Iterable[int]] = iter,
+    **options: Any,
+) -> Profile:
+    """Measures g(t) (Eq 8) of the guided prediction, and the error of DDIM's steps.
+
+    The pipeline runs over `num_steps` evenly spaced timesteps. `norm`, `estimator` and `probes` are
+    `gradient_norm`'s; the estimator `path` costs nothing and takes ‖Δε‖ / ‖Δx‖ between neighbouring
+    timesteps. `adjoint_probes` sweeps also measure how much of each error reaches the picture, and
+    `feature_probes` sweeps how much of it an image `encoder` sees there (`encoder_for`).
+    Prompt i starts from the noise of seed `seed` + i; g is the mean over prompts. Prompts, batches,
+    `truncate` and `options` (height, negative_prompt, …) are as in `Run`.
+    With a `cache` folder each batch is kept under a name made of all that it depends on, so that
+    measuring again costs nothing and a stopped run goes on. The pipeline comes back as it was.
+    Raises WrongUse for wrong prompts or numbers, an encoder of no use, a pipeline whose guidance
+    cannot be replayed (where the estimator needs it), or a network output that is not finite.
+    """
+    _check_probes(probes, adjoint_probes, feature_probes, encoder)
+    method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
+    prompts = listed(prompts)
+    seeds = range(seed, seed + len(prompts))
+    everything = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
+    how |= {"adjoint_probes": adjoint_probes}
+    if feature_probes:
+        how |= {"feature_probes": feature_probes, "encoder": encoder_for(pipe, encoder)}
+    identity = _identity(pipe, how) if cache is not None else ""
+    parts = []
+    for start in progress(range(0, len(everything.prompts), batch_size)):
+        run = everything.part(slice(start, start + batch_size))
+        file = None
+        if cache is not None:
+            file = Path(cache) / f"{of_values(identity, run.inputs)}.safetensors"
+        parts.append(_kept(run, how, file))
+    return _profile(everything, parts, how, seed)
+
+
+def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
+    """The hash of all that a part depends on beside its run's inputs."""
+    plain = {name: value for name, value in how.items() if name != "encoder"}
+    weights = dict(how["encoder"].network.state_dict()) if "encoder" in how else {}
+    return of_values(of_pipeline(pipe), plain, weights)
+
+
+def _check_probes(
+    probes: int, adjoint_probes: int, feature_probes: int, encoder: str | Encoder | None
+) -> None:
+    """Refuses numbers of probes out of range, and an encoder that no probe uses."""
+    check(probes >= 1, "probes", probes, "give at least 1")
+    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
+    check(feature_probes >= 0, "feature_probes", feature_probes, "give at least 0")
+    remedy = "without feature_probes it sees nothing: leave it out, or give feature_probes"
+    needed = bool(feature_probes) or not encoder
+    check(needed, "encoder", getattr(encoder, "name", encoder), remedy)
+
+
+def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: int) -> str:
+    """The estimator, checked."""
+    check(norm in COST, "norm", norm, f"use one of {', '.join(COST)}")
+    method = estimator or next(iter(COST[norm]))
+    known = (*COST[norm], *(["path"] if norm == "frobenius" else []))
+    remedy = f"for the {norm} norm use one of {', '.join(known)}"
+    check(method in known, "estimator", method, remedy)
+    if adjoint_probes or method in ("vjp", "jvp", "power"):
+        check_derivatives(pipe, method)
+    return method
+
+
+def _profile(run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed: int) -> Profile:
+    """The batches' mean."""
+    joined = {n: torch.cat([part[n] for part in parts], -1) for n in parts[0] if n != "timesteps"}
+    grid, g, count = parts[0]["timesteps"].tolist(), joined["g"].double(), len(run.prompts)
+    error = (g.std(1) / count**0.5).tolist() if count > 1 else [None] * len(g)
+    local: dict[str, Any] = {"timesteps": grid}
+    for kind in KINDS:
+        orders = [order for order in ORDERS if f"{kind}/{order}" in joined]
+        shares = {str(o): mean_shares(joined[f"{kind}/{o}"], o).tolist() for o in orders}
+        local |= {kind: shares} if shares else {}
+    local |= {"encoder": how["encoder"].name} if "encoder" in how else {}
+    method = how["estimator"]
+    derivative = 0 if method == "path" else how["probes"] * COST[how["norm"]][method]
+    sweeps, ends = how["adjoint_probes"] + how.get("feature_probes", 0), 0
+    if "encoder" in how:
+        ends = how["num_steps"] + 1
+    each = len(grid) * (1 + 3 * sweeps) + len(g) * derivative + ends
+    return Profile(
+        timesteps=grid[: len(g)],
+        g=g.mean(1).tolist(),
+        stderr=error,
+        norm=how["norm"],
+        estimator=method,
+        probes=how["probes"],
+        samples=count,
+        seed=seed,
+        guidance_scale=float(run.guidance_scale or 0.0),
+        model=str(getattr(run.pipe, "name_or_path", "")),
+        schedule=fingerprint(run.schedule),
+        evaluations=each * run.evaluations_per_step,
+        local_error=local,
+    )
+
+
+def _kept(run: Run, how: dict[str, Any], file: Path | None) -> dict[str, Tensor]:
+    """Loads a batch's part from the file; if it is missing or damaged, measures and saves it."""
+    if file is None:
+        return _within_memory(run, how)
+    try:
+        return load_tensors(file)[0]
+    except FileNotFoundError:
+        pass
+    except DamagedFile as error:
+        log.warning("%s; measuring again", error)
+    tensors = _within_memory(run, how)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(file, tensors, "")
+    return tensors
+
+
+def _within_memory(run: Run, how: dict[str, Any]) -> dict[str, Tensor]:
+    """A batch's part; where memory runs out, of half as many prompts at a time, with a warning.
+
+    Raises WrongUse where it does not suffice for the derivatives of one.
+    """
+    try:
+        return _measured(run, **how)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    count = len(run.prompts)
+    remedy = f"the device has no memory for one prompt's derivatives ({reason}); {REMEDY}"
+    check(count > 1, "batch_size", 1, remedy)
+    text = "no memory to measure %d prompts at once (%s); measuring %d at once"
+    log.warning(text, count, reason, count // 2)
+    smaller = replace(run, batch_size=count // 2)
+    parts = [_within_memory(smaller.part(batch), how) for batch in smaller.batches()]
+    joined = {n: torch.cat([part[n] for part in parts], -1) for n in parts[0] if n != "timesteps"}
+    return {"timesteps": parts[0]["timesteps"], **joined}
+
+
+def _measured(
+    run: Run,
+    num_steps: int,
+    norm: str,
+    estimator: str,
+    probes: int,
+    adjoint_probes: int,
+    feature_probes: int = 0,
+    encoder: Encoder | None = None,
+) -> dict[str, Tensor]:
+    """A batch's part of a profile.
+
+    g is timesteps × n. Each order's squared errors stand on each stretch, as made (× n), as carried
+    to the end and as seen there (× probes n).
+    """
+    schedule = run.schedule
+    regular = set(uniform("trailing", len(schedule), num_steps))
+    rows: list[Tensor] = []
+    assert run.seeds is not None
+    generator = torch.Generator().manual_seed(run.seeds[0])
+
+    def measure(eps: Replay, x: Tensor, t: Tensor) -> None:
+        if int(t) in regular:
+            kind: dict[str, Any] = {"norm": norm, "estimator": estimator, "probes": probes}
+            rows.append(gradient_norm(eps, x, t, generator=generator, **kind)[0].cpu())
+
+    along = estimator == "path"
+    seen = _seen(run, num_steps, feature_probes, encoder) if encoder else None
+    path = run.path(num_steps, adjoint_probes, None if along else measure, seen)
+    _check_finite(path, run)
+    if along:
+        changed, moved = (v.double().diff(dim=0).norm(dim=2) for v in (path.noises, path.samples))
+        rows = list(changed / moved)
+    parts = {"timesteps": torch.tensor(path.timesteps), "g": torch.stack(rows)}
+    for order in (order for order in ORDERS if order < len(path.timesteps)):
+        parts[f"made/{order}"] = squares(path, schedule, order)
+        if path.adjoints is None:
+            continue
+        arrived = squares(path, schedule, order, carried=True)
+        carried = adjoint_probes * len(run.prompts)
+        if adjoint_probes:
+            parts[f"carried/{order}"] = arrived[:, :carried]
+        if feature_probes:
+            parts[f"seen/{order}"] = arrived[:, carried:]
+    return {name: part.contiguous() for name, part in parts.items()}  # as safetensors wants it
+
+
+def _seen(run: Run, num_steps: int, count: int, encoder: Encoder) -> Tensor:
+    """Directions of the path's end, as an image encoder sees it: count × n × d."""
+    drawn = run.prepared_with(own_scheduler(run.pipe.scheduler))
+    ends = drawn.ends(uniform("trailing", len(run.schedule), num_steps))
+    return feature_directions(run, ends, encoder, count)
+
+
+def _check_finite(path: Trajectory, run: Run) -> None:
+    sound = path.noises.isfinite().all(2).all(1)
+    if not bool(sound.all()):
+        t = path.timesteps[int((~sound).nonzero()[0])]
+        dtype = network(run.pipe).dtype
+        remedy = "look at the sample there, or run it in float32"
+        check(False, "network output", f"not finite at timestep {t} ({dtype})", remedy)
+
+
+def record(
+    pipe: Pipeline,
+    prompts: str | Sequence[str],
+    *,
+    guidance_scale: float | None = 7.5,
+    num_steps: int = 60,
+    adjoint_probes: int = 0,
+    batch_size: int = 8,
+    seed: int = 0,
+    truncate: bool = False,
+    **options: Any,
+) -> Trajectory:
+    """The pipeline's own path: `Run.path`, with `calibrate`'s prompts, seeds and options."""
+    prompts = listed(prompts)
+    seeds = range(seed, seed + len(prompts))
+    if adjoint_probes:
+        check_derivatives(pipe, "adjoint sweep")
+    run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    return run.path(num_steps, adjoint_probes)

@@ -1,1 +1,0 @@
-"""The paper, equation by equation: pure functions of numbers and tensors."""

@@ -1,1 +1,0 @@
-"""The paper's experiment: drawn, kept, judged, reported."""

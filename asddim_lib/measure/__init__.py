@@ -1,1 +1,0 @@
-"""A pipeline measured along its own sampling path."""

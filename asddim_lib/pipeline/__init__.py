@@ -1,0 +1,1 @@
+"""A pipeline run, recorded and replayed along its own sampling path."""

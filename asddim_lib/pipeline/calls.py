@@ -1,0 +1,151 @@
+"""What pipelines differ in: the rows of a step, what guidance is called, what comes back."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import Tensor
+
+from asddim_lib.errors import check
+from asddim_lib.models.load import Pipeline, network
+from asddim_lib.schedulers.place import with_set_timesteps
+
+#: Pipelines that add scale · (ε − ε without the prompt) to ε: at 0 they leave it out, not at 1.
+FROM_ZERO = ("ZImage", "Krea2")
+
+
+def parameters(pipe: Pipeline) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call; a modular pipeline's are those of its blocks."""
+    if not hasattr(pipe, "blocks"):
+        return inspect.signature(pipe.__call__).parameters
+    kind = inspect.Parameter.KEYWORD_ONLY
+    known = (entry for entry in pipe.blocks.inputs if entry.name)
+    return {e.name: inspect.Parameter(e.name, kind, default=e.default) for e in known}
+
+
+def embeds_guidance(pipe: Pipeline) -> bool:
+    """Whether the network is told the guidance scale, as a distilled one is (FLUX.1-dev, LCM)."""
+    config = network(pipe).config
+    told = getattr(config, "time_cond_proj_dim", None) is not None
+    return told or bool(getattr(config, "guidance_embeds", False))
+
+
+def check_guidance(pipe: Pipeline, guidance_scale: float | None) -> None:
+    """Raises WrongUse for a guidance scale that the pipeline makes no use of."""
+    known, kind = parameters(pipe), type(pipe).__name__
+    free = guidance_scale is None or getattr(pipe, "guider", None) is None
+    remedy = f"{kind} leaves it aside: give None, and set pipe.guider"
+    check(free, "guidance_scale", guidance_scale, remedy)
+    if guidance_scale is None or guidance_scale <= 1:
+        return
+    remedy = f"{kind} has none: give None or 1"
+    generic = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    check("guidance_scale" in known or generic, "guidance_scale", guidance_scale, remedy)
+    idle = "true_cfg_scale" in known and not embeds_guidance(pipe)
+    remedy = f"{kind} leaves it aside: give None or 1, and true_cfg_scale with a negative_prompt"
+    check(not idle, "guidance_scale", guidance_scale, remedy)
+
+
+def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any]) -> int:
+    """Network evaluations of one step for one prompt."""
+    known, guider = parameters(pipe), getattr(pipe, "guider", None)
+    if guider is not None:  # as new: at a run's end it may have stopped guiding
+        return int(guider.new().num_conditions) if guider.get_state()["enabled"] else 1
+
+    def value(name: str) -> float:
+        given = options.get(name, known[name].default if name in known else None)
+        return float(given or 0.0)
+
+    if "true_cfg_scale" in known:
+        named = (given for name, given in options.items() if name.startswith("negative_prompt"))
+        negative = any(given is not None for given in named)  # an empty one is one, too
+        return 2 if value("true_cfg_scale") > 1 and negative else 1
+    scale = value("guidance_scale") if guidance_scale is None else guidance_scale
+    least = 0 if type(pipe).__name__.startswith(FROM_ZERO) else 1
+    guided = scale > least and not embeds_guidance(pipe)
+    if "image_guidance_scale" in known:  # InstructPix2Pix
+        return 3 if guided and value("image_guidance_scale") >= 1 else 1
+    return 1 + guided + (value("pag_scale") > 0)
+
+
+def per_prompt(value: Any, count: int) -> bool:
+    """Whether an option holds an entry for each of `count` prompts, and not one thing for all."""
+    return isinstance(value, (list, Tensor)) and len(value) == count > 1
+
+
+def pictures_of(result: Any) -> Any:
+    """The pictures or frames that a pipeline gave back."""
+    for name in ("images", "frames"):
+        if hasattr(result, name):
+            return getattr(result, name)
+    return result  # a modular pipeline's, which is asked for them by name
+
+
+class _Asked(BaseException):
+    """A pipeline has come as far as `set_timesteps`. Modular ones log any Exception, many times."""
+
+
+@contextmanager
+def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
+    """A copy of a scheduler that learns the `mu` it is given, and stops the run there.
+
+    Nothing is computed until then but what encodes prompts and given pictures.
+    """
+    found: list[float | None] = []
+
+    def ask(asking: Any, device: Any, mu: float | None) -> None:
+        found.append(mu)
+        raise _Asked
+
+    with suppress(_Asked):
+        yield with_set_timesteps(scheduler, ask), found
+    what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
+    check(bool(found), "pipe.scheduler", what, "use a fixed shift")
+
+
+@contextmanager
+def asked_for_steps(scheduler: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """A copy of a scheduler that lays what its pipeline asks for, and stops the run there.
+
+    It is found then; nothing is found where the pipeline asks for no steps.
+    """
+    kind, asking = type(scheduler), copy.copy(scheduler)
+    found: list[Any] = []
+
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        kind.set_timesteps(self, *args, **kwargs)
+        found.append(self)
+        raise _Asked
+
+    asking.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
+    with suppress(_Asked):
+        yield asking, found
+
+
+@contextmanager
+def one_step_more(pipe: Pipeline) -> Iterator[None]:
+    """Within it, a modular pipeline's guider expects one step more than the pipeline is asked for.
+
+    It does not guide beyond the number that it expects, and a recorder goes on to timestep 0.
+    """
+    own = getattr(pipe, "guider", None)
+    if own is None:
+        yield
+        return
+    kind = type(own)
+
+    def set_state(self: Any, step: int, num_inference_steps: int, timestep: Any) -> None:
+        kind.set_state(self, step, num_inference_steps + 1, timestep)
+
+    pipe.guider = copy.copy(own)
+    pipe.guider.__class__ = type(kind.__name__, (kind,), {"set_state": set_state})
+    try:
+        yield
+    finally:
+        pipe.guider = own

@@ -1,0 +1,110 @@
+"""Pictures from final latents, through a pipeline's own ending, with a derivative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor, nn
+
+from asddim_lib.errors import check
+from asddim_lib.grids.uniform import uniform
+from asddim_lib.metrics.encoders import Encoder
+from asddim_lib.pipeline.calls import parameters
+from asddim_lib.pipeline.recording import frozen
+from asddim_lib.schedulers.place import hold, prepared
+from asddim_lib.schedulers.solvers import own_scheduler
+
+if TYPE_CHECKING:
+    from asddim_lib.pipeline.run import Run
+
+#: Parts that look at finished pictures, or mark them, and have no derivative.
+AFTERWARDS = ("safety_checker", "watermark")
+#: Added to a prompt's seed: the noise that it starts from uses the seed itself.
+APART = 2**32
+
+
+def decode(run: Run, ends: Tensor) -> Tensor:
+    """The pictures (n × 3 × h × w, numbers from 0 to 1) of a run's final latents (n × d).
+
+    A video's are n × frames × 3 × h × w. The pipeline itself decodes, so that its scaling, packing
+    and decoder are not rebuilt here: it draws a single step, whose scheduler leads to `ends`
+    whatever the network says. That costs one step. The pictures have a derivative by the latents
+    where `ends` requires one, unless torch.no_grad holds. Raises WrongUse for latents of another
+    number, and for a modular pipeline.
+    """
+    count, given = len(run.prompts), len(ends)
+    check(given == count, "ends", f"latents of {given} pictures", f"give those of all {count}")
+    remedy = "its blocks take no derivative: use the pipeline that is not modular"
+    check(not hasattr(run.pipe, "blocks"), "pipe", type(run.pipe).__name__, remedy)
+    modules = [part for part in run.pipe.components.values() if isinstance(part, nn.Module)]
+    with frozen(modules), _without(run.pipe, AFTERWARDS):
+        return torch.cat([_decoded(run, batch, ends[batch]) for batch in run.batches()])
+
+
+def feature_directions(run: Run, ends: Tensor, encoder: Encoder, count: int) -> Tensor:
+    """Directions of the final latents (n × d), as an image encoder sees them: count × n × d.
+
+    Each is the gradient of the embedding along a random direction of its own, ⟨u, f(decode(y))⟩ by
+    y with u standard normal: the mean square of ⟨direction, e⟩ is ‖J e‖², the square of what the
+    embedding makes of a small error e. Prompt i's u come from its own seed.
+    """
+    parts = [_seen(run.part(batch), ends[batch], encoder, count) for batch in run.batches()]
+    return torch.cat(parts, 1)
+
+
+def _seen(run: Run, ends: Tensor, encoder: Encoder, count: int) -> Tensor:
+    latents = ends.detach().requires_grad_()
+    with torch.enable_grad():
+        features = encoder(decode(run, latents))
+    assert run.seeds is not None
+    streams = [torch.Generator().manual_seed(APART + seed) for seed in run.seeds]
+    shape = (count, features.shape[1])
+    directions = torch.stack([torch.randn(shape, generator=one) for one in streams], 1)
+    gradients: list[Tensor] = []
+    for direction in directions.to(features):
+        along = (features * direction).sum()
+        gradients += torch.autograd.grad(along, latents, retain_graph=True)
+    return torch.stack(gradients)
+
+
+def _decoded(run: Run, batch: slice, ends: Tensor) -> Tensor:
+    own, steps = run.pipe.scheduler, _steps_of_one(run)
+    grid = uniform("trailing", len(run.schedule), steps)
+    scheduler = hold(prepared(own_scheduler(own), own), grid)
+    kind, derived = type(scheduler), torch.is_grad_enabled() and ends.requires_grad
+
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        kind.step(self, model_output, timestep, sample, **options)  # which counts its steps
+        # Pipelines are called under torch.no_grad, whose end puts the mode back as it was.
+        torch.set_grad_enabled(derived)
+        return SchedulerOutput(prev_sample=ends.reshape(sample.shape).to(sample))
+
+    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step})
+    how = {"num_inference_steps": steps, "output_type": "pt"}
+    return run.call(batch, scheduler, run.generators(batch), **how)
+
+
+def _steps_of_one(run: Run) -> int:
+    """How many steps to ask for where one is to be taken: image-to-image leaves out a part."""
+    known = parameters(run.pipe)
+    default = known["strength"].default if "strength" in known else 1.0
+    strength = run.options.get("strength", default)
+    return math.ceil(1 / strength) if strength else 1
+
+
+@contextmanager
+def _without(pipe: Any, names: tuple[str, ...]) -> Iterator[None]:
+    """Within it, a pipeline lacks these parts."""
+    own = {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+    for name in own:
+        setattr(pipe, name, None)
+    try:
+        yield
+    finally:
+        for name, part in own.items():
+            setattr(pipe, name, part)

@@ -1,0 +1,300 @@
+"""A run of a pipeline: the one thing that calls it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asddim_lib.errors import check
+from asddim_lib.evidence.path import Trajectory
+from asddim_lib.levels import Coordinates, completed, noise_schedule, with_fixed_shift
+from asddim_lib.metrics.distance import images_to_uint8
+from asddim_lib.models.load import Pipeline, check_seeds, network
+from asddim_lib.models.prompts import check_prompts, listed
+from asddim_lib.paper import NoiseSchedule
+from asddim_lib.pipeline import calls
+from asddim_lib.pipeline import manifest as fingerprint
+from asddim_lib.pipeline.recording import Measure, Probes, record_path
+from asddim_lib.schedulers.place import hold, prepared
+
+log = logging.getLogger(__name__)
+
+#: What a run itself gives the pipeline, and what to do instead of naming it as an option.
+OWN = {
+    "num_images_per_prompt": "give a prompt several times",
+    "generator": "give seeds",
+    "prompt": "give prompts",
+    "output_type": "leave it out",
+    "return_dict": "leave it out",
+    "num_inference_steps": "give it to path, ends or pictures",
+    "timesteps": "give the grid to ends or pictures",
+    "sigmas": "give the grid to ends or pictures",
+    "denoising_end": "leave it out: grids that are cut end at different levels",
+}
+
+
+class Drawn(NamedTuple):
+    """Pictures (n × 3 × h × w, uint8), the latents they were decoded from, and how it went.
+
+    A video's are n × frames × 3 × h × w. `seconds` is the time per picture. `finite` (n, bool) is
+    false where the network gave a number that is not: such a picture is black. `at_once` pictures
+    were drawn together.
+    """
+
+    images: Tensor
+    latents: Tensor
+    seconds: float
+    finite: Tensor
+    at_once: int
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Prompts, each with a seed of its own, through a pipeline at one guidance scale.
+
+    `options` go to the pipeline as they are; one `negative_prompt` serves all prompts. No more than
+    `batch_size` prompts are run at once. `scheduler` draws, by default the pipeline's own; `end` is
+    where its last step leads, "zero" or "sigma_min", by default as its config says: `prepared_with`
+    and `path` keep to it, so that candidates and reference end at the same σ. The pipeline comes
+    back as it was. Raises WrongUse for wrong prompts (too long ones, unless `truncate`), seeds,
+    guidance, or an option that the run itself sets.
+    """
+
+    pipe: Pipeline
+    prompts: Sequence[str]
+    seeds: Sequence[int] | None = None
+    guidance_scale: float | None = None
+    batch_size: int = 8
+    options: Mapping[str, Any] = field(default_factory=dict)
+    truncate: bool = False
+    scheduler: Any = None
+    end: str | None = None
+
+    def __post_init__(self) -> None:
+        prompts = tuple(listed(self.prompts))
+        check(len(prompts) > 0, "prompts", list(prompts), "give at least one")
+        seeds = tuple(range(len(prompts)) if self.seeds is None else self.seeds)
+        same = len(seeds) == len(prompts)
+        check(same, "seeds", f"{len(seeds)} for {len(prompts)} prompts", "give one per prompt")
+        check_seeds(seeds)
+        scale = self.guidance_scale
+        right = scale is None or (np.isfinite(scale) and scale >= 0)
+        check(
+            right, "guidance_scale", scale, "give a number of at least 0 (up to 1 is no guidance)"
+        )
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        for name, remedy in OWN.items():
+            check(name not in self.options, name, self.options.get(name), remedy)
+        twice = scale is not None and "guidance_scale" in self.options
+        what = f"{scale}, and {self.options.get('guidance_scale')} in options"
+        check(not twice, "guidance_scale", what, "give it once: in options only beside None")
+        calls.check_guidance(self.pipe, scale)
+        check_prompts(self.pipe, list(prompts), truncate=self.truncate)
+        object.__setattr__(self, "prompts", prompts)
+        object.__setattr__(self, "seeds", seeds)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name of all that the results depend on. Raises WrongUse for foreign options."""
+        return fingerprint.of_values(fingerprint.of_pipeline(self.pipe), self.inputs)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What the results depend on beside the pipeline itself."""
+        scheduler = self.scheduler or self.pipe.scheduler
+        config = fingerprint.scheduler_settings(scheduler)
+        levels = vars(Coordinates.of(scheduler, self.mu)) | {"config": config}
+        own = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
+        return [*own, self.batch_size, self.end, type(scheduler).__name__, levels]
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Network evaluations of one step for all prompts: mostly two per prompt under guidance."""
+        return len(self.prompts) * calls.rows(self.pipe, self.guidance_scale, self.options)
+
+    @cached_property
+    def mu(self) -> float | None:
+        """What the pipeline reckons a flow scheduler's shift by; None where the shift is fixed."""
+        if not completed(self.pipe.scheduler).get("use_dynamic_shifting"):
+            return None
+        first = slice(0, 1)
+        with calls.asked_for_mu(self.pipe.scheduler) as (scheduler, found):
+            self.call(first, scheduler, self.generators(first), num_inference_steps=2)
+        return found[0]
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the pipeline's own scheduler, at these pictures' size."""
+        return noise_schedule(self.config)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The config of the pipeline's own scheduler, with the shift for these pictures' size."""
+        return with_fixed_shift(completed(self.pipe.scheduler), self.mu)
+
+    def part(self, batch: slice) -> Run:
+        """The run of some of the prompts, with their own seeds and options."""
+        assert self.seeds is not None
+        options = {
+            name: value[batch] if calls.per_prompt(value, len(self.prompts)) else value
+            for name, value in self.options.items()
+        }
+        prompts, seeds = self.prompts[batch], self.seeds[batch]
+        return replace(self, prompts=prompts, seeds=seeds, options=options)
+
+    def prepared_with(self, kind: Any) -> Run:
+        """The same run, drawn by a scheduler class that takes any grid as it is given."""
+        return replace(self, scheduler=prepared(kind, self.pipe.scheduler, self.end))
+
+    def path(
+        self,
+        steps: int = 64,
+        adjoint_probes: int = 0,
+        also: Measure | None = None,
+        directions: Tensor | None = None,
+    ) -> Trajectory:
+        """DDIM's path over `steps` evenly spaced timesteps and timestep 0, where it ends.
+
+        One evaluation per point, and sweeps back over it, three more each: `adjoint_probes` along
+        random directions of the end, then one along each of `directions` (count × n × d). `also` is
+        handed every point. Latents come flattened, d numbers each. Raises WrongUse for a pipeline
+        or options whose samples follow another path.
+        """
+        return record_path(self, steps, Probes(adjoint_probes, directions), also)
+
+    @torch.no_grad()
+    def ends(self, grid: Sequence[Any]) -> Tensor:
+        """The final latents (n × d, float32) of the run's scheduler on a grid.
+
+        The grid holds timesteps: numbers of levels, also for a flow or EDM scheduler, which may be
+        given sigmas instead. Raises WrongUse where the scheduler takes none, or holds another one
+        afterwards.
+        """
+        scheduler, ends = hold(self.scheduler or self.pipe.scheduler, grid), []
+        how = {"num_inference_steps": len(grid), "output_type": "latent"}
+        for batch in self.batches():
+            drawn = self.call(batch, scheduler, self.generators(batch), **how)
+            ends.append(drawn.flatten(1))
+        return torch.cat(ends).float().cpu()
+
+    def pictures(self, grid: Sequence[Any] | None = None, **steps: Any) -> Drawn:
+        """Pictures on a grid, as `ends` takes it.
+
+        Or with what `steps` says: num_inference_steps, or the pipeline's own timesteps or sigmas.
+
+        Where memory runs out, half as many are drawn at once, with a warning: each picture has its
+        own noise, so that it stays the same up to the rounding of sums. A pipeline without
+        `callback_on_step_end` shows no latents: they come out empty. Raises WrongUse when the
+        memory does not hold a single picture.
+        """
+        size = min(self.batch_size, len(self.prompts))
+        try:
+            return self._pictures(grid, steps)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        remedy = f"no memory for one picture ({reason}); take a smaller dtype or another device"
+        check(size > 1, "batch_size", 1, f"the device has {remedy}")
+        half = size // 2
+        log.warning(
+            "no memory for %d pictures at once (%s); drawing %d at once", size, reason, half
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return replace(self, batch_size=half).pictures(grid, **steps)
+
+    @torch.no_grad()
+    def _pictures(self, grid: Sequence[Any] | None, steps: dict[str, Any]) -> Drawn:
+        scheduler = self.scheduler or self.pipe.scheduler
+        if grid is not None:
+            scheduler, steps = hold(scheduler, grid), {**steps, "num_inference_steps": len(grid)}
+        images, latents, finite, begun = [], [], [], time.perf_counter()
+        last = torch.empty(0)
+
+        def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict) -> dict:
+            nonlocal last
+            last = values["latents"]
+            return values
+
+        known = inspect.signature(self.pipe.__call__).parameters
+        watch = {"callback_on_step_end": keep} if "callback_on_step_end" in known else {}
+        for batch in self.batches():
+            how = {**steps, **watch, "output_type": "np"}
+            drawn = self.call(batch, scheduler, self.generators(batch), **how)
+            sound = torch.from_numpy(np.isfinite(drawn).reshape(len(drawn), -1).all(1))
+            if len(last):
+                sound &= last.isfinite().flatten(1).all(1).cpu()
+            shown = np.where(sound.reshape(-1, *[1] * (drawn.ndim - 1)), drawn, 0)
+            images.append(images_to_uint8(shown))
+            latents.append(last.float().cpu())
+            finite.append(sound)
+        seconds = (time.perf_counter() - begun) / len(self.prompts)
+        at_once = min(self.batch_size, len(self.prompts))
+        return Drawn(torch.cat(images), torch.cat(latents), seconds, torch.cat(finite), at_once)
+
+    def batches(self) -> Iterator[slice]:
+        """The prompts' numbers, no more than `batch_size` at once."""
+        for start in range(0, len(self.prompts), self.batch_size):
+            yield slice(start, min(start + self.batch_size, len(self.prompts)))
+
+    def generators(self, batch: slice) -> list[torch.Generator]:
+        """One per prompt, so that a picture does not depend on its batch."""
+        assert self.seeds is not None
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds[batch]]
+
+    def call(self, batch: slice, scheduler: Any, generators: list, **how: Any) -> Any:
+        """The pipeline's images, or frames, of a batch, drawn by a scheduler."""
+        prompts = list(self.prompts[batch])
+        options = {name: self._cut(name, value, batch) for name, value in self.options.items()}
+        if self.guidance_scale is not None:
+            options["guidance_scale"] = self.guidance_scale
+        own, self.pipe.scheduler = self.pipe.scheduler, scheduler
+        try:
+            result = self.pipe(prompt=prompts, generator=generators, **options, **how)
+        finally:
+            self.pipe.scheduler = own
+        return calls.pictures_of(result)
+
+    def _cut(self, name: str, value: Any, batch: slice) -> Any:
+        """A batch's part of an option."""
+        size = batch.stop - batch.start
+        if name.startswith("negative_prompt") and isinstance(value, str):
+            return [value] * size
+        if name == "latents" and len(value) == 1:
+            return value.to(network(self.pipe).dtype).repeat(size, *[1] * (value.ndim - 1))
+        return value[batch] if calls.per_prompt(value, len(self.prompts)) else value
+
+
+def draw(
+    pipe: Pipeline,
+    prompts: list[str],
+    seeds: Sequence[int],
+    *,
+    guidance_scale: float | None = None,
+    batch_size: int = 50,
+    latents: Tensor | None = None,
+    negative_prompt: str | None = None,
+    truncate: bool = False,
+    **steps: Any,
+) -> Drawn:
+    """`Run.pictures` in one call. With `latents` (1 × c × h × w) every picture starts from them."""
+    options: dict[str, Any] = {} if latents is None else {"latents": latents}
+    options |= {"negative_prompt": negative_prompt} if negative_prompt else {}
+    run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    return run.pictures(**steps)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a device's memory did not suffice."""
+    known = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)

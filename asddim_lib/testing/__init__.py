@@ -1,1 +1,0 @@
-"""Models with closed-form answers, for tests."""

@@ -1,0 +1,1 @@
+"""The best grid for a pipeline, by drawing with it."""

@@ -1,0 +1,198 @@
+"""The paper's experiment (Tables 1–6): drawn once, kept, judged, and summed up in records."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from asddim_lib import metrics
+from asddim_lib.cache import short_hash, unseal, write_whole
+from asddim_lib.errors import WrongUse, check
+from asddim_lib.metrics.encoders import load_encoder
+from asddim_lib.metrics.features.reference import Reference
+from asddim_lib.models.load import Pipeline, data_folder, device_of, network, weights_hash
+from asddim_lib.models.prompts import check_prompts, load_prompts
+from experiments import attributes
+from experiments.draw import file_hash, generate
+from experiments.grids import find_grids, grid_file
+from experiments.score import has_attributes, judge, real_figures, summarize
+from experiments.setting import Batch, Cell, Setting, batches, needs, references
+from experiments.shards import ALONE, Shard
+from experiments.store import load
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    pipe: Pipeline,
+    table: pd.DataFrame,
+    setting: Setting,
+    out: str | os.PathLike,
+    progress: Callable[[list[Batch]], Iterable[Batch]] = iter,
+    teach_on: int = 256,
+    shard: Shard = ALONE,
+    clip: str | None = None,
+    against: Sequence[Reference] = (),
+) -> pd.DataFrame:
+    """The whole experiment: grids, pictures, records and summary, all kept in `out`.
+
+    What a grid needs is measured on prompts that are not reported on, as the setting says; the path
+    of the oracle and of GITS on `teach_on` prompts over 60 steps, as GITS' authors do. One process
+    measures and others wait for it. Each process draws its shard. One judges, when all pictures
+    are there: it reads them from files, so that no figure depends on how many processes there were.
+    Figures `against` real pictures are added for each kind of features that is given.
+    Returns the summary, with the number of `failed_references` in its attrs; of a process that does
+    not judge, a row that says how many of its pictures failed. Raises WrongUse as `generate` does.
+    """
+    out, device, prompts = Path(out), str(device_of(pipe)), list(table["prompt"])
+    remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
+    check(len(prompts) > 1 or not setting.reference_steps, "prompts", "only one", remedy)
+    _check_networks(setting, prompts, device, clip, against)
+    tuning = _tuning_prompts(setting, prompts)
+    grids, profiles = find_grids(pipe, setting, out, tuning, teach_on)
+    failed = generate(pipe, prompts, setting, grids, out, progress, shard)
+    shard.part()
+    if not shard.judges:
+        return pd.DataFrame({"shard": [f"{shard.number}/{shard.count}"], "failed": [failed]})
+    _name_damage(out)
+    records, features = judge(pipe, table, setting, out, clip)
+    summary = summarize(records, features)
+    origin: dict[str, Any] = {"clip": clip or ("bundled" if has_attributes(table) else None)}
+    for real in against:
+        origin[real.name] = real_figures(summary, len(table), setting, out, real, device)
+    summary.attrs["failed_references"] = _failed_references(pipe, setting, len(table), out)
+    for scale, profile in profiles.items():
+        profile.save(out / f"profile-g{scale:g}.json")
+    if features:
+        reference = file_hash(data_folder() / "reference.safetensors")
+        origin["reference_sha256"] = reference
+        origin["reference_n"] = len(attributes.reference_features())
+    _write(out, records, summary, provenance(setting, pipe, table) | origin | _grids(grids, out))
+    return summary
+
+
+def _tuning_prompts(setting: Setting, prompts: list[str]) -> list[str]:
+    """The prompts that grids are measured on: none that is reported on."""
+    if not setting.measures:
+        return []
+    reported = set(prompts)
+    known = load_prompts(setting.tuning_prompts)["prompt"]
+    tuning = [prompt for prompt in known if prompt not in reported]
+    what = f"{setting.tuning_prompts}, all of which are reported on, too"
+    check(bool(tuning), "tuning_prompts", what, "name another set")
+    return tuning
+
+
+def _name_damage(out: Path) -> None:
+    """Says in the log that records are damaged, which are about to be made from the pictures."""
+    if (out / "records.parquet").exists():
+        try:
+            read_records(out)
+        except WrongUse as error:
+            log.warning("%s", error)
+
+
+def _failed_references(pipe: Pipeline, setting: Setting, count: int, out: Path) -> int:
+    wanted = references(setting, pipe.scheduler)
+    files = [b.file(out) for cell in wanted for b in batches(cell, count, setting)]
+    return sum(int((~load(file)["finite"]).sum()) for file in files)
+
+
+def _grids(grids: dict[Cell, Any], out: Path) -> dict[str, Any]:
+    """The grids, and what is known of those that were found by trying."""
+    tried = [cell for cell in grids if needs(cell.method) == "trials"]
+    return {
+        "grids": {cell.name: grid for cell, grid in grids.items()},
+        "tried": {cell.name: unseal(grid_file(cell, out)) for cell in tried},
+    }
+
+
+def _write(out: Path, records: pd.DataFrame, summary: pd.DataFrame, origin: dict[str, Any]) -> None:
+    file = out / "records.parquet"
+    write_whole(file, lambda part: records.to_parquet(part, index=False))
+    write_whole(out / "summary.csv", lambda part: summary.to_csv(part, index=False))
+    text = json.dumps(origin | {"records_sha256": file_hash(file)}) + "\n"
+    write_whole(out / "provenance.json", lambda part: part.write_text(text))
+
+
+def _check_networks(
+    setting: Setting,
+    prompts: list[str],
+    device: str,
+    clip: str | None,
+    against: Sequence[Reference],
+) -> None:
+    """Loads what looks at the pictures: what does not serve is refused now, not after them."""
+    if clip:
+        check_prompts(metrics.load_clip(clip, device)[1], prompts, truncate=setting.truncate)
+    for real in against:
+        real.network(device)
+    for encoder in filter(None, (setting.encoder, setting.check_encoder)):
+        load_encoder(encoder, device)
+
+
+def read_records(out: str | os.PathLike) -> pd.DataFrame:
+    """An experiment's records. Raises WrongUse where the file does not hold what was written."""
+    file, provenance_file = Path(out) / "records.parquet", Path(out) / "provenance.json"
+    try:
+        wanted = None
+        if provenance_file.exists():
+            wanted = json.loads(provenance_file.read_text()).get("records_sha256")
+        same = wanted in (None, file_hash(file))
+        check(same, "its checksum", "another", "provenance.json has the right one")
+        return pd.read_parquet(file)
+    except (ValueError, OSError) as error:  # Arrow's errors are of either kind
+        reason = f"{file} is damaged ({str(error).splitlines()[0]})"
+        remedy = "run the same command again: it is made from the pictures"
+        raise WrongUse(f"{reason}; {remedy}") from error
+
+
+def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:
+    """What a record says of where it came from: setting, weights, prompts, versions, machine."""
+    import diffusers
+
+    return {
+        "setting": asdict(setting),
+        "prompts": len(table),
+        "prompts_sha256": short_hash(list(table["prompt"])),
+        **table.attrs,
+        "model": pipe.config.get("_name_or_path"),
+        "revision": pipe.config.get("_revision"),
+        "weights_sha256": weights_hash(pipe),
+        "dtype": str(network(pipe).dtype),
+        "save_memory": pipe.config.get("_save_memory", []),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(device_of(pipe)),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the library is imported from, with a + after changes.
+
+    Of an installed library it is the version, if known.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        with contextlib.suppress(PackageNotFoundError):
+            return version("asddim-lib")
+        return None
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

@@ -1,0 +1,272 @@
+"""The grid of every cell. Those that cost network evaluations are found once, and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from asddim_lib.cache import locked, seal, short_hash, unseal
+from asddim_lib.calibration import calibrate, record
+from asddim_lib.errors import check
+from asddim_lib.evidence.path import Trajectory
+from asddim_lib.evidence.profile import Profile
+from asddim_lib.grids.grid import numbers
+from asddim_lib.models.load import Pipeline, network, weights_hash
+from asddim_lib.models.prompts import check_prompts
+from asddim_lib.pipeline import manifest as fingerprint
+from asddim_lib.pipeline.run import Run
+from asddim_lib.schedulers.place import prepared
+from asddim_lib.schedulers.solvers import solver_of
+from asddim_lib.tuning.search import choose, direct_search, solution
+from asddim_lib.tuning.tune import tune
+from experiments.setting import (
+    FINE_STEPS,
+    METHODS,
+    RECORDED_STEPS,
+    Cell,
+    Setting,
+    cells,
+    needs,
+    references,
+)
+
+#: Adjoint sweeps of the path that `dual-path` is searched on.
+SWEEPS = 2
+
+
+def find_grids(
+    pipe: Pipeline, setting: Setting, out: Path, tuning: list[str], teach_on: int = 256
+) -> tuple[dict[Cell, Any], dict[float, Profile]]:
+    """Every cell's timesteps, and each guidance scale's profile where a method needs one.
+
+    What is measured is measured by the first process that comes here, on the prompts `tuning`,
+    kept, and read by the others. A flow-matching pipeline's timesteps are numbers of its levels.
+    Raises WrongUse for a solver that does not serve it.
+    """
+    for solver in setting.solvers:
+        solver_of(solver, pipe.scheduler)
+    check_prompts(pipe, tuning, truncate=setting.truncate)
+    grids: dict[Cell, Any] = {}
+    profiles: dict[float, Profile] = {}
+    with locked(out / "images"):
+        if setting.measures:
+            _claim_tuning(out, _origin(pipe, setting, tuning, teach_on))
+        for scale in setting.guidance_scales:
+            profile = _profile(pipe, setting, scale, tuning, out) if setting.profiled else None
+            if profile:
+                profiles[scale] = profile
+            find = _Finder(pipe, setting, scale, profile, tuning, teach_on, out)
+            for cell in (*cells(setting), *references(setting, pipe.scheduler)):
+                if cell.guidance_scale == scale:
+                    grids[cell] = find(cell)
+    return grids, profiles
+
+
+def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) -> dict[str, Any]:
+    """What the folder's profiles and found grids depend on."""
+    names = ("calibrate_on", "calibrate_steps", "adjoint_probes", "tuning_seed", "try_on")
+    origin: dict[str, Any] = {"weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
+    origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
+    origin |= {name: getattr(setting, name) for name in names}
+    origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
+    later = ("call", "feature_probes", "tune_on", "encoder", "check_encoder")
+    for name in later:  # absent in claims from before them
+        if getattr(setting, name) != getattr(Setting, name):
+            origin[name] = getattr(setting, name)
+    return origin | {"negative_prompt": setting.negative_prompt}
+
+
+def _claim_tuning(out: Path, origin: dict[str, Any]) -> None:
+    """Writes what the folder's profiles and grids depend on. Raises WrongUse where others did."""
+    file = out / "images" / "tuning.json"
+    claim = unseal(file) or origin
+    # A default setting is absent from a claim, so both claims' names are compared.
+    other = [name for name in {**origin, **claim} if claim.get(name) != origin.get(name)]
+    what = f"{out}, which holds profiles of another {', '.join(other)}"
+    check(not other, "out", what, "name another folder or remove this one")
+    seal(file, origin)
+
+
+def _profile(
+    pipe: Pipeline, setting: Setting, scale: float, tuning: list[str], out: Path
+) -> Profile:
+    """Loads a guidance scale's profile; if it is missing or damaged, measures and saves it."""
+    file = out / "images" / f"profile-g{scale:g}.json"
+    values = unseal(file)
+    if not values:
+        profile = calibrate(
+            pipe,
+            tuning[: setting.calibrate_on],
+            guidance_scale=scale,
+            num_steps=setting.calibrate_steps,
+            adjoint_probes=setting.adjoint_probes,
+            feature_probes=setting.feature_probes,
+            encoder=(setting.encoder or None) if setting.feature_probes else None,
+            seed=setting.tuning_seed,
+            truncate=setting.truncate,
+            cache=out / "images" / "parts",
+            **setting.options,
+        )
+        values = profile.to_dict()
+        seal(file, values)
+    return Profile.from_dict(values)
+
+
+def grid_for(
+    scheduler: Any,
+    cell: Cell,
+    setting: Setting,
+    profile: Profile | None = None,
+    path: Trajectory | None = None,
+    temper: float = 1.0,
+) -> list[int]:
+    """A cell's timesteps on a scheduler's noise schedule: numbers of levels, of a flow model too.
+
+    A shift that depends on the picture's size is fixed in the scheduler, or config, that is given.
+    """
+    how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading}
+    order = solver_of(cell.solver, scheduler)[1]
+    how |= {"order": order, "allocation": METHODS.get(cell.method, cell.method)}
+    if needs(cell.method) == "profile":
+        how |= {"profile": profile, "temper": temper}
+    elif needs(cell.method) != "nothing":
+        how["path"] = path
+    return numbers(scheduler, cell.steps, how)
+
+
+@dataclass
+class _Finder:
+    """The grids of one guidance scale; what costs network evaluations is kept beside the pictures.
+
+    `oracle` and `gits` are searched on a path of `teach_on` tuning prompts, `dual-path` on one of
+    `try_on` with its adjoints. `direct` searches on from the best of our own densities, whole and
+    tempered, of three fixed grids, and for DDIM of `dual-path`, to the end; `chosen` for no more
+    evaluations than the fine solution takes. Paths and that solution are made when first needed.
+    `tuned` is `tune`'s, which measures for itself.
+    """
+
+    pipe: Pipeline
+    setting: Setting
+    scale: float
+    profile: Profile | None
+    prompts: list[str]
+    teach_on: int
+    out: Path
+
+    def __call__(self, cell: Cell) -> Any:
+        need = needs(cell.method)
+        if need in ("nothing", "profile"):
+            return self._grid(cell)
+        file = grid_file(cell, self.out)
+        values = unseal(file)
+        if not values:
+            values = self._try(cell) if need == "trials" else {"timesteps": self._searched(cell)}
+            seal(file, values)
+        return values["timesteps"]
+
+    @cached_property
+    def path(self) -> Trajectory:
+        """A path of `teach_on` prompts."""
+        return self._record(self.teach_on)
+
+    @cached_property
+    def swept(self) -> Trajectory:
+        """A path of `try_on` prompts, with its adjoints."""
+        return self._record(self.setting.try_on, adjoint_probes=SWEEPS)
+
+    @cached_property
+    def goal(self) -> Tensor:
+        """The fine solution that grids are tried against."""
+        prompts = self.prompts[: self.setting.try_on]
+        return solution(self.pipe, prompts, reference_steps=FINE_STEPS, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        setting = self.setting
+        how = {"guidance_scale": self.scale, "seed": setting.tuning_seed, "end": setting.end}
+        return how | {"truncate": setting.truncate, "options": setting.options}
+
+    def _record(self, count: int, adjoint_probes: int = 0) -> Trajectory:
+        return record(
+            self.pipe,
+            self.prompts[:count],
+            guidance_scale=self.scale,
+            num_steps=RECORDED_STEPS,
+            adjoint_probes=adjoint_probes,
+            batch_size=16,
+            seed=self.setting.tuning_seed,
+            truncate=self.setting.truncate,
+            **self.setting.options,
+        )
+
+    def _searched(self, cell: Cell) -> Any:
+        return self._grid(cell, path=self.swept if needs(cell.method) == "adjoints" else self.path)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The scheduler's config, with the shift that belongs to the pictures' size."""
+        return Run(self.pipe, ["a"], None, self.scale, options=self.setting.options).config
+
+    def _grid(self, cell: Cell, **more: Any) -> Any:
+        return grid_for(self.config, cell, self.setting, self.profile, **more)
+
+    def _starts(self, cell: Cell) -> dict[str, Any]:
+        """The grids that a search may start from, by name."""
+        tempers = (1.0, 0.75, 0.5, 0.25)
+        ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in tempers)]
+        starts = {
+            f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper)
+            for name, temper in ours
+        }
+        first_order = solver_of(cell.solver, self.config)[1] == 1
+        if first_order and cell.steps <= RECORDED_STEPS:  # it counts DDIM's own errors
+            starts["dual-path"] = self(replace(cell, method="dual-path"))
+        second = "leading" if first_order else "karras"
+        for name in ("trailing", second, "beta"):
+            starts[name] = self._grid(replace(cell, method=name))
+        return starts
+
+    def _try(self, cell: Cell) -> dict[str, Any]:
+        return self._tuned(cell) if cell.method == "tuned" else self._moved(cell)
+
+    def _tuned(self, cell: Cell) -> dict[str, Any]:
+        """What `tune` hands out for a cell."""
+        setting = self.setting
+        found = tune(
+            self.pipe,
+            self.prompts[: setting.tune_on],
+            steps=cell.steps,
+            guidance_scale=self.scale,
+            solver=cell.solver,
+            encoder=setting.encoder or None,
+            check_encoder=setting.check_encoder or None,
+            seed=setting.tuning_seed,
+            truncate=setting.truncate,
+            folder=self.out / "images" / "tune",
+            options=setting.options,
+        )
+        return {"timesteps": found.grid, "tuned": found.to_dict()}
+
+    def _moved(self, cell: Cell) -> dict[str, Any]:
+        starts, own = self._starts(cell), self.pipe.scheduler
+        prompts = self.prompts[: self.setting.try_on]
+        how = {**self._how(), "goal": self.goal}
+        try:
+            kind = solver_of(cell.solver, own)[0]
+            self.pipe.scheduler = prepared(kind, own, self.setting.end)
+            if cell.method == "direct":
+                return direct_search(self.pipe, prompts, list(starts.values()), **how)._asdict()
+            name, best = choose(self.pipe, prompts, starts, **how)
+            moved = direct_search(self.pipe, prompts, [best.timesteps], budget=FINE_STEPS, **how)
+            spent = best.evaluations + moved.evaluations
+            return {"name": name, **moved._asdict(), "evaluations": spent}
+        finally:
+            self.pipe.scheduler = own
+
+
+def grid_file(cell: Cell, out: Path) -> Path:
+    """Where a grid that was found by network evaluations is kept."""
+    return out / "images" / f"grid-{cell.name}.json"

@@ -1,0 +1,272 @@
+"""Scores of drawn pictures: a record per picture, a row per cell, and paired differences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from asddim_lib import metrics
+from asddim_lib.errors import check
+from asddim_lib.metrics.encoders import embed, load_encoder
+from asddim_lib.metrics.features.reference import Reference
+from asddim_lib.metrics.intervals import Better, Test
+from asddim_lib.models.load import Pipeline, device_of
+from experiments import attributes
+from experiments.fine import Seen, beside_fine, joined
+from experiments.setting import Batch, Cell, Setting, batches, cells, evaluations, references
+from experiments.store import load
+
+#: The direction in which each column of the records improves; `right_…` columns are all "higher".
+BETTER: dict[str, Better] = {
+    **dict.fromkeys(("distance", "embedding", "looks", "seconds"), "lower"),
+    **dict.fromkeys(("kid_share", "own_kid_share"), "lower"),
+    "clip": "higher",
+}
+
+
+def judge(
+    pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, clip: str | None = None
+) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
+    """Reads the pictures of a pipeline back, one batch at a time, and scores them on its device.
+
+    Returns one record per picture and the judge's features (n × d) of each cell. A record has the
+    CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
+    real pictures (`kid_shares`), and with a reference what `beside_fine` says. Only prompts with
+    the columns of the bundled ones have attributes and features, since the judge was trained on
+    those. `clip`, a folder or a hub id, scores the pictures of other prompts. It embeds them, too,
+    unless the setting has an `encoder`; their features are its `check_encoder`'s, if it has one. A
+    picture that is `failed` has no figures.
+
+    Raises WrongUse for a reference of one prompt, which has no spread.
+    """
+
+    def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
+        how = (pipe, setting, clip)
+        parts = [
+            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *how)
+            for batch in batches(cell, len(table), setting)
+        ]
+        frame = pd.concat([part[0] for part in parts], ignore_index=True)
+        return frame, joined([part[1] for part in parts])
+
+    records, features = [], {}
+    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting, pipe.scheduler)}
+    for cell in cells(setting):
+        frame, seen = judged(cell)
+        if has_attributes(table):
+            sound = seen.features.isfinite().all(1)
+            features[cell] = seen.features[sound]
+            if sound.sum() > 1:
+                real = (attributes.reference_features(), attributes.reference_kernel())
+                shares = metrics.kid_shares(features[cell], *real)
+                frame.loc[sound.numpy(), "kid_share"] = shares.numpy()
+        if cell.guidance_scale in goals:
+            frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
+        records.append(frame)
+    return pd.concat(records, ignore_index=True), features
+
+
+def _judged(
+    stored: dict[str, Tensor],
+    batch: Batch,
+    table: pd.DataFrame,
+    pipe: Pipeline,
+    setting: Setting,
+    clip: str | None,
+) -> tuple[pd.DataFrame, Seen]:
+    """A batch's records, and what is known of its pictures."""
+    finite, encoder, scores = stored["finite"].numpy(), setting.encoder, {}
+    device = str(device_of(pipe))
+    features = embeddings = torch.empty(len(finite), 0)
+    images, asked = stored["images"][stored["finite"]], table[finite]
+    if len(images) and (clip or has_attributes(table)):
+        how: Any = {"device": device, "truncate": setting.truncate}
+        scores["clip"] = metrics.clip_cosine(images, list(asked["prompt"]), clip, **how).numpy()
+        encoder = encoder or clip or "bundled"
+    if len(images) and encoder:
+        embeddings = _placed(embed(load_encoder(encoder, device), images), finite)
+    if len(images) and has_attributes(table):
+        found = attributes.judge_features(images, device=device)
+        features = _placed(found, finite)
+        right = attributes.attributes_right(found, {name: list(asked[name]) for name in asked})
+        scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
+    elif len(images) and setting.check_encoder:
+        features = _placed(embed(load_encoder(setting.check_encoder, device), images), finite)
+    index = pd.RangeIndex(batch.start, batch.stop)
+    frame = pd.DataFrame(
+        {
+            **asdict(batch.cell),
+            "index": index,
+            **({"category": table["category"].to_numpy()} if "category" in table else {}),
+            **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
+            "nfe": evaluations(pipe, setting, batch.cell),
+            "failed": ~finite,
+        },
+        index=index,
+    )
+    scored = frame.join(pd.DataFrame(scores, index=index[finite]))
+    return scored, Seen(stored["latents"], embeddings, features)
+
+
+def _placed(values: Tensor, finite: np.ndarray) -> Tensor:
+    """Rows of values where pictures are finite, and NaN elsewhere (n × d, float64)."""
+    whole = torch.full((len(finite), values.shape[1]), torch.nan, dtype=torch.float64)
+    whole[torch.from_numpy(finite)] = values.double()
+    return whole
+
+
+def has_attributes(table: pd.DataFrame) -> bool:
+    """Whether the prompts have the columns of the bundled ones, which the judge needs."""
+    return {"garment_a", "count", "relation"} <= set(table)
+
+
+def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFrame:
+    """One row per cell: each figure with its 95 % half-width (`…_ci`), `n` judged and `failed`.
+
+    `clip` and `distance` are means with Student's t. `right` is a share with Wilson's interval
+    from `right_low` to `right_high`; `right_ci` reaches the farther end. `seconds` is the median of
+    the batches, and `seconds_ci` the half-width of their mean by Student's t. FID needs more
+    pictures than features, and is left out of a cell with fewer.
+    """
+    rows, keys = [], [field.name for field in fields(Cell)]
+    for key, every in records.groupby(keys, sort=False):
+        cell = Cell(**dict(zip(keys, key, strict=True)))
+        judged = every[~every["failed"].astype(bool)]
+        row: dict[str, Any] = {
+            **asdict(cell),
+            "n": len(judged),
+            "failed": len(every) - len(judged),
+            "nfe": int(every["nfe"].iloc[0]),
+        }
+        if cell in features and len(judged) > 1:
+            row |= _against_reference(features[cell], attributes.reference_features())
+        row |= figures(judged)
+        seconds = every["seconds"].drop_duplicates()
+        row["seconds"] = float(seconds.median())
+        row["seconds_ci"] = metrics.mean_interval(seconds)[1]
+        row["threads"] = " or ".join(str(n) for n in sorted(set(every["threads"])))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def figures(judged: pd.DataFrame) -> dict[str, float]:
+    """The figures of one cell's judged records that are means or shares over its pictures."""
+    row: dict[str, float] = {}
+    if not len(judged):
+        return row
+    if "right_all" in judged:
+        right = judged["right_all"].dropna()
+        hits, total = int(right.sum()), len(right)
+        row["right"] = hits / total
+        row["right_ci"] = metrics.proportion_half_width(hits, total)
+        row["right_low"], row["right_high"] = metrics.proportion_interval(hits, total)
+    for name in ("clip", "distance", "embedding", "looks", "own_kid"):
+        column = f"{name}_share" if name == "own_kid" else name
+        if column in judged:
+            row[name], row[f"{name}_ci"] = metrics.mean_interval(judged[column].dropna())
+    return row
+
+
+def _against_reference(features: Tensor, reference: Tensor) -> dict[str, float]:
+    """KID, and where there are enough pictures FID and FID at infinity."""
+    row: dict[str, float] = {}
+    if len(features) > features.shape[1]:
+        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference)
+    if len(features) > 2 * features.shape[1] + 1:
+        row["fid_infinity"] = metrics.fid_infinity(features, reference)
+    row["kid"], row["kid_ci"] = metrics.kid(features, reference)
+    return row
+
+
+def real_figures(
+    summary: pd.DataFrame,
+    count: int,
+    setting: Setting,
+    out: Path,
+    real: Reference,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Adds FID and KID against real pictures to a summary of `count` prompts, in place.
+
+    FID needs two pictures, since the paper reports it of fewer pictures than features; KID is
+    unbiased. FID at infinity needs more than twice as many pictures as features. Returns the
+    provenance of the reference.
+    """
+    goal, name = real.real(device)
+    for row, cell in enumerate(cells(setting)):
+        stored = [load(batch.file(out)) for batch in batches(cell, count, setting)]
+        finite = [part["images"][part["finite"]] for part in stored if part["finite"].any()]
+        if sum(map(len, finite)) < 2:
+            continue
+        features = torch.cat([real.features(images, device) for images in finite])
+        value, half = metrics.fid_interval(features, goal, resamples=10, rank_deficient=True)
+        scores = {"fid": value, "fid_ci": half}
+        if len(features) <= len(goal):
+            scores["kid"], scores["kid_ci"] = metrics.kid(features, goal)
+        if len(features) > 2 * features.shape[1] + 1:
+            scores["fid_infinity"] = metrics.fid_infinity(features, goal)
+        for key, score in scores.items():
+            summary.loc[row, f"{real.name}_{key}"] = score
+    return asdict(real) | {"reference_sha256": name, "reference_n": len(goal)}
+
+
+def paired(
+    records: pd.DataFrame,
+    baseline: str,
+    key: str,
+    better: Better | None = None,
+    ratio: bool = False,
+) -> pd.DataFrame:
+    """Each method's difference from the baseline in `key`, on the same prompts and noise.
+
+    One row per cell: `difference` is the mean, `half` the half-width of its 95 % t interval,
+    `p_value` that of Wilcoxon's signed-rank test (of a t test where the column is an image's
+    share), `p_adjusted` the same by Holm's correction over all rows returned, and `verdict` the
+    method's "win", "tie" or "loss" against the baseline (`metrics.verdict`). `better` is "lower" or
+    "higher", by default as `BETTER` has it. With `ratio` logarithms are compared, of a column
+    that is positive. Pairs of which one failed are left out.
+
+    Raises WrongUse for an unknown baseline, or a `key` whose direction is not known.
+    """
+    direction = better or better_of(key)
+    rows = []
+    for (scale, steps, solver), part in records.groupby(
+        ["guidance_scale", "steps", "solver"], sort=False
+    ):
+        wide = part.pivot(index="index", columns="method", values=key).astype(float)
+        wide = np.log(wide) if ratio else wide
+        check(baseline in wide, "baseline", baseline, f"use one of {', '.join(wide)}")
+        where = {"guidance_scale": scale, "steps": steps, "solver": solver}
+        for method in (name for name in part["method"].unique() if name != baseline):
+            pairs = wide[[method, baseline]].dropna()
+            test: Test = "t" if key.endswith("_share") else "wilcoxon"
+            result = metrics.paired_difference(pairs[method], pairs[baseline], test)
+            rows.append({**where, "method": method, **result._asdict()})
+    columns = ["guidance_scale", "steps", "solver", "method", *metrics.Paired._fields]
+    table = pd.DataFrame(rows, columns=columns)
+    table["p_adjusted"] = metrics.holm(table["p_value"])
+    table["verdict"] = [
+        metrics.verdict(row.difference, row.half, row.p_adjusted, direction)
+        for row in table.itertuples()
+    ]
+    return table
+
+
+def better_of(key: str) -> Better:
+    """The direction in which a column of the records improves. Raises WrongUse for another."""
+    known = key in BETTER or key.startswith("right_")
+    names = ", ".join([*BETTER, "right_all"])
+    check(known, "key", key, f"use one of {names}, or say which direction is better")
+    return BETTER.get(key, "higher")
+
+
+def count_verdicts(rows: pd.DataFrame) -> dict[str, int]:
+    """The numbers of wins, ties and losses in rows of `paired`, in this order."""
+    counts = rows["verdict"].value_counts()
+    return {name: int(counts.get(name, 0)) for name in ("win", "tie", "loss")}
