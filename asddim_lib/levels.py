@@ -38,7 +38,7 @@ EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule")
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class Levels:
     """The kind of a model, its noise levels at T training timesteps (float64), and its output.
 
     `betas` are those of the variance-preserving model with the same σ at every timestep. For a
@@ -54,7 +54,7 @@ class Coordinates:
     ends_at_zero: bool = True
 
     @classmethod
-    def of(cls, scheduler: Any, mu: float | None = None) -> Coordinates:
+    def from_diffusers(cls, scheduler: Any, mu: float | None = None) -> Levels:
         """The coordinates of a diffusers scheduler, or of its config.
 
         A key that the config lacks has the default of the config's own class (`_class_name`); it
@@ -182,7 +182,7 @@ def shift_of(config: Mapping[str, Any]) -> float:
     return float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
 
 
-def _flow(config: dict[str, Any]) -> Coordinates:
+def _flow(config: dict[str, Any]) -> Levels:
     foreign = [setting for setting in FOREIGN_FLOW if setting in config]
     name = str(config.get("_class_name", "a config"))
     what = f"{name} with {', '.join(foreign)}"
@@ -194,10 +194,10 @@ def _flow(config: dict[str, Any]) -> Coordinates:
     size = int(config.get("num_train_timesteps", 1000))
     mix = flow_shift(np.arange(1, size + 1) / size, config)
     bars = (1 - mix) ** 2 / ((1 - mix) ** 2 + mix**2)
-    return Coordinates("flow", _betas_of(bars), "flow_prediction", shift_of(config))
+    return Levels("flow", _betas_of(bars), "flow_prediction", shift_of(config))
 
 
-def _variance_preserving(config: dict[str, Any]) -> Coordinates:
+def _variance_preserving(config: dict[str, Any]) -> Levels:
     betas = _betas(config)
     if "snr_shift_scale" in config:  # CogVideoX
         bars, scale = np.cumprod(1 - betas), config["snr_shift_scale"]
@@ -206,7 +206,7 @@ def _variance_preserving(config: dict[str, Any]) -> Coordinates:
         roots = np.sqrt(np.cumprod(1 - betas))
         betas = _betas_of(((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2)
     zero = config.get("set_alpha_to_one", config.get("final_sigmas_type", "zero") == "zero")
-    return Coordinates("vp", betas, config.get("prediction_type"), ends_at_zero=bool(zero))
+    return Levels("vp", betas, config.get("prediction_type"), ends_at_zero=bool(zero))
 
 
 def _betas(config: dict[str, Any]) -> np.ndarray:
@@ -231,7 +231,7 @@ def _betas(config: dict[str, Any]) -> np.ndarray:
     raise WrongUse(f"beta_schedule is {name!r}; {remedy}")
 
 
-def _edm(config: dict[str, Any]) -> Coordinates:
+def _edm(config: dict[str, Any]) -> Levels:
     """EDM's own ramp from `sigma_min` to `sigma_max`, over as many levels as training timesteps."""
     ramp = np.linspace(0, 1, int(config["num_train_timesteps"]))
     low, high = float(config["sigma_min"]), float(config["sigma_max"])
@@ -242,7 +242,7 @@ def _edm(config: dict[str, Any]) -> Coordinates:
         sigmas = np.exp(np.log(low) + ramp * (np.log(high) - np.log(low)))
     data, zero = float(config["sigma_data"]), config["final_sigmas_type"] == "zero"
     betas, prediction = _betas_of(1 / (1 + sigmas**2)), config["prediction_type"]
-    return Coordinates("edm", betas, prediction, sigma_data=data, ends_at_zero=zero)
+    return Levels("edm", betas, prediction, sigma_data=data, ends_at_zero=zero)
 
 
 def _betas_of(bars: np.ndarray) -> np.ndarray:
@@ -328,10 +328,10 @@ def _settings(kind: type) -> Mapping[str, Any]:
 
 
 def noise_schedule(scheduler: Any, mu: float | None = None) -> NoiseSchedule:
-    """The noise schedule of a diffusers scheduler, or of its config, with `mu` as `Coordinates.of`.
+    """The noise schedule of a scheduler or its config, with `mu` as `Levels.from_diffusers`.
 
     A flow-matching model mixes (1 − s) of picture with s of noise. Its schedule is the one with the
     same ratio of the two, from which it differs by a scaling of x_t alone. Raises WrongUse for a
     scheduler whose noise levels are not known.
     """
-    return NoiseSchedule(Coordinates.of(scheduler, mu).betas)
+    return NoiseSchedule(Levels.from_diffusers(scheduler, mu).betas)

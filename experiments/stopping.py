@@ -23,7 +23,7 @@ import torch
 
 from asddim_lib.errors import check
 from asddim_lib.grids.rules import Grid, karras
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.paper import NoiseSchedule, distinct
 from asddim_lib.schedulers.place import passing
 
@@ -114,7 +114,7 @@ def stopped(scheduler: Any, sigma: float) -> Any:
     check(right, "sigma", sigma, "give a positive number: where the last step is to end")
     kind, changed = type(scheduler), copy.copy(scheduler)
     changed.stops_at = float(sigma)  # what a fingerprint knows it by
-    flow = Coordinates.of(scheduler, mu=0.0).kind == "flow"
+    flow = Levels.from_diffusers(scheduler, mu=0.0).kind == "flow"
     level = sigma / (1 + sigma) if flow else sigma
 
     @functools.wraps(kind.set_timesteps)

@@ -18,7 +18,7 @@ import torch
 from asddim_lib import calibrate
 from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.pipeline import recording
 from asddim_lib.pipeline.decoding import decode
 from asddim_lib.tuning.search import direct_search, distances, solution
@@ -142,7 +142,7 @@ def adjoint(one):
         one.run(scheduler=one.watched(seen, size * nudge)).ends(POINTS)
         ends.append(seen[-1][1].double())
     sigmas = path.sigmas(run.schedule)
-    signal = Coordinates.of(one.pipe.scheduler, run.mu).signal
+    signal = Levels.from_diffusers(one.pipe.scheduler, run.mu).signal
     scale = float(signal(sigmas[1]) / signal(sigmas[-1]))  # both are changes of y, not of x
     effect = scale * ((ends[0] - ends[1]) / 2e-2 * probe).sum()
     adjoint = path.adjoints[0, 1].double()

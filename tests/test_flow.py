@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from asddim_lib import ASFlowScheduler, sigmas
 from asddim_lib.errors import WrongUse
 from asddim_lib.grids.table import METHODS
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
 
 #: Settings with which diffusers' Euler makes levels of its own.
@@ -251,7 +251,7 @@ def test_euler_on_flow_s_grid_is_ddim_on_the_same_sigmas(prediction, levels, see
 @given(levels=falling(1, 20))
 def test_its_step_is_euler_s_and_its_sample_ddim_s(levels):
     """The scheduler itself, whose arithmetic is single precision, as diffusers' is."""
-    scheduler, coordinates = ASFlowScheduler(grid=levels), Coordinates.of(ASFlowScheduler())
+    scheduler, coordinates = ASFlowScheduler(grid=levels), Levels.from_diffusers(ASFlowScheduler())
     scheduler.set_timesteps(len(levels))
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     exact = x.double()

@@ -22,7 +22,7 @@ from asddim_lib import (
     sigmas,
 )
 from asddim_lib.errors import WrongUse
-from asddim_lib.levels import Coordinates, with_boundary
+from asddim_lib.levels import Levels, with_boundary
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import hold, lay, prepared
 from tests.tiny import SD
@@ -172,7 +172,7 @@ def state(scheduler):
 def test_at_its_first_step_a_scheduler_holds_what_was_meant(name):
     run, flow = run_of(name), name in FLOWING
     own = run.pipe.scheduler
-    assert (Coordinates.of(own, mu=0.0).kind == "flow") == flow
+    assert (Levels.from_diffusers(own, mu=0.0).kind == "flow") == flow
     for kind, grid in itertools.product(kinds(name), (NUMBERS, SHARES) if flow else (NUMBERS,)):
         scheduler = prepared(kind, own)
         before, held = state(scheduler), hold(scheduler, grid)

@@ -8,7 +8,7 @@ import pytest
 from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
-from asddim_lib.levels import Coordinates, completed
+from asddim_lib.levels import Levels, completed
 from asddim_lib.schedulers.place import check_laid, holding, prepared
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -28,7 +28,7 @@ def remade(kind, source, from_file, **changes):
 
 def shifts(scheduler):
     """The shift of a flow scheduler, by all that take it from there."""
-    yield Coordinates.of(scheduler).shift
+    yield Levels.from_diffusers(scheduler).shift
     for made in (prepared(ASFlowScheduler, scheduler), prepared(type(scheduler), scheduler)):
         yield made.shift
     levels = sigmas(scheduler, 2, shifted=True, allocation="trailing")
@@ -45,7 +45,7 @@ def test_the_shift_is_the_scheduler_s_own_and_not_an_earlier_class_s(from_file):
     made = remade(flow, diffusers.UniPCMultistepScheduler(**WAN), from_file, shift=7.0)
     assert "use_flow_sigmas" in made.config
     assert list(shifts(made)) == pytest.approx([7.0] * 5)
-    assert Coordinates.of(made.config).shift == 7.0
+    assert Levels.from_diffusers(made.config).shift == 7.0
     assert ASFlowScheduler.from_config(made.config).shift == 7.0
     made.set_timesteps(sigmas=[1.0, 0.5])
     check_laid(made, [1.0, 0.5])
@@ -78,7 +78,7 @@ def test_what_ddim_clips_and_where_it_ends_is_not_euler_s(from_file):
     made = remade(diffusers.EulerDiscreteScheduler, ddim, from_file)
     ours = prepared(ASDDIMScheduler, made)
     assert (ours.config["clip_sample"], ours.config["set_alpha_to_one"]) == (False, True)
-    assert Coordinates.of(made).ends_at_zero
+    assert Levels.from_diffusers(made).ends_at_zero
 
 
 def test_a_class_of_one_s_own_takes_what_those_above_it_take():

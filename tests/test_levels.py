@@ -13,7 +13,7 @@ from diffusers import SchedulerMixin
 
 from asddim_lib import ASDDIMScheduler, timesteps
 from asddim_lib.errors import WrongUse
-from asddim_lib.levels import Coordinates, noise_schedule
+from asddim_lib.levels import Levels, noise_schedule
 from asddim_lib.paper import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -141,9 +141,9 @@ CASES = [(name, flags) for name, (_, right, _) in TABLE.items() for flags in rig
 @pytest.mark.parametrize(("name", "flags"), CASES, ids=lambda v: str(v)[:60])
 def test_levels_are_the_scheduler_s_own(name, flags):
     scheduler = built(name, flags)
-    coordinates = Coordinates.of(scheduler)
+    coordinates = Levels.from_diffusers(scheduler)
     assert coordinates.kind == TABLE[name][0]
-    assert vars(Coordinates.of(scheduler.config))["kind"] == coordinates.kind
+    assert vars(Levels.from_diffusers(scheduler.config))["kind"] == coordinates.kind
     ours, theirs = NoiseSchedule(coordinates.betas).finite_sigmas, own_levels(scheduler)
     if coordinates.kind == "edm":  # what it holds is a grid: its ends are the levels' ends
         scheduler.set_timesteps(50)
@@ -185,7 +185,7 @@ def test_what_is_not_known_is_refused_in_one_line(name):
     scheduler = built(name)
     for source in (scheduler, scheduler.config):
         with pytest.raises(WrongUse) as caught:
-            Coordinates.of(source)
+            Levels.from_diffusers(source)
         assert "\n" not in str(caught.value)
     with pytest.raises(WrongUse, match=r"^\w+ is "):
         ASDDIMScheduler.from_config(scheduler.config)
@@ -201,7 +201,7 @@ FLOWING = [
 @pytest.mark.parametrize("name", FLOWING)
 def test_a_solver_with_flow_sigmas_is_a_flow_model(name):
     scheduler = built(name, FLOW)
-    coordinates = Coordinates.of(scheduler)
+    coordinates = Levels.from_diffusers(scheduler)
     assert (coordinates.kind, coordinates.shift) == ("flow", 3.0)
     mix = np.arange(1, 1000) / 1000
     mix = 3 * mix / (1 + 2 * mix)
@@ -223,7 +223,7 @@ def test_every_kind_predicts_the_picture_and_the_noise(kind):
     scheduler = built(source.get(kind, "EDMEulerScheduler"))
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
-    coordinates, sigma = Coordinates.of(scheduler), 1.7
+    coordinates, sigma = Levels.from_diffusers(scheduler), 1.7
     sample = coordinates.signal(sigma) * (clean + sigma * noise)
     outputs = {"vp": noise, "flow": noise - clean}
     if kind == "edm":  # its network's output, by diffusers' own preconditioning turned round

@@ -88,10 +88,10 @@ def _read(profile: Path | None, config: dict[str, Any]) -> Any:
 def _for_diffusers(config: dict[str, Any], steps: int, how: dict[str, Any]) -> dict[str, Any]:
     """What `set_timesteps` takes: sigmas, and timesteps where those are whole numbers."""
     from asddim_lib.grids.grid import sigmas, timesteps
-    from asddim_lib.levels import Coordinates
+    from asddim_lib.levels import Levels
 
     levels = {"sigmas": _rounded(sigmas(config, steps, **how))}
-    if Coordinates.of(config).kind != "vp":
+    if Levels.from_diffusers(config).kind != "vp":
         return levels
     return {"timesteps": timesteps(config, steps, **how), **levels}
 

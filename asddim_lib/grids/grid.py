@@ -15,7 +15,7 @@ from asddim_lib.grids.table import DEFAULTS, METHODS, Options, check_profile, la
 from asddim_lib.grids.uniform import SPACINGS, uniform
 from asddim_lib.levels import (
     EDM,
-    Coordinates,
+    Levels,
     completed,
     flow_shift,
     flow_unshift,
@@ -59,7 +59,7 @@ def timesteps(
     config = completed(scheduler)
     other = is_flow(config) or set(EDM) <= set(config)
     free = allocation in ("uniform", *SPACINGS) and not other  # these need no noise levels
-    kind = "vp" if free else Coordinates.of(scheduler, mu=0.0).kind
+    kind = "vp" if free else Levels.from_diffusers(scheduler, mu=0.0).kind
     words = {"flow": "a flow-matching one", "edm": "an EDM one"}
     remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
     check(kind == "vp", "scheduler", words.get(kind, kind), remedy)
@@ -87,7 +87,7 @@ def sigmas(
     Raises WrongUse as `timesteps` does, and for a flow scheduler that would override the grid.
     """
     config = with_fixed_shift(completed(scheduler), mu)
-    coordinates = Coordinates.of(config)
+    coordinates = Levels.from_diffusers(config)
     if coordinates.kind == "flow":
         for flag in () if shifted else OVERRIDING:
             remedy = f"it overrides the grid: from_config(…, {flag}=None), or ASFlowScheduler"

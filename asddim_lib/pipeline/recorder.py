@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.grids.uniform import uniform
-from asddim_lib.levels import Coordinates, flow_shift
+from asddim_lib.levels import Levels, flow_shift
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 
@@ -41,7 +41,7 @@ class _Recording:
     or a pipeline that changes samples between steps.
     """
 
-    coordinates: Coordinates
+    coordinates: Levels
 
     def start(self, on_visit: Callable[[Visit], None] | None = None) -> None:
         """Forgets the last run. `on_visit` is called at each visit of the next one.
@@ -115,7 +115,7 @@ class RecorderScheduler(_Recording, ASDDIMScheduler):  # type: ignore[misc]
         super().set_timesteps(num_inference_steps, device, timesteps)
         if int(self.timesteps[-1]) > 0:
             super().set_timesteps(timesteps=[*self.timesteps.tolist(), 0], device=device)
-        self.coordinates = Coordinates.of(self)
+        self.coordinates = Levels.from_diffusers(self)
 
     def _begins(self, timestep: Any) -> int:
         return int(timestep)
@@ -141,7 +141,7 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
         Raises WrongUse for a `look_ahead`.
         """
         self._check_told()
-        self.coordinates = Coordinates.of(self, mu)
+        self.coordinates = Levels.from_diffusers(self, mu)
         size = len(self.coordinates.betas)
         steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)
         grid = uniform("trailing", size, steps, 0)

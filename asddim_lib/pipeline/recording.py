@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory, carry_back, fingerprint
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.pipeline.calls import one_step_more
 from asddim_lib.pipeline.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
 from asddim_lib.pipeline.replay import Capture, Replay, replayed
@@ -71,7 +71,7 @@ def record_path(run: Run, steps: int, probes: Probes, also: Measure | None) -> T
 def _recorder(run: Run) -> Any:
     """The scheduler that records a run: it changes nothing on the way, and clips nothing."""
     source = run.pipe.scheduler
-    kind = Coordinates.of(source, run.mu).kind
+    kind = Levels.from_diffusers(source, run.mu).kind
     remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
     check(kind in ("vp", "flow"), "pipe.scheduler", f"an {kind.upper()} one", remedy)
     if kind == "flow":
@@ -127,7 +127,7 @@ def _check_ended(run: Run, recorder: Any) -> None:
     check(bool(points) and points[-1] == 0, "pipe", what, remedy)
 
 
-def _replay(capture: Capture, visit: Visit, coordinates: Coordinates) -> Replay:
+def _replay(capture: Capture, visit: Visit, coordinates: Levels) -> Replay:
     """ε at a visit, as a function of samples in the variance-preserving scale."""
     level = float(coordinates.sigmas[visit.timestep])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
-from asddim_lib.levels import Coordinates, completed, noise_schedule, with_fixed_shift
+from asddim_lib.levels import Levels, completed, noise_schedule, with_fixed_shift
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
@@ -112,7 +112,7 @@ class Run:
         """What the results depend on beside the pipeline itself."""
         scheduler = self.scheduler or self.pipe.scheduler
         config = fingerprint.scheduler_settings(scheduler)
-        levels = vars(Coordinates.of(scheduler, self.mu)) | {"config": config}
+        levels = vars(Levels.from_diffusers(scheduler, self.mu)) | {"config": config}
         own = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
         return [*own, self.batch_size, self.end, type(scheduler).__name__, levels]
 

@@ -18,7 +18,7 @@ from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
 from asddim_lib.grids.grid import timesteps as make_timesteps
 from asddim_lib.grids.table import check_allocation
-from asddim_lib.levels import Coordinates, for_class, noise_schedule
+from asddim_lib.levels import Levels, for_class, noise_schedule
 from asddim_lib.paper import ddim_step
 from asddim_lib.schedulers import held, told
 
@@ -277,7 +277,9 @@ class ASDDIMScheduler(DDIMScheduler):
 def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A source scheduler's config in DDIM's words, all of it said."""
     source = for_class(ASDDIMScheduler, config)
-    coordinates = Coordinates.of({**source, **changes}, mu=0.0)  # any shift tells a flow model's
+    coordinates = Levels.from_diffusers(
+        {**source, **changes}, mu=0.0
+    )  # any shift tells a flow model's
     words = {"flow": "a flow-matching", "edm": "an EDM"}
     kind = words.get(coordinates.kind, coordinates.kind)
     remedy = "its samples are not DDIM's: give the grid to its own scheduler, by sigmas(…)"

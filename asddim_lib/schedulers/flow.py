@@ -15,7 +15,7 @@ from torch import Tensor
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline
 from asddim_lib.grids.table import check_allocation
-from asddim_lib.levels import Coordinates, completed, for_class, with_boundary, with_fixed_shift
+from asddim_lib.levels import Levels, completed, for_class, with_boundary, with_fixed_shift
 from asddim_lib.schedulers import held, told
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str,
     source = for_class(ASFlowScheduler, config)
     changed = {**source, **changes, "invert_sigmas": False}  # turned round it is of no other kind
     remedy = "its samples are not flow matching's: use ASDDIMScheduler"
-    kind = Coordinates.of(changed, mu=0.0).kind  # any shift tells the kind
+    kind = Levels.from_diffusers(changed, mu=0.0).kind  # any shift tells the kind
     check(kind == "flow", "config", f"of a {kind} scheduler", remedy)
     if source.pop("use_flow_sigmas", False):  # a solver's, which has DDPM's settings beside them
         source["shift"] = source.pop("flow_shift")

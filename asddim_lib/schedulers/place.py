@@ -19,7 +19,7 @@ from diffusers import (
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.flow import check_sigmas
 from asddim_lib.grids.grid import check_timesteps
-from asddim_lib.levels import Coordinates, completed, flow_shift, noise_schedule, with_fixed_shift
+from asddim_lib.levels import Levels, completed, flow_shift, noise_schedule, with_fixed_shift
 from asddim_lib.paper import NoiseSchedule
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.dpm import DPMSolverGridScheduler
@@ -68,7 +68,9 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     changes = {name: value for name, value in plain.items() if name in known}
     if "rho" in known:  # EDM's own range stays
         changes = {n: v for n, v in changes.items() if n not in ("sigma_min", "sigma_max")}
-    coordinates = Coordinates.of(source, mu=0.0)  # its kind and end do not depend on the shift
+    coordinates = Levels.from_diffusers(
+        source, mu=0.0
+    )  # its kind and end do not depend on the shift
     end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
     if coordinates.kind == "flow":
@@ -95,7 +97,7 @@ def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    if Coordinates.of(scheduler, mu=0.0).kind == "vp":
+    if Levels.from_diffusers(scheduler, mu=0.0).kind == "vp":
         if "timesteps" in known:
             return "timesteps"
         flow_alone = "use_flow_sigmas" in completed(scheduler)  # diffusers' UniPC
@@ -154,7 +156,7 @@ def holding(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any
     own = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
     remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
     check(own is not None, "scheduler", type(scheduler).__name__, remedy)
-    if Coordinates.of(scheduler, mu=0.0).kind == "flow":
+    if Levels.from_diffusers(scheduler, mu=0.0).kind == "flow":
         kept = np.minimum(_meant(scheduler, grid, mu), 1.0).tolist()  # a shift may round 1 up
     else:
         kept = list(grid)
@@ -205,7 +207,7 @@ def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
 
     Raises WrongUse unless they fall strictly within 0 … T − 1.
     """
-    coordinates = Coordinates.of(scheduler, mu=0.0)
+    coordinates = Levels.from_diffusers(scheduler, mu=0.0)
     size = len(coordinates.betas)
     if coordinates.kind == "flow" and not _numbered(grid):
         grid = [round(float(mix) * size) - 1 for mix in grid]
@@ -217,7 +219,7 @@ def numbers_held(scheduler: Any, mu: float | None = None) -> list[int]:
 
     Raises WrongUse unless they fall strictly.
     """
-    coordinates = Coordinates.of(scheduler, mu)
+    coordinates = Levels.from_diffusers(scheduler, mu)
     size = len(coordinates.betas)
     if getattr(scheduler, "sigmas", None) is None:
         times = getattr(scheduler, "numbers", scheduler.timesteps)
@@ -244,7 +246,7 @@ def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> 
 
 def _given(scheduler: Any, grid: Sequence[Any]) -> Any:
     """A grid as a scheduler's `set_timesteps` takes it: UniPC multiplies, and so needs an array."""
-    coordinates = Coordinates.of(scheduler, mu=0.0)
+    coordinates = Levels.from_diffusers(scheduler, mu=0.0)
     if coordinates.kind == "flow":
         size = len(coordinates.betas)
         if _numbered(grid):
@@ -266,7 +268,7 @@ def _numbered(grid: Sequence[Any]) -> bool:
 def _meant(scheduler: Any, grid: Sequence[Any], mu: float | None) -> np.ndarray:
     """The levels that a scheduler should hold for a grid, without the end."""
     config = with_fixed_shift(completed(scheduler), mu)
-    coordinates = Coordinates.of(config)
+    coordinates = Levels.from_diffusers(config)
     if coordinates.kind == "flow":
         return flow_shift(np.asarray(_given(scheduler, grid), np.float64), config)
     if coordinates.kind == "edm":

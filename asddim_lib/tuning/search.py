@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.grids.uniform import uniform
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import listed
@@ -154,7 +154,7 @@ def _fine(run: Run, steps: int) -> Tensor:
     size = len(run.schedule)
     check(1 <= steps <= size, "reference_steps", steps, f"give 1 to {size}")
     grid = uniform("trailing", size, steps)
-    flow = Coordinates.of(run.pipe.scheduler, run.mu).kind == "flow"
+    flow = Levels.from_diffusers(run.pipe.scheduler, run.mu).kind == "flow"
     return run.prepared_with(ASFlowScheduler if flow else ASDDIMScheduler).ends(grid)
 
 

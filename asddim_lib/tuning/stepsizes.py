@@ -23,7 +23,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.load import Pipeline
 from asddim_lib.paper import distinct
@@ -75,7 +75,7 @@ def optimal_stepsizes(
     )
     places = np.median(nodes, axis=0)  # rising for every prompt, and so in the median
     grid = distinct(np.interp(places, np.arange(len(path)), path.timesteps))
-    flow = Coordinates.of(pipe.scheduler, run.mu).kind == "flow"
+    flow = Levels.from_diffusers(pipe.scheduler, run.mu).kind == "flow"
     same = replace(run, end="zero" if flow else "sigma_min")  # where the teacher ends
     ends = same.prepared_with(ASFlowScheduler if flow else ASDDIMScheduler).ends(grid)
     distance = float(relative_distance(ends, path.end.float()).mean())
@@ -93,7 +93,7 @@ def _search(run: Run, path: Trajectory, batch: slice, steps: int, fine: int) -> 
     """The nodes of each prompt's own grid, as numbers of the path's points: n × K."""
     sigma, scheduler = _levels(path, run), _steered(run)
     goals = path.clean(run.schedule)[: len(sigma), batch] / (1 + sigma).reshape(-1, 1, 1)
-    signal = Coordinates.of(run.pipe.scheduler, run.mu).signal(sigma) * (1 + sigma)
+    signal = Levels.from_diffusers(run.pipe.scheduler, run.mu).signal(sigma) * (1 + sigma)
     student = Student(sigma / (1 + sigma), goals)
     points = {timestep: point for point, timestep in enumerate(path.timesteps)}
 
@@ -176,7 +176,7 @@ class Student:
 def _steered(run: Run) -> Any:
     """The scheduler that a sweep is made with: it clips nothing, and ends where the path does."""
     source = run.pipe.scheduler
-    if Coordinates.of(source, run.mu).kind == "flow":
+    if Levels.from_diffusers(source, run.mu).kind == "flow":
         scheduler = prepared(_SteeredFlow, source, "zero")
         scheduler.register_to_config(stochastic_sampling=False)
         return scheduler

@@ -13,7 +13,7 @@ from typing import Any
 
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import numbers
-from asddim_lib.levels import Coordinates, completed, is_flow
+from asddim_lib.levels import Levels, completed, is_flow
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import listed
@@ -250,7 +250,7 @@ class _Tuning:
         """What the grid is for, and on what it was chosen."""
         run, config = self.run, self.run.config
         encoder, second = (getattr(self.goal, name, None) for name in ("encoder", "check"))
-        shift = {"shift": Coordinates.of(config).shift} if is_flow(config) else {}
+        shift = {"shift": Levels.from_diffusers(config).shift} if is_flow(config) else {}
         return {
             "model": str(getattr(run.pipe, "name_or_path", None) or ""),
             "pipeline": type(run.pipe).__name__,

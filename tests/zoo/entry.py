@@ -7,7 +7,7 @@ import numpy as np
 from diffusers import StableDiffusionInpaintPipeline
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler
-from asddim_lib.levels import Coordinates
+from asddim_lib.levels import Levels
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import prepared
@@ -42,7 +42,7 @@ class Entry:
         self.pipe.set_progress_bar_config(disable=True)
         guided = "true_cfg_scale" in self.options or getattr(self.pipe, "guider", None) is not None
         self.guidance = None if guided else zoo.GUIDANCE
-        self.flow = Coordinates.of(self.pipe.scheduler, mu=0.0).kind == "flow"
+        self.flow = Levels.from_diffusers(self.pipe.scheduler, mu=0.0).kind == "flow"
         self.scheduler = ASFlowScheduler if self.flow else ASDDIMScheduler
 
     @property
