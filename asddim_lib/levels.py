@@ -1,7 +1,7 @@
-"""What a scheduler's config says of its model: noise levels, and what a sample is made of.
+"""The noise levels of a model, as its diffusers scheduler or config states them.
 
-Every diffusion or flow model is written here in the same two numbers. σ is noise over signal, and
-y = x₀ + σε is the sample as clean data sees it. In them every sampler follows dy/dσ = ε.
+Every diffusion or flow model is written in two numbers. σ is noise over signal, and
+y = x₀ + σε is the sample in the scale of clean data. Every sampler then follows dy/dσ = ε.
 
 | kind | the sample x | σ | x from y |
 | --- | --- | --- | --- |
@@ -9,18 +9,19 @@ y = x₀ + σε is the sample as clean data sees it. In them every sampler follo
 | `flow` (flow matching) | (1 − s) x₀ + s ε | s / (1 − s) | y / (1 + σ) |
 | `edm` (Karras et al. 2022) | x₀ + σε | σ | y |
 
-A scheduler's config, as the scheduler's own class reads it.
+s in (0, 1] is a flow model's share of noise, after its shift.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,25 +30,31 @@ import torch
 from torch import Tensor
 
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.paper import NoiseSchedule, predict
+from asddim_lib.paper import NoiseSchedule, distinct, predict
 
-#: Settings of flow schedulers that move the levels in ways not known here.
+#: The largest σ that float32 can tell from pure noise: pure noise counts as this σ (about 4096).
+LARGEST_SIGMA = math.sqrt(2.0**24 - 1)
+#: Settings of flow schedulers whose levels are not known here.
 FOREIGN_FLOW = ("n_grid", "stages", "scale_factors", "eta")
 #: Settings that every EDM scheduler has, and no other.
 EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule")
+#: Settings of an earlier class that describe the model itself: CogVideoX's levels.
+INHERITED = ("snr_shift_scale",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Levels:
-    """The kind of a model, its noise levels at T training timesteps (float64), and its output.
+    """A model's σ at its T training timesteps, and how its samples and outputs are scaled.
 
-    `betas` are those of the variance-preserving model with the same σ at every timestep. For a
-    flow or EDM model they are a way to write its levels, which differ by a scaling of x alone.
-    `prediction_type` is None where the config does not say it. `shift` is a flow model's.
+    `sigmas` (T, float64) rise; the last may be infinite. `betas` (T) are those of the
+    variance-preserving model with the same σ. `prediction_type` is None where the config does not
+    state it. `shift` is a flow model's, `sigma_data` an EDM model's. `ends_at_zero` is whether the
+    scheduler's last step leads to σ = 0, rather than to timestep 0.
     """
 
     kind: str
-    betas: np.ndarray
+    sigmas: np.ndarray
+    betas: np.ndarray = field(repr=False)
     prediction_type: str | None = None
     shift: float = 1.0
     sigma_data: float = 1.0
@@ -55,12 +62,11 @@ class Levels:
 
     @classmethod
     def from_diffusers(cls, scheduler: Any, mu: float | None = None) -> Levels:
-        """The coordinates of a diffusers scheduler, or of its config.
+        """The levels of a diffusers scheduler or its config.
 
-        A key that the config lacks has the default of the config's own class (`_class_name`); it
-        has no other default. `mu` is what a pipeline gives a flow scheduler whose shift depends on
-        the picture's size. Raises WrongUse for a scheduler whose levels are not known here, and for
-        such a shift without `mu`.
+        Missing keys have the defaults of the config's class (`_class_name`), and no others. `mu` is
+        what a pipeline passes to a flow scheduler whose shift depends on the picture's size. Raises
+        WrongUse for a scheduler whose levels are not known here, and for such a shift without `mu`.
         """
         config = with_fixed_shift(completed(scheduler), mu)
         continuous = config.get("timestep_type") == "continuous"
@@ -83,32 +89,107 @@ class Levels:
             "UniPC, Euler, FlowMatchEuler or EDM scheduler"
         )
 
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
     @property
-    def sigmas(self) -> np.ndarray:
-        """σ at every training timestep, rising; the last one may be infinite."""
-        bars = np.cumprod(1 - self.betas)
+    def alphas_cumprod(self) -> np.ndarray:
+        """ᾱ at every timestep, of the variance-preserving model with the same σ."""
+        return np.cumprod(1 - self.betas)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """1 − ᾱ at every timestep (Eq 4)."""
+        return 1 - self.alphas_cumprod
+
+    @property
+    def finite_sigmas(self) -> np.ndarray:
+        """`sigmas`, at most `LARGEST_SIGMA`."""
+        return np.minimum(self.sigmas, LARGEST_SIGMA)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The share of noise s = σ / (1 + σ) at every timestep: 1 for pure noise."""
+        return share_of(self.sigmas)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name, equal for equal betas (to 12 decimals): profiles and paths carry it."""
+        return hashlib.sha256(np.round(self.betas, 12).tobytes()).hexdigest()[:16]
+
+    def below(self, begin: int | None) -> Levels:
+        """The levels of timesteps 0 … `begin`; all of them where it is None."""
+        if begin is None:
+            return self
+        return replace(self, sigmas=self.sigmas[: begin + 1], betas=self.betas[: begin + 1])
+
+    def timesteps_at(self, sigmas: np.ndarray) -> np.ndarray:
+        """Real timesteps of some σ, log-linear between whole ones as in diffusers."""
+        table = np.log(self.finite_sigmas)
         with np.errstate(divide="ignore"):
-            return np.sqrt((1 - bars) / bars)
+            return np.interp(np.log(sigmas), table, np.arange(len(table)))
 
-    @property
-    def largest(self) -> float:
-        """The greatest σ that is finite in float32: levels of pure noise are cut to it."""
-        return float(np.sqrt(2.0**24 - 1))
+    def nearest(self, sigmas: np.ndarray) -> list[int]:
+        """The distinct whole timesteps nearest to K falling σ, of which the first may be inf."""
+        return distinct(self.timesteps_at(sigmas))
 
-    def vp_sample(self, clean: Tensor, epsilon: Tensor, sigma: float) -> Tensor:
-        """The sample of the variance-preserving model with the same σ: (x₀ + σε) / √(1 + σ²)."""
-        return (clean + sigma * epsilon) / (1 + sigma**2) ** 0.5
+    def grid_of(self, values: Any, name: str = "grid", *, shifted: bool = True) -> np.ndarray:
+        """A grid that somebody gave, as K + 1 falling σ (float64), with the end of the last step.
+
+        `values` (a list, array or tensor) are whole timesteps, or sigmas as ComfyUI, A1111 and
+        diffusers print them: σ for `vp` and `edm`, s for `flow` (`shifted=False`: s before the
+        model's shift). A 0 after the last sigma may be left out. Whole floats are timesteps for
+        `vp` alone. The first σ may be infinite. The end is 0, or timestep 0's σ unless
+        `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid falls strictly, also in
+        float32, within the model's range.
+        """
+        numbers = _numbers(values, name)
+        if self.are_timesteps(numbers):
+            sigmas = self.sigmas[check_timesteps(numbers, len(self), name)]
+            return np.append(sigmas, 0.0 if self.ends_at_zero else self.sigmas[0])
+        given = numbers.astype(np.float64)
+        inner = given[:-1] if len(given) > 1 and given[-1] == 0 else given
+        remedy = "give strictly falling sigmas, of which the last may be 0, or whole timesteps"
+        falling = bool((np.diff(inner.astype(np.float32)) < 0).all() and (inner > 0).all())
+        check(falling, name, numbers.tolist(), remedy)
+        if self.kind != "edm":  # an EDM network takes any σ
+            highest = 1.0 if self.kind == "flow" else float(self.finite_sigmas[-1])
+            within = bool(inner[0] <= highest * 1.001)  # as printed, to a few digits
+            check(within, name, numbers.tolist(), f"its model begins at {highest:.4g}: give less")
+        if self.kind == "flow":
+            inner = np.minimum(inner, 1.0)
+            inner = sigma_of(inner if shifted else self.shifted(inner))
+        ends = len(inner) < len(given) or self.ends_at_zero or inner[-1] <= self.sigmas[0]
+        return np.append(inner, 0.0 if ends else self.sigmas[0])
+
+    def are_timesteps(self, values: Any) -> bool:
+        """Whether a grid's entries are whole timesteps, and not sigmas."""
+        values = np.asarray(values)
+        whole = self.kind == "vp" and bool(np.all(values == np.floor(values)))
+        return whole or np.issubdtype(values.dtype, np.integer)
+
+    def shifted(self, share: np.ndarray) -> np.ndarray:
+        """A flow model's s after its shift, from s before it."""
+        return self.shift * share / (1 + (self.shift - 1) * share)
+
+    def unshifted(self, share: np.ndarray) -> np.ndarray:
+        """A flow model's s before its shift, from s after it."""
+        return share / (self.shift - (self.shift - 1) * share)
 
     def signal(self, sigma: float | Tensor) -> float | Tensor:
-        """What y is multiplied by to give the sample x, at σ."""
+        """x / y at σ: what y is multiplied by to give the sample x."""
         if self.kind == "vp":
             return (1 + sigma**2) ** -0.5
         return 1 / (1 + sigma) if self.kind == "flow" else sigma * 0 + 1.0
 
+    def vp_sample(self, clean: Tensor, epsilon: Tensor, sigma: float) -> Tensor:
+        """The sample of the variance-preserving model at the same σ: (x₀ + σε) / √(1 + σ²)."""
+        return (clean + sigma * epsilon) / (1 + sigma**2) ** 0.5
+
     def predict(self, sample: Tensor, model_output: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """x̂₀ and ε, each of the sample's shape, from the network's output on a sample at σ."""
         kind = self.prediction_type
-        check(kind is not None, "prediction_type", None, "the scheduler's config must say it")
+        check(kind is not None, "prediction_type", None, "the scheduler's config must state it")
         if self.kind == "flow":
             s = sigma / (1 + sigma) if math.isfinite(sigma) else 1.0
             return sample - s * model_output, sample + (1 - s) * model_output
@@ -122,39 +203,83 @@ class Levels:
         return clean, (sample - clean) / sigma
 
 
+def noise_schedule(scheduler: Any, mu: float | None = None) -> NoiseSchedule:
+    """The paper's noise schedule of a scheduler or its config (`Levels.from_diffusers`).
+
+    A flow or EDM model's is the variance-preserving one with the same σ: its x differs by a factor.
+    """
+    return NoiseSchedule(Levels.from_diffusers(scheduler, mu).betas)
+
+
+def share_of(sigma: Any) -> Any:
+    """The share of noise s = σ / (1 + σ); 1 where σ is infinite."""
+    with np.errstate(divide="ignore"):
+        return 1 / (1 + 1 / sigma)
+
+
+def sigma_of(share: Any) -> Any:
+    """σ = s / (1 − s); infinite where s is 1."""
+    with np.errstate(divide="ignore"):
+        return share / (1 - share)
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    """A list, array or tensor of finite real numbers, as an array of one dimension."""
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().tolist()
+        given = np.asarray(values)
+    except (TypeError, ValueError):  # a ragged list
+        given = np.asarray("ragged")
+    real = np.issubdtype(given.dtype, np.integer) or np.issubdtype(given.dtype, np.floating)
+    usable = bool(given.ndim == 1 and given.size > 0 and real and np.all(np.isfinite(given)))
+    check(usable, name, given.tolist(), "give a list of numbers, one for each step")
+    return given
+
+
+def check_timesteps(values: Any, num_train_timesteps: int, name: str = "timesteps") -> list[int]:
+    """A list, array or tensor of timesteps as whole numbers.
+
+    Raises WrongUse, naming `name`, unless they fall strictly within 0 … T − 1.
+    """
+    given = _numbers(values, name)
+    grid = [int(t) for t in given]
+    falling = bool(np.all(given == grid)) and all(a > b for a, b in itertools.pairwise(grid))
+    check(falling, name, given.tolist(), "give strictly decreasing whole timesteps")
+    within = 0 <= grid[-1] and grid[0] < num_train_timesteps
+    check(within, name, given.tolist(), f"keep them within 0 … {num_train_timesteps - 1}")
+    return grid
+
+
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler, or its config, is a flow-matching one."""
     config = completed(scheduler)
     return bool(config.get("use_flow_sigmas")) or ("shift" in config and "beta_start" not in config)
 
 
-def flow_shift(mix: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """Flow matching's share of noise s in (0, 1], moved by the config's shift as diffusers does.
-
-    Raises WrongUse for a shift that depends on the picture's size, and is not known.
-    """
+def flow_shift(share: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """s after a flow config's static shift, from s before it (`Levels.shifted`)."""
     shift = shift_of(config)
-    return shift * mix / (1 + (shift - 1) * mix)
+    return shift * share / (1 + (shift - 1) * share)
 
 
-def flow_unshift(levels: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """The inverse of `flow_shift`: shares of noise before the config's shift."""
+def flow_unshift(share: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """s before a flow config's static shift, from s after it (`Levels.unshifted`)."""
     shift = shift_of(config)
-    return levels / (shift - (shift - 1) * levels)
+    return share / (shift - (shift - 1) * share)
 
 
-def with_boundary(levels: np.ndarray, boundary: float) -> np.ndarray:
-    """The grid with a step that begins at the boundary between two networks.
+def with_boundary(shares: np.ndarray, boundary: float) -> np.ndarray:
+    """K falling s with a step that begins at the boundary between two networks.
 
-    The node that is nearest moves just below it: a pipeline asks the network of high noise at the
-    boundary itself. Raises WrongUse for fewer than two nodes, or where none is left above it.
+    The nearest node moves just below it: a pipeline asks the network of high noise at the boundary
+    itself. Raises WrongUse for fewer than two nodes, or where none is left above it.
     """
     remedy = "give at least 2: a step above the boundary and one below it"
-    check(len(levels) > 1, "num_inference_steps", len(levels), remedy)
-    inner = np.arange(1, len(levels))
-    nearest = int(inner[np.abs(levels[inner] - boundary).argmin()])
-    moved = levels.copy()
-    moved[nearest] = boundary - 1e-4
+    check(len(shares) > 1, "num_inference_steps", len(shares), remedy)
+    inner = np.arange(1, len(shares))
+    moved = shares.copy()
+    moved[inner[np.abs(shares[inner] - boundary).argmin()]] = boundary - 1e-4
     falling = bool((np.diff([*moved, 0.0]) < 0).all())
     what = f"{boundary}, where no step can begin"
     check(falling, "boundary", what, "give a grid that begins above it and goes on below it")
@@ -162,13 +287,18 @@ def with_boundary(levels: np.ndarray, boundary: float) -> np.ndarray:
 
 
 def with_fixed_shift(config: Mapping[str, Any], mu: float | None) -> dict[str, Any]:
-    """A config whose dynamic shift is the one that `mu` gives; any other config as it is.
+    """A config with the static shift that `mu` gives; unchanged without `mu` or a dynamic shift.
 
     diffusers' `time_shift` with `mu` is the static shift e^mu ("exponential"), or mu ("linear").
+    Raises WrongUse for a `mu` that gives no finite positive shift.
     """
     if mu is None or not config.get("use_dynamic_shifting"):
         return dict(config)
     linear = config.get("time_shift_type", "exponential") == "linear"
+    low, high = (0.0, 1e6) if linear else (-14.0, 14.0)
+    real = isinstance(mu, (int, float, np.integer, np.floating)) and not isinstance(mu, bool)
+    usable = real and low <= mu <= high and mu != low
+    check(usable, "mu", mu, f"give a number between {low:g} and {high:g}, as the pipeline does")
     name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
     shift = float(mu) if linear else math.exp(mu)
     return {**config, "use_dynamic_shifting": False, name: shift}
@@ -179,38 +309,43 @@ def shift_of(config: Mapping[str, Any]) -> float:
     dynamic = config.get("use_dynamic_shifting", False)
     remedy = "its shift depends on the picture's size: give mu, as the pipeline gives it"
     check(not dynamic, "mu", None, remedy)
-    return float(config["flow_shift"] if config.get("use_flow_sigmas") else config["shift"])
+    name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
+    shift = config[name]
+    real = isinstance(shift, (int, float, np.integer, np.floating)) and not isinstance(shift, bool)
+    usable = real and math.isfinite(shift) and shift > 0
+    check(usable, name, shift, "give a positive number")
+    return float(shift)
 
 
 def _flow(config: dict[str, Any]) -> Levels:
     foreign = [setting for setting in FOREIGN_FLOW if setting in config]
-    name = str(config.get("_class_name", "a config"))
-    what = f"{name} with {', '.join(foreign)}"
+    what = f"{config.get('_class_name', 'a config')} with {', '.join(foreign)}"
     remedy = "its levels are not known here: use FlowMatchEulerDiscreteScheduler"
     check(not foreign, "scheduler", what, remedy)
     check("num_train_timesteps" in config, "num_train_timesteps", "missing", remedy)
     inverted = config.get("invert_sigmas")
-    check(not inverted, "invert_sigmas", inverted, "it turns the levels round: use another model")
-    size = int(config.get("num_train_timesteps", 1000))
-    mix = flow_shift(np.arange(1, size + 1) / size, config)
-    bars = (1 - mix) ** 2 / ((1 - mix) ** 2 + mix**2)
-    return Levels("flow", _betas_of(bars), "flow_prediction", shift_of(config))
+    check(not inverted, "invert_sigmas", inverted, "it reverses the levels: use another model")
+    size = int(config["num_train_timesteps"])
+    shares = flow_shift(np.arange(1, size + 1) / size, config)
+    betas = _betas_of((1 - shares) ** 2 / ((1 - shares) ** 2 + shares**2))
+    return Levels("flow", sigma_of(shares), betas, "flow_prediction", shift_of(config))
 
 
 def _variance_preserving(config: dict[str, Any]) -> Levels:
-    betas = _betas(config)
+    betas = _named_betas(config)
     if "snr_shift_scale" in config:  # CogVideoX
         bars, scale = np.cumprod(1 - betas), config["snr_shift_scale"]
         betas = _betas_of(bars / (scale + (1 - scale) * bars))
     if config.get("rescale_betas_zero_snr"):
         roots = np.sqrt(np.cumprod(1 - betas))
         betas = _betas_of(((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2)
+    sigmas = NoiseSchedule(betas).sigmas
     zero = config.get("set_alpha_to_one", config.get("final_sigmas_type", "zero") == "zero")
-    return Levels("vp", betas, config.get("prediction_type"), ends_at_zero=bool(zero))
+    return Levels("vp", sigmas, betas, config.get("prediction_type"), ends_at_zero=bool(zero))
 
 
-def _betas(config: dict[str, Any]) -> np.ndarray:
-    """The betas that a config names, by diffusers' own formulas in float64."""
+def _named_betas(config: dict[str, Any]) -> np.ndarray:
+    """The betas that a config names, by diffusers' formulas in float64."""
     if config.get("trained_betas") is not None:
         return np.asarray(config["trained_betas"], np.float64)
     size, name = int(config.get("num_train_timesteps", 1000)), config["beta_schedule"]
@@ -232,7 +367,7 @@ def _betas(config: dict[str, Any]) -> np.ndarray:
 
 
 def _edm(config: dict[str, Any]) -> Levels:
-    """EDM's own ramp from `sigma_min` to `sigma_max`, over as many levels as training timesteps."""
+    """EDM's ramp from `sigma_min` to `sigma_max`, over as many levels as training timesteps."""
     ramp = np.linspace(0, 1, int(config["num_train_timesteps"]))
     low, high = float(config["sigma_min"]), float(config["sigma_max"])
     if config["sigma_schedule"] == "karras":
@@ -240,9 +375,14 @@ def _edm(config: dict[str, Any]) -> Levels:
         sigmas = (low**root + ramp * (high**root - low**root)) ** (1 / root)
     else:
         sigmas = np.exp(np.log(low) + ramp * (np.log(high) - np.log(low)))
-    data, zero = float(config["sigma_data"]), config["final_sigmas_type"] == "zero"
-    betas, prediction = _betas_of(1 / (1 + sigmas**2)), config["prediction_type"]
-    return Levels("edm", betas, prediction, sigma_data=data, ends_at_zero=zero)
+    return Levels(
+        "edm",
+        sigmas,
+        _betas_of(1 / (1 + sigmas**2)),
+        config["prediction_type"],
+        sigma_data=float(config["sigma_data"]),
+        ends_at_zero=config["final_sigmas_type"] == "zero",
+    )
 
 
 def _betas_of(bars: np.ndarray) -> np.ndarray:
@@ -250,23 +390,19 @@ def _betas_of(bars: np.ndarray) -> np.ndarray:
     return 1 - bars / np.concatenate([[1.0], bars[:-1]])
 
 
-#: What another class's config says of the model itself: CogVideoX's levels.
-INHERITED = ("snr_shift_scale",)
-
-
 def completed(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's config as its own class reads it, and with the shift that is in force.
+    """A scheduler's config as its class reads it, and with the shift that is in force.
 
-    What it leaves out has the class's default: Heun's own betas differ from DDIM's, and only DDIM
-    clips. What an earlier class has left in it, which diffusers' `from_config` keeps, counts for
-    nothing, but for `INHERITED`. The config of a class that is not known stays as it is. Raises
-    WrongUse for what is no config.
+    Missing keys get the class's defaults: Heun's betas differ from DDIM's, and only DDIM clips.
+    Keys left by an earlier class, which diffusers' `from_config` keeps, are dropped, except
+    `INHERITED`. The config of an unknown class is returned unchanged. Raises WrongUse for what is
+    no config.
     """
     config = getattr(scheduler, "config", scheduler)
     kind, remedy = type(scheduler).__name__, "give a diffusers scheduler or its config"
     check(isinstance(config, Mapping), "scheduler", kind, remedy)
     values = {key: value for key, value in config.items() if key != "_use_default_values"}
-    source = _class_of(scheduler, config)
+    source = class_of(scheduler)
     if source is None:
         return values
     known = _settings(source)
@@ -280,35 +416,36 @@ def completed(scheduler: Any) -> dict[str, Any]:
 
 
 def for_class(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`completed`, and what an earlier class has left that `kind` takes: `from_config` restores it.
+    """`completed`, with the keys of an earlier class that `kind` takes, as `from_config` does.
 
-    So do diffusers' own classes. What the config's own class takes goes before it.
+    The config's own class goes first.
     """
     left = {key: value for key, value in config.items() if key in _settings(kind)}
     return {**left, **completed(config)}
 
 
-def _class_of(scheduler: Any, config: Mapping[str, Any]) -> Any:
-    """The class that a scheduler has, or its config says; None where that is not known.
+def class_of(scheduler: Any) -> Any:
+    """The class of a scheduler, or the one that reads a config; None where that is not known.
 
-    The config of a scheduler that comes from no file does not name it. It holds all settings of
-    its class, and says which of them are defaults. A dict of the user's own says what it says.
+    The config of a scheduler that comes from no file does not name its class. It has every setting
+    of the class, and lists those that are defaults. A plain dict means only what it states.
     """
     import diffusers
     from diffusers.configuration_utils import FrozenDict
 
+    config = getattr(scheduler, "config", scheduler)
     if isinstance(scheduler, diffusers.SchedulerMixin):
         return type(scheduler)
     if "_class_name" in config:
         name = str(config["_class_name"])
         homes = (diffusers, importlib.import_module("asddim_lib"))
-        found = (getattr(home, name, None) for home in homes)
-        return next((one for one in found if isinstance(one, type)), None)
+        classes = (getattr(home, name, None) for home in homes)
+        return next((one for one in classes if isinstance(one, type)), None)
     if not isinstance(config, FrozenDict) or "_use_default_values" not in config:
         return None
     plain, every = set(config["_use_default_values"]), _below(diffusers.SchedulerMixin)
-    right = [one for one in every if plain <= set(_settings(one)) <= set(config)]
-    return max(right, key=lambda one: len(_settings(one)), default=None)
+    fitting = [one for one in every if plain <= set(_settings(one)) <= set(config)]
+    return max(fitting, key=lambda one: len(_settings(one)), default=None)
 
 
 def _below(kind: Any) -> list[Any]:
@@ -318,20 +455,10 @@ def _below(kind: Any) -> list[Any]:
 @functools.lru_cache(maxsize=256)
 def _settings(kind: type) -> Mapping[str, Any]:
     """The settings that a class and those above it take, and their defaults."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for base in kind.__mro__:
         own = inspect.signature(base).parameters if "__init__" in vars(base) else {}
         for name, parameter in own.items():
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                found.setdefault(name, parameter.default)
-    return MappingProxyType(found)
-
-
-def noise_schedule(scheduler: Any, mu: float | None = None) -> NoiseSchedule:
-    """The noise schedule of a scheduler or its config, with `mu` as `Levels.from_diffusers`.
-
-    A flow-matching model mixes (1 − s) of picture with s of noise. Its schedule is the one with the
-    same ratio of the two, from which it differs by a scaling of x_t alone. Raises WrongUse for a
-    scheduler whose noise levels are not known.
-    """
-    return NoiseSchedule(Levels.from_diffusers(scheduler, mu).betas)
+                settings.setdefault(name, parameter.default)
+    return MappingProxyType(settings)

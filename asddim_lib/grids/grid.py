@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
@@ -23,6 +21,9 @@ from asddim_lib.levels import (
     noise_schedule,
     with_boundary,
     with_fixed_shift,
+)
+from asddim_lib.levels import (
+    check_timesteps as check_timesteps,
 )
 from asddim_lib.paper import NoiseSchedule
 
@@ -115,29 +116,6 @@ def _flow_sigmas(
         levels = with_boundary(levels, config["boundary"])
         mix = flow_unshift(levels, config)
     return mix, levels
-
-
-def check_timesteps(timesteps: Any, num_train_timesteps: int) -> list[int]:
-    """A grid that somebody gave (a list, array or tensor), as whole numbers.
-
-    Raises WrongUse unless it falls strictly within 0 … T − 1.
-    """
-    try:
-        if isinstance(timesteps, Tensor):
-            timesteps = timesteps.detach().cpu().tolist()
-        given = np.asarray(timesteps)
-    except ValueError:  # a ragged list
-        given = np.asarray("ragged")
-    shown = given.tolist()
-    real = np.issubdtype(given.dtype, np.integer) or np.issubdtype(given.dtype, np.floating)
-    right = given.ndim == 1 and given.size > 0 and real
-    right = bool(right and np.all(np.isfinite(given)) and np.all(given == np.floor(given)))
-    grid = [int(t) for t in given] if right else []
-    falling = right and all(a > b for a, b in itertools.pairwise(grid))
-    check(falling, "timesteps", shown, "give strictly decreasing whole timesteps")
-    within = 0 <= grid[-1] and grid[0] < num_train_timesteps
-    check(within, "timesteps", shown, f"keep them within 0 … {num_train_timesteps - 1}")
-    return grid
 
 
 def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.grids.uniform import uniform
-from asddim_lib.levels import Levels, flow_shift
+from asddim_lib.levels import LARGEST_SIGMA, Levels, flow_shift
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 
@@ -84,7 +84,7 @@ class _Recording:
     def _visit(self, number: int, model_output: Tensor, sample: Tensor) -> Visit:
         schedule = self.coordinates
         level = float(schedule.sigmas[number])
-        sigma = min(level, schedule.largest)
+        sigma = min(level, LARGEST_SIGMA)
         clean, epsilon = schedule.predict(sample, model_output, level)
         same = schedule.kind == "vp" and sigma == level
         scaled = sample if same else schedule.vp_sample(clean, epsilon, sigma)
