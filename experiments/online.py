@@ -43,12 +43,7 @@ class OnlineScheduler(ASDDIMScheduler):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
-        """Lays the first grid from the expected g(t).
-
-        Raises WrongUse for given `timesteps`, and for a `look_ahead`.
-        """
-        ahead = self.config["look_ahead"]
-        check(ahead == 0, "look_ahead", ahead, "online mode tells each step's own time: give 0")
+        """Lays the first grid from the expected g(t). Raises WrongUse for given `timesteps`."""
         given = timesteps is None and num_inference_steps is not None
         remedy = "online mode lays them itself: give num_inference_steps"
         check(given, "timesteps", timesteps, remedy)

@@ -124,8 +124,7 @@ def stopped(scheduler: Any, sigma: float) -> Any:
             _check_above(float(self.sigmas[-2]), level)
             self.sigmas[-1] = level
         else:
-            nodes = getattr(self, "numbers", self.timesteps)  # ours may tell other times
-            last = float(self.alphas_cumprod[int(nodes[-1])])
+            last = float(self.alphas_cumprod[int(self.timesteps[-1])])
             _check_above(((1 - last) / last) ** 0.5, level)
 
     if getattr(scheduler, "final_alpha_cumprod", None) is not None:  # DDIM's own end

@@ -88,13 +88,6 @@ def test_export_begins_a_step_at_the_boundary_of_two_networks(own, tmp_path):
     assert solver.sigmas.tolist() == pytest.approx(found, abs=1e-5)
 
 
-def test_export_refuses_a_scheduler_that_tells_the_network_other_times(tmp_path):
-    ASDDIMScheduler(look_ahead=0.2).save_pretrained(tmp_path / "scheduler")
-    found = CliRunner().invoke(app, ["export", "--model", str(tmp_path)]).exception
-    assert isinstance(found, WrongUse)
-    assert str(found).startswith("look_ahead is 0.2; no other program tells the network")
-
-
 @pytest.mark.parametrize("option", ["--p", "--lam", "--order"])
 def test_export_refuses_what_a_held_grid_makes_no_use_of(option, tmp_path):
     ASDDIMScheduler(grid=[999, 700]).save_pretrained(tmp_path / "scheduler")

@@ -215,7 +215,7 @@ RUNS = {
     "truncate": {"truncate": True},
     "end": {"end": "zero"},
     "scheduler": {"scheduler": ASDDIMScheduler()},
-    "its settings": {"scheduler": ASDDIMScheduler(look_ahead=0.2)},
+    "its settings": {"scheduler": ASDDIMScheduler(allocation="noise", p=0.7)},
     "its end": {"scheduler": stopped(ASDDIMScheduler(), 0.05)},
     "another end of it": {"scheduler": stopped(ASDDIMScheduler(), 1.0)},
 }

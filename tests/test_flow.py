@@ -95,7 +95,7 @@ def test_without_a_grid_it_is_diffusers_own_to_the_bit(config, flag, ask, data):
 def test_it_has_diffusers_defaults_and_refuses_what_it_refuses():
     ours, theirs = ASFlowScheduler(), FlowMatchEulerDiscreteScheduler()
     own = {"allocation", "p", "lam", "eps", "reading", "profile"}
-    own |= {"grid", "boundary", "look_ahead"}
+    own |= {"grid", "boundary"}
     keys = {key for key in theirs.config if not key.startswith("_")}
     assert {key for key in ours.config if not key.startswith("_")} - keys == own
     assert all(ours.config[key] == theirs.config[key] for key in keys)

@@ -1,5 +1,6 @@
 """A grid in a scheduler's config: what goes before it, and what is refused."""
 
+import json
 import re
 
 import numpy as np
@@ -16,7 +17,12 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from asddim_lib import ASDDIMScheduler, DPMSolverGridScheduler, UniPCGridScheduler
+from asddim_lib import (
+    ASDDIMScheduler,
+    ASFlowScheduler,
+    DPMSolverGridScheduler,
+    UniPCGridScheduler,
+)
 from asddim_lib.errors import WrongUse
 from asddim_lib.schedulers.place import holding
 
@@ -110,3 +116,20 @@ def test_each_other_error_is_one_line():
     ):
         with pytest.raises(WrongUse, match=f"^{re.escape(words)}[^\n]*$"):
             act()
+
+
+@pytest.mark.parametrize("kind", [ASDDIMScheduler, UniPCGridScheduler, ASFlowScheduler])
+def test_a_config_of_version_0_2_loads_unless_it_told_the_network_other_times(
+    kind, tmp_path, caplog
+):
+    kind().save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({**saved, "look_ahead": 0.0}))
+    again = kind.from_pretrained(tmp_path)
+    assert "look_ahead" not in again.config
+    assert not caplog.records
+    file.write_text(json.dumps({**saved, "look_ahead": 0.2}))
+    for load in (kind.from_pretrained, lambda _: kind.from_config(kind().config, look_ahead=-0.1)):
+        with pytest.raises(WrongUse, match="look_ahead"):
+            load(tmp_path)

@@ -130,7 +130,7 @@ def test_a_flow_model_s_grid_is_held_as_it_would_be_laid(kind, grid, shift, mu, 
 
 
 def test_what_else_laid_a_grid_is_left_out_and_what_tells_the_network_stays():
-    ddim = ASDDIMScheduler(**SD, allocation="logsnr", look_ahead=0.2)
+    ddim = ASDDIMScheduler(**SD, allocation="logsnr")
     ours, theirs = laid(holding(ddim, [900, 400, 20]), 3), hold(ddim, [900, 400, 20])
     assert torch.equal(ours.timesteps, laid(theirs, 3).timesteps)
     assert (ours.numbers, ours.config["allocation"]) == ([900, 400, 20], "uniform")

@@ -10,6 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import experiments.rivals  # noqa: F401 - its methods join the table
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.levels import noise_schedule
 from asddim_lib.pipeline.run import Run

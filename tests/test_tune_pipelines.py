@@ -130,7 +130,7 @@ def test_every_peer_of_a_default_plan_is_known_and_laid(kind):
 KARRAS = {"use_karras_sigmas": True}
 SOLVERS = [(DPMSolverMultistepScheduler, {}), (DPMSolverMultistepScheduler, KARRAS)]
 SOLVERS += [(UniPCMultistepScheduler, {}), (EulerDiscreteScheduler, KARRAS)]
-SOLVERS += [(ASDDIMScheduler, {"allocation": "logsnr", "look_ahead": 0.3})]
+SOLVERS += [(ASDDIMScheduler, {"allocation": "logsnr"})]
 
 
 def of_tiny(kind, **how):

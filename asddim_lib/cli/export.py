@@ -64,9 +64,6 @@ def export(
 
     check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
     config = with_fixed_shift(completed(load_scheduler_config(model)), mu)
-    ahead = config.get("look_ahead", 0)
-    remedy = "no other program tells the network other times than a step's own: save it with 0"
-    check(ahead == 0, "look_ahead", ahead, remedy)
     how: dict[str, Any] = {"allocation": allocation or None, "p": p, "lam": lam, "order": order}
     how["profile"] = _read(profile, config)
     if form == "diffusers":

@@ -76,11 +76,6 @@ class _Recording:
     def _begins(self, timestep: Any) -> int:
         """The number of the level that a step begins at."""
 
-    def _check_told(self) -> None:
-        ahead = self.config["look_ahead"]  # type: ignore[attr-defined]
-        remedy = "a path is recorded at its own times: build the recorder by `laying.prepared`"
-        check(ahead == 0, "look_ahead", ahead, remedy)
-
     def _visit(self, number: int, model_output: Tensor, sample: Tensor) -> Visit:
         schedule = self.coordinates
         level = float(schedule.sigmas[number])
@@ -110,8 +105,7 @@ class RecorderScheduler(_Recording, ASDDIMScheduler):  # type: ignore[misc]
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
-        """Lays the grid and goes on to timestep 0. Raises WrongUse for a `look_ahead`."""
-        self._check_told()
+        """Lays the grid and goes on to timestep 0."""
         super().set_timesteps(num_inference_steps, device, timesteps)
         if int(self.timesteps[-1]) > 0:
             super().set_timesteps(timesteps=[*self.timesteps.tolist(), 0], device=device)
@@ -136,11 +130,7 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """Lays the grid, with the shift that `mu` gives where it depends on the picture's size.
-
-        Raises WrongUse for a `look_ahead`.
-        """
-        self._check_told()
+        """Lays the grid, with the shift that `mu` gives where it depends on the picture's size."""
         self.coordinates = Levels.from_diffusers(self, mu)
         size = len(self.coordinates.betas)
         steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)

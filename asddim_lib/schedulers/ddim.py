@@ -18,9 +18,9 @@ from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
 from asddim_lib.grids.grid import timesteps as make_timesteps
 from asddim_lib.grids.table import check_allocation
-from asddim_lib.levels import Levels, for_class, noise_schedule
+from asddim_lib.levels import Levels, for_class
 from asddim_lib.paper import ddim_step
-from asddim_lib.schedulers import held, told
+from asddim_lib.schedulers import held
 
 
 class ASDDIMScheduler(DDIMScheduler):
@@ -31,11 +31,6 @@ class ASDDIMScheduler(DDIMScheduler):
     calibrated profile's `to_dict()`. Or `grid`, timesteps that it holds: `set_timesteps` lays them
     for `len(grid)` steps. Without any it is DDIM on its own `timestep_spacing` and equals
     diffusers' to the bit, except where diffusers steps beside its own grid.
-
-    `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
-    this share of the step ahead in log σ, or behind for a share below 0 (`schedulers.told`). The
-    last step counts as one to timestep 0. `timesteps` are then the told times, as floats: `step`
-    and `add_noise` know by them the levels, which are unchanged and stand in `numbers`.
 
     >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """
@@ -68,11 +63,9 @@ class ASDDIMScheduler(DDIMScheduler):
         eps: float = 1e-8,
         reading: str = "intent",
         profile: dict[str, Any] | None = None,
-        look_ahead: float = 0.0,
         grid: list[int] | None = None,
     ) -> None:
         check_allocation(allocation, profile)
-        told.check_look_ahead(look_ahead)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -107,7 +100,8 @@ class ASDDIMScheduler(DDIMScheduler):
         """
         remedy = "give pipe.scheduler.config"
         check(isinstance(config, Mapping), "config", type(config).__name__, remedy)
-        return super().from_config(_translated(config, kwargs), return_unused_kwargs, **kwargs)
+        source = _translated(held.without_retired(config, kwargs), kwargs)
+        return super().from_config(source, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
@@ -134,17 +128,8 @@ class ASDDIMScheduler(DDIMScheduler):
         self._check_start(grid[0])
         self.num_inference_steps = len(grid)
         self.numbers = grid
-        self._told = self._look_ahead()
-        self.timesteps = self._told.to(device=device)
+        self.timesteps = torch.tensor(grid, dtype=torch.int64).to(device=device)
         self._lay(grid)
-
-    def _look_ahead(self) -> Tensor:
-        """What the network is told at each step: whole timesteps, or the times looked ahead."""
-        ahead = self.config["look_ahead"]
-        if ahead == 0:
-            return torch.tensor(self.numbers, dtype=torch.int64)
-        schedule = noise_schedule(self)
-        return told.of_schedule(schedule.finite_sigmas[self.numbers], ahead, schedule)
 
     def _lay(self, grid: list[int]) -> None:
         """Tables over all timesteps, so that `step` looks values up and waits for no device."""
@@ -154,7 +139,6 @@ class ASDDIMScheduler(DDIMScheduler):
         lower = self._alphas[rising[(place - 1).clamp(min=0)]]
         self._alphas_next = torch.where(place > 0, lower, final)
         self._tables: dict[torch.device, Tensor] = {}
-        self._steps: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _check_start(self, first: int) -> None:
         silent = bool((self.betas[: first + 1] == 1).any())  # nothing of the picture is left
@@ -164,11 +148,7 @@ class ASDDIMScheduler(DDIMScheduler):
         check(not blind, "timesteps", what, remedy)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ x₀ + √(1 − ᾱ) ε, of the samples' shape, with one timestep per sample (Eq 1).
-
-        With `look_ahead` a float is a told time, whose step's own level counts. Whole numbers are
-        timesteps of the noise schedule, as they always are.
-        """
+        """√ᾱ x₀ + √(1 − ᾱ) ε, of the samples' shape, with one timestep per sample (Eq 1)."""
         signal, deviation = self._roots(original_samples, timesteps)
         return signal * original_samples + deviation * noise
 
@@ -180,8 +160,6 @@ class ASDDIMScheduler(DDIMScheduler):
     def _roots(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ and √(1 − ᾱ) per sample: roots in float32, and then the sample's dtype."""
         alphas = self._alphas.to(sample.device)
-        if timesteps.is_floating_point():
-            timesteps = self._number(timesteps, sample.device)
         levels = alphas.index_select(0, timesteps.to(sample.device, torch.int64).reshape(-1))
         levels = levels.reshape(-1, *[1] * (sample.ndim - 1))
         return (levels**0.5).to(sample.dtype), ((1 - levels) ** 0.5).to(sample.dtype)
@@ -201,14 +179,12 @@ class ASDDIMScheduler(DDIMScheduler):
 
         Arguments and results are those of diffusers' `DDIMScheduler.step`. `timestep` may hold one
         timestep per sample. The scheduler keeps no state of a run, and nothing waits for a device.
-        Raises WrongUse, on a CPU, for a network output that is not finite; with `look_ahead` also
-        for a timestep that is none of `timesteps`.
+        Raises WrongUse, on a CPU, for a network output that is not finite.
         """
         laid = self.num_inference_steps is not None
         check(laid, "num_inference_steps", None, "call set_timesteps first")
-        number = self._number(timestep, sample.device)
-        self._check_finite(model_output, number)
-        alpha, alpha_next = self._levels(number, sample)
+        self._check_finite(model_output, timestep)
+        alpha, alpha_next = self._levels(timestep, sample)
         if eta > 0 and variance_noise is None:
             variance_noise = randn_tensor(
                 model_output.shape,
@@ -229,18 +205,6 @@ class ASDDIMScheduler(DDIMScheduler):
         )
         previous, original = previous.to(sample.dtype), original.to(sample.dtype)
         return DDIMSchedulerOutput(previous, original) if return_dict else (previous, original)
-
-    def _number(self, timestep: Any, device: torch.device) -> Any:
-        """The timestep of the noise schedule where the step begins that is told `timestep`."""
-        if self.config["look_ahead"] == 0:
-            return timestep
-        laid = self.num_inference_steps is not None
-        check(laid, "num_inference_steps", None, "call set_timesteps first")
-        if device not in self._steps:
-            self._steps[device] = (self._told.to(device), torch.tensor(self.numbers).to(device))
-        times, numbers = self._steps[device]
-        given = torch.as_tensor(timestep, device=device)
-        return numbers.index_select(0, told.step_of(given, times).reshape(-1)).reshape(given.shape)
 
     def _levels(self, timestep: int | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """ᾱ at the timestep and at the grid's next smaller one, float32, on the sample's device."""

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.grids.flow import check_sigmas, flow_levels, of_a_pipeline
 from asddim_lib.grids.table import check_allocation
 from asddim_lib.levels import Levels, completed, for_class, with_boundary, with_fixed_shift
-from asddim_lib.schedulers import held, told
+from asddim_lib.schedulers import held
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +33,6 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
     meant: no shift is put on them again. Sigmas that a call gives go before them, with a warning,
     and mean what they mean to diffusers, unless they are evenly spaced or linear-quadratic: that
     is what a pipeline gives by itself.
-
-    `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
-    this share of the step ahead in log σ, σ = s / (1 − s), or behind for a share below 0
-    (`schedulers.told`). The last step counts as one to the lowest level. `timesteps` are then the
-    told times; `sigmas`, and so the steps and `scale_noise`, are unchanged.
 
     >>> pipe.scheduler = ASFlowScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """
@@ -68,10 +62,8 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         profile: dict[str, Any] | None = None,
         grid: list[float] | None = None,
         boundary: float | None = None,
-        look_ahead: float = 0.0,
     ) -> None:
         check_allocation(allocation, profile)
-        told.check_look_ahead(look_ahead)
         if grid is not None:
             check_sigmas("grid", grid)
             held.check_alone(allocation)
@@ -106,7 +98,8 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         """
         remedy = "give pipe.scheduler.config"
         check(isinstance(config, Mapping), "config", type(config).__name__, remedy)
-        return super().from_config(_translated(config, kwargs), return_unused_kwargs, **kwargs)
+        source = _translated(held.without_retired(config, kwargs), kwargs)
+        return super().from_config(source, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
@@ -119,29 +112,24 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
         """Lays K steps by the scheduler's own allocation or grid, or the given `sigmas`.
 
         `mu` is the shift that pipelines reckon from the picture's size. Raises WrongUse for a
-        missing `mu`, a number of steps that a held `grid` has not, or too few at a boundary; with
-        `look_ahead` also for given `timesteps`, which tell the network other times already.
+        missing `mu`, a number of steps that a held `grid` has not, or too few at a boundary.
         """
         known = mu is not None or not self.config["use_dynamic_shifting"]
         remedy = "this scheduler's shift depends on the picture's size: a pipeline gives it"
         check(known, "mu", mu, remedy)
         own = self.lays and of_a_pipeline(sigmas, timesteps, self.config["num_train_timesteps"])
-        ahead, inverted = self.config["look_ahead"], self.config["invert_sigmas"]
-        remedy = "its levels are turned round: use no allocation, grid, boundary or look_ahead"
-        check(not inverted or not (own or ahead), "invert_sigmas", inverted, remedy)
+        inverted = self.config["invert_sigmas"]
+        remedy = "its levels are turned round: use no allocation, grid or boundary"
+        check(not inverted or not own, "invert_sigmas", inverted, remedy)
         if own:
             given = timesteps if sigmas is None else sigmas
             steps = num_inference_steps if given is None else len(given)
             check(steps is not None, "num_inference_steps", steps, "give a number of steps")
             self._lay(self._levels(int(steps or 0), mu), device)
         else:
-            remedy = "the network is told these times already: give look_ahead=0, or an allocation"
-            check(timesteps is None or ahead == 0, "timesteps", "given", remedy)
             if self.lays:
                 log.warning(held.OVERRULED, type(self).__name__)
             super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
-        if ahead != 0:
-            self.timesteps = self._told(mu).to(device=device)
 
     @property
     def lays(self) -> bool:
@@ -159,34 +147,6 @@ class ASFlowScheduler(FlowMatchEulerDiscreteScheduler):
             levels = flow_levels(with_fixed_shift(completed(self), mu), steps)
         boundary = self.config["boundary"]
         return levels if boundary is None else with_boundary(levels, boundary)
-
-    def _told(self, mu: float | None) -> Tensor:
-        """What the network is told at each step (K)."""
-        levels = self.sigmas[:-1].double().cpu().numpy()
-        check_sigmas("sigmas", np.minimum(levels, 1.0))  # a shift may round 1 up
-        ahead, boundary = self.config["look_ahead"], self.config["boundary"]
-        return told.of_flow(levels, ahead, with_fixed_shift(completed(self), mu), boundary)
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: torch.Generator | None = None,
-        per_token_timesteps: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """As diffusers'. Raises WrongUse for `per_token_timesteps` beside a `look_ahead`."""
-        ahead, given = self.config["look_ahead"], per_token_timesteps is not None
-        remedy = "they are taken for levels, and would be told times: give look_ahead=0"
-        check(not given or ahead == 0, "per_token_timesteps", "given", remedy)
-        churn = (s_churn, s_tmin, s_tmax, s_noise)
-        rest = (generator, per_token_timesteps, return_dict)
-        return super().step(model_output, timestep, sample, *churn, *rest)
 
     def _lay(self, levels: np.ndarray, device: Any) -> None:
         self.num_inference_steps = len(levels)

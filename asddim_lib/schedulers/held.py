@@ -36,6 +36,20 @@ def kept(grid: Any, scheduler: Any) -> list[Any]:
         raise WrongUse("grid" + str(error).removeprefix("timesteps")) from None
 
 
+def without_retired(config: Any, changes: dict[str, Any]) -> Any:
+    """A saved config without the setting that version 0.2 had and nothing gained by.
+
+    Raises WrongUse where it, or `changes`, sets `look_ahead`: that would draw other pictures.
+    """
+    ahead = changes.get("look_ahead", config.get("look_ahead", 0))
+    remedy = "it gained nothing and is gone: set it to 0, which draws other pictures"
+    check(ahead == 0, "look_ahead", ahead, remedy)
+    changes.pop("look_ahead", None)
+    if "look_ahead" not in config:
+        return config
+    return type(config)({key: value for key, value in config.items() if key != "look_ahead"})
+
+
 def check_alone(allocation: str) -> None:
     """Raises WrongUse for an allocation beside a held grid: each of them says where steps go."""
     remedy = "this scheduler holds a grid: give grid=None, or no allocation"

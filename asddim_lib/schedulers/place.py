@@ -41,8 +41,6 @@ OVERRIDES: dict[str, Any] = {
 }
 #: Settings of our own schedulers that lay a grid without being given one.
 OWN: dict[str, Any] = {"allocation": "uniform", "profile": None, "grid": None, "boundary": None}
-#: A setting of our own schedulers that tells the network other times: no part of a measurement.
-TOLD: dict[str, Any] = {"look_ahead": 0.0}
 ENDS = ("zero", "sigma_min")
 #: Which scheduler of ours is the same method as each of diffusers', and can hold a grid.
 _COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
@@ -58,13 +56,13 @@ _COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
 def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     """A scheduler of class `kind`, for the model of `config`, that takes any grid as it is given.
 
-    Settings that override a grid are off, and `look_ahead` is 0. The last step leads to `end`:
+    Settings that override a grid are off. The last step leads to `end`:
     "zero", clean data, or "sigma_min", timestep 0's level; by default where the config's own
     scheduler ends. Raises WrongUse for a class that cannot end there.
     """
     source = completed(config)
     known = inspect.signature(kind.__init__).parameters
-    plain = {**OVERRIDES, **OWN, **TOLD}
+    plain = {**OVERRIDES, **OWN}
     changes = {name: value for name, value in plain.items() if name in known}
     if "rho" in known:  # EDM's own range stays
         changes = {n: v for n, v in changes.items() if n not in ("sigma_min", "sigma_max")}
@@ -284,6 +282,4 @@ def _levels(scheduler: Any) -> np.ndarray:
             levels = levels[:-1]
         return levels[::2] if scheduler.order == 2 and len(levels) > 1 else levels
     schedule = noise_schedule(scheduler)  # of a VP scheduler without sigmas
-    if hasattr(scheduler, "numbers"):  # ours, whose timesteps may be told times
-        return schedule.finite_sigmas[scheduler.numbers]
     return schedule.finite_sigmas[scheduler.timesteps.cpu().numpy().astype(int)]

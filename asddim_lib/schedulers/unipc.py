@@ -14,17 +14,12 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import check_timesteps
-from asddim_lib.levels import completed, noise_schedule, with_fixed_shift
-from asddim_lib.schedulers import held, told
+from asddim_lib.levels import noise_schedule
+from asddim_lib.schedulers import held
 
 
 class UniPCGridScheduler(UniPCMultistepScheduler):
     """diffusers' UniPC, whose `set_timesteps`, and so a pipeline's call, also takes `timesteps=`.
-
-    `look_ahead`, −1 to 1, tells the network another time than the step's own: the one that lies
-    this share of the step ahead in log σ, or behind for a share below 0 (`schedulers.told`). The
-    last step counts as one to the lowest level. `timesteps` are then the told times, as floats;
-    `sigmas`, and so the steps and `add_noise`, are unchanged. It makes UniPC a method of order 1.
 
     `grid` is a list of timesteps that the scheduler holds, and saves; with `use_flow_sigmas` it is
     one of σ in (0, 1] as the network is to see them, after the shift. `set_timesteps` lays it for
@@ -67,14 +62,20 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         shift_terminal: float | None = None,
-        look_ahead: float = 0.0,
         grid: list[Any] | None = None,
     ) -> None:
-        told.check_look_ahead(look_ahead)
         theirs = inspect.signature(UniPCMultistepScheduler.__init__).parameters
         super().__init__(**{name: self.config[name] for name in theirs if name in self.config})
         if grid is not None:
             self.register_to_config(grid=held.kept(grid, self))
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """As diffusers'."""
+        source = held.without_retired(config, kwargs)
+        return super().from_config(source, return_unused_kwargs, **kwargs)
 
     def set_timesteps(
         self,
@@ -101,15 +102,6 @@ class UniPCGridScheduler(UniPCMultistepScheduler):
             super().set_timesteps(num_inference_steps, device, given, mu)
         else:
             self._lay(timesteps, device)
-        if self.config["look_ahead"] != 0:
-            self.timesteps = self._told(mu).to(device=device)
-
-    def _told(self, mu: float | None) -> Tensor:
-        """What the network is told at each step (K)."""
-        levels, ahead = self.sigmas[:-1].double().numpy(), self.config["look_ahead"]
-        if self.config["use_flow_sigmas"]:
-            return told.of_flow(levels, ahead, with_fixed_shift(completed(self), mu))
-        return told.of_schedule(levels, ahead, noise_schedule(self))
 
     def _lay(self, timesteps: Any, device: str | torch.device | None) -> None:
         flow = self.config["use_flow_sigmas"]
