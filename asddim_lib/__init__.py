@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from asddim_lib.schedulers import UniPCGridScheduler as UniPCGridScheduler
     from asddim_lib.tuning.tune import tune as tune
 
-__version__ = "0.3.0.dev0"
+__version__ = "0.3.0"
 _HOMES = {
     "ASDDIMInverseScheduler": "asddim_lib.schedulers",
     "ASDDIMScheduler": "asddim_lib.schedulers",

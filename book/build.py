@@ -47,7 +47,6 @@ from asddim_lib.errors import WrongUse, check
 
 STAGE, EXECUTED = BUILD / "book", BUILD / "executed"
 STATIC = (
-    "_config.yml",
     "_toc.yml",
     "references.bib",
     "sources.py",
@@ -59,6 +58,8 @@ STATIC = (
     "_static/print.css",
     "_static/scroll.js",
 )
+#: What every chapter depends on.
+SHARED = ("asddim_lib", "experiments", "data", "requirements.lock")
 ICONS = re.compile(r'<script defer src="[^"]*/scripts/fontawesome\.js[^"]*"></script>')
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,6 +75,7 @@ def main(context: typer.Context) -> None:
     execute_missing(executed)
     for file in STATIC:
         copy_if_changed(BOOK / file, STAGE / file)
+    (STAGE / "_config.yml").write_text(links.footer((BOOK / "_config.yml").read_text()))
     for name in prose:
         copy_if_changed(sources[name], STAGE / "chapters" / f"{name}.md")
     for name, file in executed.items():
@@ -126,7 +128,7 @@ def has_code(source: Path) -> bool:
 
 def executed_files(sources: dict[str, Path]) -> dict[str, Path]:
     """Where each chapter's executed notebook belongs; its name has a hash of all it depends on."""
-    shared = digest(ROOT / "asddim_lib", ROOT / "data", ROOT / "requirements.lock")
+    shared = digest(*(ROOT / part for part in SHARED))
     return {
         name: EXECUTED / f"{name}-{digest(source, *reads(source), salt=shared)}.ipynb"
         for name, source in sources.items()
@@ -174,10 +176,11 @@ def copy_if_changed(source: Path, target: Path) -> None:
 
 
 def linked(executed: Path, name: str) -> Path:
-    """A copy of an executed notebook, folded, with a link to Colab under its title."""
+    """A copy of an executed notebook, folded, with a link to Colab, if any, under its title."""
     notebook, copy = nbformat.read(executed, as_version=4), BUILD / "linked" / f"{name}.ipynb"
-    link = f"[Open in Colab]({links.colab_link(name)})"
-    notebook.cells[0].source = colab.under_title(notebook.cells[0].source, link)
+    if link := links.colab_link(name):
+        line = f"[Open in Colab]({link})"
+        notebook.cells[0].source = colab.under_title(notebook.cells[0].source, line)
     notebook.cells = folds.folded(notebook.cells)
     copy.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, copy)

@@ -4,7 +4,8 @@
 
 Colab shows MyST's own syntax as it is written. Therefore roles, targets, labels and directives are
 translated into plain Markdown (plain.py), and any that remain are refused (leftovers.py). A first
-cell fetches the library and the records from the commit that the notebook was made from.
+cell fetches the library and the records from the commit that the notebook was made from; without a
+public address it needs to be run in a clone.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def notebook(chapter: str, source: str, commit: str) -> nbformat.NotebookNode:
         elif text := markdown(cell.source, chapter):
             refuse(leftovers(text), chapter, source)
             cells.append(nbformat.v4.new_markdown_cell(text))
-    badge = f"[![Open in Colab]({BADGE})]({colab_link(chapter)})"
-    cells[0].source = under_title(cells[0].source, badge)
+    if link := colab_link(chapter):
+        cells[0].source = under_title(cells[0].source, f"[![Open in Colab]({BADGE})]({link})")
     cells.insert(1, nbformat.v4.new_code_cell(setup(commit), metadata={"cellView": "form"}))
     for place, cell in enumerate(cells):
         cell.id = f"{chapter}-{place}"
@@ -91,7 +92,7 @@ def under_title(text: str, line: str) -> str:
 
 
 def setup(commit: str) -> str:
-    """The first code cell: `setup_cell.py` with the repository's address and the commit."""
+    """The first code cell: `setup_cell.py` with the public address, if any, and the commit."""
     text = (BOOK / "setup_cell.py").read_text()
     return text.replace("{repository}", address()).replace("{commit}", commit).strip()
 

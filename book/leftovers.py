@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import yaml
-from links import BOOK
+from links import BOOK, chapters
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from myst_parser.config.main import MdParserConfig
@@ -35,7 +35,8 @@ def _source(token: Token) -> str | None:
     """The source of a token that only MyST reads; None for a token of plain Markdown."""
     address = token.attrs.get("href", token.attrs.get("src"))
     if address is not None:
-        return None if re.match(r"[a-z]+:", str(address)) else str(address)
+        beside = str(address).removesuffix(".ipynb") in chapters()
+        return None if beside or re.match(r"[a-z]+:", str(address)) else str(address)
     info, content = token.info.strip(), token.content
     match token.type:
         case "colon_fence":

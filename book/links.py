@@ -17,8 +17,18 @@ BOOK = ROOT / "book"
 
 @cache
 def address() -> str:
-    """The public address of the repository, which stands in pyproject.toml and nowhere else."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    """The public address of the repository, empty until there is one.
+
+    It stands in pyproject.toml (`project.urls.Repository`) and nowhere else.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project.get("urls", {}).get("Repository", "")
+
+
+def footer(text: str) -> str:
+    """A text with the public address, if there is one, where it says {repository}."""
+    place = f' (<a href="{address()}">repository</a>)' if address() else ""
+    return text.replace("{repository}", place)
 
 
 def repository() -> str:
@@ -27,18 +37,18 @@ def repository() -> str:
 
 
 def colab_link(chapter: str) -> str:
-    """The address at which Colab opens a chapter's notebook.
+    """The address at which Colab opens a chapter's notebook, empty without a public address.
 
     It reads the branch `notebooks`, which the workflow `pages` fills.
     """
     github = "https://colab.research.google.com/github"
-    return f"{github}/{repository()}/blob/notebooks/{chapter}.ipynb"
+    return f"{github}/{repository()}/blob/notebooks/{chapter}.ipynb" if address() else ""
 
 
 def page_link(chapter: str) -> str:
-    """The address of a chapter's rendered page."""
-    owner, name = repository().split("/")
-    return f"https://{owner}.github.io/{name}/chapters/{chapter}.html"
+    """The address of a chapter's rendered page, empty without a public address."""
+    owner, _, name = repository().partition("/")
+    return f"https://{owner}.github.io/{name}/chapters/{chapter}.html" if address() else ""
 
 
 @cache
@@ -80,11 +90,20 @@ def targets() -> dict[str, tuple[str, str | None]]:
     }
 
 
+def notebook_link(chapter: str) -> str:
+    """Where a notebook links to another one: at Colab, or else beside it."""
+    return colab_link(chapter) or f"{chapter}.ipynb"
+
+
 def chapter_link(name: str, text: str | None = None) -> str:
-    """A Markdown link to a chapter's notebook, or to its page if it has no code."""
+    """A Markdown link to a chapter's notebook, or to its page if it has no code.
+
+    Without a public address such a page has no link.
+    """
     heading = re.search(r"^# (.+)$", pages()[name], re.MULTILINE)
     title = text or (heading[1] if heading else name)
-    return f"[{title}]({colab_link(name) if name in chapters() else page_link(name)})"
+    link = notebook_link(name) if name in chapters() else page_link(name)
+    return f"[{title}]({link})" if link else title
 
 
 def equation_link(label: str, chapter: str) -> str:
@@ -92,4 +111,4 @@ def equation_link(label: str, chapter: str) -> str:
     equation = equations()[label]
     number = f"Eq. ({equation['number']})"
     home = equation["chapter"]
-    return number if home == chapter else f"[{number}]({colab_link(home)})"
+    return number if home == chapter else f"[{number}]({notebook_link(home)})"

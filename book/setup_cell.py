@@ -1,6 +1,5 @@
-# @title Setup: fetches the library and its records, and installs what is missing
+# @title Setup: fetches the library and its records, and installs missing packages
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -34,38 +33,30 @@ def lacks(one):
     )
 
 
-installed = importlib.util.find_spec("asddim_lib") is not None
-if not (installed and Path("results").is_dir()):
+def is_clone(folder):
+    return (folder / "asddim_lib").is_dir() and (folder / "results").is_dir()
+
+
+folder, installed = Path().resolve(), version("asddim-lib") is not None
+elsewhere = not is_clone(folder)
+if elsewhere:
+    if not REPOSITORY:
+        raise SystemExit("there is no public repository yet: run this notebook in a clone's folder")
     folder = Path(f"asddim-lib-{COMMIT[:8]}").resolve()
-    if not (folder / "results").is_dir():
+    if not is_clone(folder):
+        git, fetch = ["git", "-C", str(folder)], ["fetch", "--quiet", "--depth", "1"]
         run("git did not start", "git", "init", "--quiet", str(folder))
-        run(
-            f"could not clone {REPOSITORY} at {COMMIT}",
-            "git",
-            "-C",
-            str(folder),
-            "fetch",
-            "--quiet",
-            "--depth",
-            "1",
-            REPOSITORY,
-            COMMIT,
-        )
-        run(
-            "could not unpack the clone",
-            "git",
-            "-C",
-            str(folder),
-            "checkout",
-            "--quiet",
-            "FETCH_HEAD",
-        )
+        run(f"could not clone {REPOSITORY} at {COMMIT}", *git, *fetch, REPOSITORY, COMMIT)
+        run("could not unpack the clone", *git, "checkout", "--quiet", "FETCH_HEAD")
     os.chdir(folder)
+if elsewhere or not installed:
     project = tomllib.loads(Path("pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
     wanted = [
         Requirement(one)
         for one in [
             *project["project"]["dependencies"],
+            *extras["experiments"],
             *project["build-system"]["requires"],
             *ALSO,
         ]
@@ -80,5 +71,8 @@ if not (installed and Path("results").is_dir()):
     if lacking:
         run(f"could not install {', '.join(lacking)}", *pip, "--constraint", "held.txt", *lacking)
     if not installed:
-        run("could not install asddim-lib", *pip, "--no-deps", "--no-build-isolation", ".")
+        own = ["--no-deps", "--no-build-isolation", "--editable", "."]
+        run("could not install asddim-lib", *pip, *own)
     importlib.invalidate_caches()
+if str(folder) not in sys.path:
+    sys.path.insert(0, str(folder))  # the experiments, which are not installed

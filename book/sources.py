@@ -7,7 +7,6 @@ has a page of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import metadata
 from typing import Any
 
 from docutils import nodes
@@ -86,12 +85,11 @@ def mend_body(app: Sphinx, page: str, template: str, context: dict[str, Any], do
 def fill_footer(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Puts the version, the repository's address and a link to the citation into the footer."""
+    """Puts the version and a link to the citation into the footer."""
     if footer := context.get("theme_extra_footer"):
         front = context["pathto"](app.config.root_doc).removesuffix("#")  # which it is on itself
-        urls = dict(line.split(", ") for line in metadata("asddim-lib").get_all("Project-URL", []))
-        said = {"repository": urls["Repository"], "cite": f"{front}#how-to-cite"}
-        context["theme_extra_footer"] = footer.format(version=__version__, **said)
+        cite = f"{front}#how-to-cite"
+        context["theme_extra_footer"] = footer.format(version=__version__, cite=cite)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

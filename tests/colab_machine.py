@@ -11,11 +11,15 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import colab
+import links
+import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ADDRESS = PROJECT["urls"]["Repository"]
+#: A public address for the tests; the project's setting may be empty. Git never asks it.
+ADDRESS = "https://github.com/OWNER/NAME"
 OWN = ("COV", "PYTHON", "PYTEST", "VIRTUAL_ENV", "PIP", "MPL", "JUPYTER", "GIT")  # of this process
 
 
@@ -23,6 +27,15 @@ def output(*command, **options):
     """What a command prints; raises when it fails."""
     done = subprocess.run(command, check=True, capture_output=True, text=True, **options)
     return done.stdout.strip()
+
+
+@contextmanager
+def public(address=ADDRESS):
+    """Meanwhile the repository has this public address, or none."""
+    with pytest.MonkeyPatch.context() as patch:
+        for tool in (colab, links):
+            patch.setattr(tool, "address", lambda: address)
+        yield
 
 
 def publish(folder):

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from leftovers import leftovers
 
+from tests.colab_machine import ADDRESS, public
+
 ROOT = links.ROOT
 COMMIT = "0" * 40
 CHAPTERS = pytest.mark.parametrize("chapter", links.chapters())
@@ -26,6 +28,13 @@ kernelspec: {name: python3, display_name: Python 3}
 """
 
 
+@pytest.fixture(params=[ADDRESS, ""], ids=["public", "clone"], autouse=True)
+def address(request):
+    """The public address, and none."""
+    with public(request.param):
+        yield request.param
+
+
 def made(chapter):
     """The notebook of a chapter."""
     return colab.notebook(chapter, links.pages()[chapter], COMMIT)
@@ -37,7 +46,7 @@ def crafted(text):
 
 
 @CHAPTERS
-def test_nothing_of_myst_is_left(chapter):
+def test_nothing_of_myst_is_left(chapter, address):
     notebook = made(chapter)
     nbformat.validate(notebook)
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
@@ -45,7 +54,9 @@ def test_nothing_of_myst_is_left(chapter):
     assert not re.search(
         r"\{\{?(eq|doc|ref|cite|term|py)\b", "".join(cell.source for cell in notebook.cells)
     )
-    assert f"]({links.colab_link(chapter)})" in text[0].split("\n\n")[1], "a badge under the title"
+    badge = links.colab_link(chapter)
+    assert ("colab.research.google.com" in text[0]) == bool(badge)
+    assert f"]({badge})" in text[0].split("\n\n")[1] or not badge, "a badge under the title"
     assert all(
         set(cell.metadata) <= {"tags", "cellView"} and not cell.get("outputs")
         for cell in notebook.cells
@@ -97,17 +108,17 @@ def test_a_rebuild_writes_the_same_bytes_and_removes_what_is_no_chapter(tmp_path
         ("$$a$$ (eq-start)", "$$a \\tag{13}\n$$"),
         ("$$\na\n$$", "$$\na\n$$"),
         ("by {eq}`eq-ddim`.", "by Eq. (3)."),
-        ("by {eq}`eq-fid`.", f"by [Eq. (14)]({links.colab_link('judging')})."),
-        ("see {doc}`noise`", f"see [Noise, forward and back]({links.colab_link('noise')})"),
-        ("see {doc}`the\nfirst <noise>`", f"see [the first]({links.colab_link('noise')})"),
-        ("see {doc}`api`", f"see [Reference]({links.page_link('api')})"),
+        ("by {eq}`eq-fid`.", "by [Eq. (14)](<judging>)."),
+        ("see {doc}`noise`", "see [Noise, forward and back](<noise>)"),
+        ("see {doc}`the\nfirst <noise>`", "see [the first](<noise>)"),
+        ("see {doc}`api`", "see [Reference](<api>)"),
         ("{py:func}`~asddim_lib.paper.ddim_step`", "`ddim_step`"),
         (
             "{py:class}`asddim_lib.paper.NoiseSchedule`",
             "`asddim_lib.paper.NoiseSchedule`",
         ),
         ("{ref}`Solution <ddim-1>`", "*Solution below.*"),
-        ("{ref}`Solution <noise-1>`", f"[Solution]({links.colab_link('noise')})"),
+        ("{ref}`Solution <noise-1>`", "[Solution](<noise>)"),
         ("{term}`adjoint`, {term}`paths <path>`", "adjoint, paths"),
         ("(here)=\n## A heading", "## A heading"),
         ("% a comment\ntext", "text"),
@@ -127,7 +138,10 @@ def test_a_rebuild_writes_the_same_bytes_and_removes_what_is_no_chapter(tmp_path
         ("```\n{eq}`eq-ddim`\n```", "```\n{eq}`eq-ddim`\n```"),
     ],
 )
-def test_what_becomes_of_myst(myst, markdown):
+def test_what_becomes_of_myst(myst, markdown, address):
+    markdown = re.sub(r"<(judging|noise)>", lambda name: links.notebook_link(name[1]), markdown)
+    api = f"[Reference]({links.page_link('api')})" if address else "Reference"
+    markdown = markdown.replace("[Reference](<api>)", api)
     assert plain.markdown(myst, "ddim") == markdown
     assert crafted(myst).cells[0].source.endswith(markdown)
 
@@ -167,6 +181,7 @@ def test_citations_name_authors_and_years(tmp_path, monkeypatch):
         "a[^1]\n\n[^1]: b",
         "[peers](peers.md)",
         "![a](a.png)",
+        "[nowhere](nowhere.ipynb)",
         "{{ version }}",
     ],
 )
@@ -184,23 +199,21 @@ def test_code_that_prints_roles_prints_links():
     cell += 'text = f"{{py:obj}}`~{name}` {{eq}}`{label}` {{doc}}`noise`" + "{eq}`eq-ddim`"\n```'
     names = {}
     exec(crafted(cell).cells[-1].source, names)
-    judging, noise = links.colab_link("judging"), links.colab_link("noise")
+    judging, noise = links.notebook_link("judging"), links.notebook_link("noise")
     text = f"[Eq. (14)]({judging}) [Noise, forward and back]({noise})"
     assert names["text"] == f"`{names['name']}` {text}Eq. (3)"
     with pytest.raises(ValueError, match=r"ddim\.md:9 has \{doc\}`nowhere`"):
         crafted('```{code-cell} ipython3\nprint("{doc}`nowhere`")\n```')
 
 
-def test_a_page_of_the_book_links_to_its_notebook(tmp_path, monkeypatch):
+def test_a_page_of_the_book_links_to_its_notebook(tmp_path, monkeypatch, address):
     monkeypatch.setattr(build, "BUILD", tmp_path / "build")
     cells = [nbformat.v4.new_markdown_cell("# Noise\n\nText."), nbformat.v4.new_code_cell("1")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "noise.ipynb")
     copy = build.linked(tmp_path / "noise.ipynb", "noise")
     once = copy.read_bytes()
-    assert (
-        nbformat.read(copy, 4).cells[0].source
-        == f"# Noise\n\n[Open in Colab]({links.colab_link('noise')})\n\nText."
-    )
+    link = f"[Open in Colab]({links.colab_link('noise')})\n\n" if address else ""
+    assert nbformat.read(copy, 4).cells[0].source == f"# Noise\n\n{link}Text."
     assert build.linked(tmp_path / "noise.ipynb", "noise").read_bytes() == once, (
         "or Sphinx would read it again"
     )

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import subprocess
 import sys
 from importlib.metadata import packages_distributions, version
 from itertools import pairwise
@@ -15,11 +16,20 @@ import yaml
 from leftovers import leftovers
 
 from asddim_lib import __version__
-from tests.colab_machine import ADDRESS, PROJECT, ROOT, Machine, once, output, write_wheel
+from tests.colab_machine import (
+    ADDRESS,
+    PROJECT,
+    ROOT,
+    Machine,
+    once,
+    output,
+    public,
+    write_wheel,
+)
 from tests.tiny import coarse
 
 COMMIT = "0" * 40
-INSTALLED = {"asddim_lib", f"asddim_lib-{__version__}.dist-info"}
+INSTALLED = {"_asddim_lib.pth", f"asddim_lib-{__version__}.dist-info"}
 
 #: A tiny model on the machine, from the folder in which the chapters run.
 TINY = "../../tiny"
@@ -59,6 +69,12 @@ CHANGED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _public():
+    with public():
+        yield
+
+
 def test_the_first_cell_installs_all_that_the_chapters_import():
     setup = ast.parse((ROOT / "book" / "setup_cell.py").read_text())
     also = next(
@@ -66,10 +82,13 @@ def test_the_first_cell_installs_all_that_the_chapters_import():
         for node in setup.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "ALSO"
     )
-    wanted = {re.match(r"[\w-]+", one)[0].lower() for one in [*PROJECT["dependencies"], *also]}
+    needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["experiments"]]
+    wanted = {re.match(r"[\w-]+", one)[0].lower() for one in [*needed, *also]}
     homes = packages_distributions()
     for chapter in links.chapters():
-        for name in imports(chapter) - {"asddim_lib", "IPython"} - sys.stdlib_module_names:
+        for name in (
+            imports(chapter) - {"asddim_lib", "experiments", "IPython"} - sys.stdlib_module_names
+        ):
             assert wanted & {home.lower() for home in homes[name]}, f"{chapter} imports {name}"
 
 
@@ -103,6 +122,18 @@ def test_the_first_cell_says_in_one_line_that_cloning_failed(tmp_path):
     assert machine.papermill(tmp_path / "in.ipynb", tmp_path / "out.ipynb").returncode
     last = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1]
     assert "went on" not in str(last.get("outputs")), "the notebook stops there"
+
+
+def test_without_an_address_the_first_cell_asks_for_a_clone(tmp_path):
+    with public(""):
+        cell = colab.setup(COMMIT)
+    done = subprocess.run(
+        [sys.executable, "-c", cell], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"[^\n]*clone[^\n]*\n", done.stderr)
+    assert not list(tmp_path.iterdir())
+    assert output(sys.executable, "-c", f"{cell}\nimport experiments\nprint(folder)", cwd=ROOT)
 
 
 @pytest.fixture
@@ -176,7 +207,8 @@ def machine(tmp_path_factory, published, head):
     def make(folder):
         fresh = Machine(folder, published)
         assert fresh.run("-c", "import asddim_lib").returncode, "it was there before"
-        done = fresh.run("-c", colab.setup(head))
+        with public():
+            done = fresh.run("-c", colab.setup(head))
         assert done.returncode == 0, done.stderr
         assert fresh.added() == INSTALLED
         coarse().save_pretrained(folder / "tiny")

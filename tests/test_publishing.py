@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 
 import colab
@@ -9,9 +10,11 @@ import links
 import pytest
 import yaml
 
-from tests.colab_machine import ADDRESS, ROOT, output
+from tests.colab_machine import ROOT, output, public
 
 FLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+#: The words after an install command on a line.
+INSTALL = re.compile(r"pip install((?: +[^\s`,#&)]+)+)")
 #: The commands of a workflow that are no call of make.
 GIT = re.compile(
     r"git (checkout --quiet --orphan|--work-tree=_build/colab add"
@@ -20,10 +23,47 @@ GIT = re.compile(
 
 
 def test_the_public_address_stands_in_one_place(published):
-    options = ["--ignore-case", "--fixed-strings", "--name-only"]
-    name = ADDRESS.removeprefix("https://github.com/")
-    files = output("git", "-C", published, "grep", *options, "-e", name, "HEAD")
-    assert files == "HEAD:pyproject.toml"
+    """Without one, nothing but the tests' own stand-in looks like ours."""
+    names = ["asddim-lib", *([links.address()] if links.address() else [])]
+    for name in names:
+        pattern = f"(github\\.com|github\\.io|git@)[^ ]*{name}" if name == names[0] else name
+        command = ["git", "-C", published, "grep", "--name-only", "-iE", "-e", pattern, "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert set(done.stdout.split()) <= {"HEAD:pyproject.toml"}, done.stdout
+
+
+def test_no_line_asks_an_index_for_a_project_that_is_not_there():
+    """What is told to be installed is in a clone, or a package that is pinned here."""
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "requirements.lock").open()}
+    known = {*pinned, "mutmut", "torch-fidelity", "torchvision"}
+    files = [*ROOT.glob("*.md"), ROOT / "data" / "README.md", ROOT / "pyproject.toml"]
+    for folder in ("asddim_lib", "experiments", "book", "training"):
+        files += [file for kind in ("*.py", "*.md") for file in (ROOT / folder).rglob(kind)]
+    lines = [(file, line) for file in files for line in re.findall(INSTALL, file.read_text())]
+    assert len(lines) > 3
+    for file, words in lines:
+        for word in words.split():
+            name = re.split(r"[<>=\[;]", word.strip("'\"`.,)"))[0].lower()
+            local = word.startswith((".", "-", "'.", "git")) or not name
+            assert local or name in known, f"{file}: {word}"
+
+
+def test_the_address_is_one_setting():
+    assert links.address() == "" or re.fullmatch(
+        r"https://github\.com/[\w.-]+/[\w.-]+", links.address()
+    )
+    with public():
+        assert links.repository() == "OWNER/NAME"
+        assert links.colab_link("noise").startswith(
+            "https://colab.research.google.com/github/OWNER/"
+        )
+        assert links.page_link("api").startswith(
+            "https://owner.github.io/".replace("owner", "OWNER")
+        )
+    with public(""):
+        assert links.colab_link("noise") == links.page_link("api") == ""
+        assert links.chapter_link("noise").endswith("(noise.ipynb)")
+        assert "](" not in links.chapter_link("api")
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=[flow.stem for flow in FLOWS])

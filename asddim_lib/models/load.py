@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -48,12 +49,18 @@ _SINGLE_FILE = (".safetensors", ".ckpt")
 
 
 def data_folder() -> Path:
-    """The folder of the bundled model, prompts and reference features.
+    """The folder of the bundled models, prompts and reference features.
 
-    It lies in the installed package, or else in the checkout.
+    The package `asddim_data` has it, or else the checkout that this module is in. Raises WrongUse
+    where there is neither.
     """
-    installed = Path(__file__).parents[1] / "data"
-    return installed if installed.exists() else Path(__file__).parents[2] / "data"
+    package = importlib.util.find_spec("asddim_data")
+    places = list(package.submodule_search_locations or []) if package else []
+    for folder in map(Path, [*places, Path(__file__).parents[2] / "data"]):
+        if (folder / "prompts.csv").is_file():
+            return folder
+    remedy = "run `pip install ./data` in a clone of this project"
+    raise WrongUse(f"data is not installed (bundled models, prompts and features); {remedy}")
 
 
 def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any]:

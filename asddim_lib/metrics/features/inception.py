@@ -52,7 +52,7 @@ def _network(weights: str, device: str) -> Any:
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
     except ModuleNotFoundError as error:
         raise WrongUse(
-            "inception needs torch-fidelity and torchvision; pip install 'asddim-lib[inception]'"
+            "inception needs torch-fidelity and torchvision; pip install torch-fidelity torchvision"
         ) from error
     except Exception as error:  # the errors of pickle, torch and the download share no base class
         reason = str(error).strip().splitlines()[0]
