@@ -20,6 +20,7 @@ from torchgen.model import DispatchKey
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
 from asddim_lib.errors import WrongUse
 from asddim_lib.sensitivity import COST, gradient_norm
+from tests.no_float64 import no_float64
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -275,3 +276,27 @@ def test_calibrate_refuses_a_derivative_of_such_weights():
         pipe = load_pipeline()
         with pytest.raises(WrongUse, match=r"vjp.*inference_mode"):
             calibrate(pipe, ["a red boot on a white ground"], num_steps=3, estimator="vjp")
+
+
+# A device with values and without float64
+
+
+def test_the_pretend_device_is_a_device():
+    network, x = torch.nn.Linear(3, 4), normal(2, 3)
+    expected = network(x).sin()
+    with no_float64() as device:
+        there = network.to(device)(x.to(device)).sin()
+        assert there.device == device
+        assert torch.equal(there.detach().cpu(), expected.detach())
+        there.sum().backward()
+        assert network.weight.grad.device == device
+        assert (x.to(device) * torch.tensor(2.0, dtype=torch.float64)).dtype == torch.float32
+        for wrong in (
+            lambda: x.to(device).double(),
+            lambda: x.double().to(device),
+            lambda: torch.zeros(3, dtype=torch.float64, device=device),
+        ):
+            with pytest.raises(TypeError, match="float64"):
+                wrong()
+        with pytest.raises(RuntimeError, match="mixes"):
+            x.to(device) + x
