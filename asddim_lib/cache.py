@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that reveal damage."""
+"""The cache: files written whole or not at all, which reveal damage and are then made again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -24,7 +25,11 @@ from asddim_lib.errors import WrongUse
 log = logging.getLogger(__name__)
 
 #: The folder for what was measured or fetched once.
-CACHE = Path.home() / ".cache" / "asddim"
+CACHE = Path(os.path.expanduser("~")) / ".cache" / "asddim"
+#: Libraries whose versions are recorded beside results.
+LIBRARIES = ("asddim-lib", "diffusers", "torch", "transformers")
+#: Tensors by name, or a value that JSON can store.
+Value = TypeVar("Value", bound=Any)
 
 
 class DamagedFile(WrongUse):
@@ -32,19 +37,22 @@ class DamagedFile(WrongUse):
 
 
 def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `file`, then renames it to `file`.
+    """Lets `write` fill a temporary file, then renames it to `file`.
 
     A kill or a full disk leaves no half-written file under that name. Raises OSError with one line
-    that names the file, whatever library failed to write it.
+    that names the file where the system could not write it.
     """
     # The name is unique to this call. Its ending stays: some writers choose their format by it.
     part = file.with_name(f".part-{uuid4().hex[:8]}-{file.name}")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors leaves files that nobody else may read
         write(part)
+        part.chmod(mode)
         with part.open("rb+") as written:
             os.fsync(written.fileno())  # or a power cut may leave an empty file under the name
         part.replace(file)
-    except Exception as error:  # safetensors, Arrow and Pillow have their own for a full disk
+    except (OSError, SafetensorError) as error:
         raise OSError(
             f"{file} could not be written ({error}); make room or name another place"
         ) from error
@@ -52,11 +60,67 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_writable(argument: str, folder: Path) -> None:
+    """Makes a folder. Raises WrongUse, before any work, where no file can be written in it."""
+    probe = folder / f".part-{uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = f"{argument} is {folder}, which cannot be written ({error.strerror})"
+        raise WrongUse(f"{reason}; name another folder") from error
+
+
+def kept(file: Path | None, make: Callable[[], Value]) -> Value:
+    """The content of a file; of a missing or damaged one, what `make` returns, which is saved.
+
+    `.json` files contain a value; `.safetensors` files contain tensors by name, and the versions of
+    the libraries that made them: other versions are reported and change nothing. Without a file the
+    value is made and not saved.
+    """
+    if file is None:
+        return make()
+    try:
+        if file.suffix == ".json":
+            return sealed(file)
+        value, text = load_tensors(file)
+        report_versions(str(file.parent), text)
+        return value  # type: ignore[return-value]
+    except FileNotFoundError:
+        pass
+    except DamagedFile as error:
+        log.warning("%s", error)
+    made = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".json":
+        seal(file, made)
+    else:
+        save_tensors(file, made, json.dumps(versions()))
+    return made
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that results depend on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def report_versions(place: str, text: str) -> None:
+    """Warns, once, where the versions (JSON) recorded at a place differ from today's."""
+    recorded, now = json.loads(text or "{}"), versions()
+    changed = [f"{n} {was}, now {now.get(n)}" for n, was in recorded.items() if was != now.get(n)]
+    if changed:
+        _warn_once(f"{place} was begun with {'; '.join(changed)}; it is continued")
+
+
+_warn_once = cache(log.warning)
+
+
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: str) -> None:
     """Writes tensors and a text to a safetensors file, whole.
 
-    Its header holds a SHA-256 of both, by which `load_tensors` finds any damage. Raises OSError as
-    `write_whole` does.
+    Its header contains a SHA-256 of both, by which `load_tensors` detects any damage. Raises
+    OSError as `write_whole` does.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"made_from": metadata, "sha256": _checksum(tensors, metadata)}
@@ -101,13 +165,13 @@ def _plain_padding(file: Path) -> bool:
 def seal(file: Path, value: Any) -> None:
     """Writes a value that JSON can hold, with its hash."""
     content = json.dumps({"sha256": short_hash(value), "value": value}, sort_keys=True)
-    write_whole(file, lambda part: part.write_text(content + "\n"))
+    write_whole(file, lambda part: part.write_text(content + "\n", encoding="utf-8"))
 
 
 def sealed(file: Path) -> Any:
     """The value that `seal` wrote. Raises FileNotFoundError, and DamagedFile, which names it."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         if content["sha256"] == short_hash(content["value"]):
             return content["value"]
     except (ValueError, KeyError, TypeError):  # no JSON, or JSON of another shape
@@ -125,7 +189,7 @@ def unseal(file: Path) -> Any:
     except FileNotFoundError:
         return None
     except DamagedFile as error:
-        log.warning("%s; it is made anew", error)
+        log.warning("%s; it is made again", error)
         return None
 
 

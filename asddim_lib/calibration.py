@@ -6,13 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from asddim_lib.cache import DamagedFile, load_tensors, save_tensors
+from asddim_lib.cache import check_writable, kept
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.evidence.profile import KINDS, Profile, fingerprint
@@ -64,6 +65,8 @@ def calibrate(
     """
     _check_probes(probes, adjoint_probes, feature_probes, encoder)
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
+    if cache is not None:
+        check_writable("cache", Path(cache))
     prompts = listed(prompts)
     seeds = range(seed, seed + len(prompts))
     everything = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
@@ -78,7 +81,7 @@ def calibrate(
         file = None
         if cache is not None:
             file = Path(cache) / f"{of_values(identity, run.inputs)}.safetensors"
-        parts.append(_kept(run, how, file))
+        parts.append(kept(file, partial(_within_memory, run, how)))
     return _profile(everything, parts, how, seed)
 
 
@@ -145,22 +148,6 @@ def _profile(run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed
         evaluations=each * run.evaluations_per_step,
         local_error=local,
     )
-
-
-def _kept(run: Run, how: dict[str, Any], file: Path | None) -> dict[str, Tensor]:
-    """Loads a batch's part from the file; if it is missing or damaged, measures and saves it."""
-    if file is None:
-        return _within_memory(run, how)
-    try:
-        return load_tensors(file)[0]
-    except FileNotFoundError:
-        pass
-    except DamagedFile as error:
-        log.warning("%s; measuring again", error)
-    tensors = _within_memory(run, how)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(file, tensors, "")
-    return tensors
 
 
 def _within_memory(run: Run, how: dict[str, Any]) -> dict[str, Tensor]:

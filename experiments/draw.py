@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,12 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.cache import DamagedFile, locked, seal, short_hash, unseal
+from asddim_lib.cache import (
+    DamagedFile,
+    locked,
+    report_versions,
+    seal,
+    short_hash,
+    unseal,
+    versions,
+)
 from asddim_lib.errors import check
-from asddim_lib.levels import completed
 from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
-from asddim_lib.pipeline import manifest as fingerprint
+from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Drawn, Run
 from asddim_lib.schedulers.place import prepared
 from asddim_lib.schedulers.solvers import solver_of
@@ -50,7 +58,8 @@ def generate(
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
     origin = _origin(pipe, prompts, setting)
     with locked(out / "images"):
-        _claim(out, origin, {cell.name: grids[cell] for cell in wanted})
+        named = {cell.name: grids[cell] for cell in wanted}
+        claim(out / "images" / "claim.json", origin, "pictures", _claimed(out), named)
     waiting = _waiting(wanted, len(prompts), setting, out, shard)
     own, failed, painter = pipe.scheduler, 0, _Painter(pipe, prompts, setting, latents)
     try:
@@ -144,8 +153,8 @@ def _origin(pipe: Pipeline, prompts: list[str], setting: Setting) -> dict[str, A
         "prompts": short_hash(prompts),
         "weights": weights_hash(pipe),
         "dtype": str(network(pipe).dtype),
-        "scheduler": short_hash(completed(pipe.scheduler)),
-        "pipeline": fingerprint.of_pipeline(pipe),
+        "pipeline": manifest(pipe),
+        "versions": versions(),
     }
     optional = {
         "negative_prompt": setting.negative_prompt,
@@ -158,30 +167,49 @@ def _origin(pipe: Pipeline, prompts: list[str], setting: Setting) -> dict[str, A
     return origin | {name: value for name, value in optional.items() if value}
 
 
-def _claim(out: Path, origin: dict[str, Any], grids: dict[str, Any]) -> None:
-    """Writes what the folder's pictures depend on. New cells may join.
+def claim(
+    file: Path,
+    origin: dict[str, Any],
+    content: str,
+    made_from: dict[str, Any] | None = None,
+    grids: dict[str, Any] | None = None,
+) -> None:
+    """Writes what a folder's pictures or profiles depend on. New cells' grids may join.
 
-    Raises WrongUse for a folder whose pictures depend on something else.
+    `made_from` is the claim where the file is missing. Other versions of libraries are reported.
+    Raises WrongUse for a folder whose content depends on something else.
     """
-    file = out / "images" / "claim.json"
-    claim = unseal(file) or _claimed(out) or origin
-    keys = sorted({*origin, *claim} - {"grids"})
-    other = [key for key in keys if claim.get(key) != origin.get(key)]
-    known = claim.get("grids", {})
-    other += [f"grid of {n}" for n, grid in grids.items() if known.get(n, grid) != grid]
-    what = f"{out}, which holds pictures of another {', '.join(other)}"
+    known = unseal(file) or made_from or origin
+    folder = file.parents[1]
+    report_versions(str(folder), json.dumps(known.get("versions", {})))
+    before = {name: value for name, value in known.items() if name not in ("grids", "versions")}
+    if isinstance(before.get("pipeline"), str):
+        text = "%s was begun by version 0.2: of its model only the weights are compared"
+        log.warning(text, folder)
+        before = {n: v for n, v in before.items() if n != "scheduler"}
+        before["pipeline"] = origin["pipeline"]
+    now = {name: value for name, value in origin.items() if name != "versions"}
+    other = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if "pipeline" in other:
+        old, new = before["pipeline"], now["pipeline"]
+        parts = [part for part in sorted({*old, *new}) if old.get(part) != new.get(part)]
+        other[other.index("pipeline")] = f"pipeline ({', '.join(parts)})"
+    earlier = known.get("grids", {})
+    other += [f"grid of {n}" for n, g in (grids or {}).items() if earlier.get(n, g) != g]
+    what = f"{folder}, which has {content} of another {', '.join(other)}"
     check(not other, "out", what, "name another folder or remove this one")
-    seal(file, {**origin, "grids": {**known, **grids}})
+    first = {**origin, "versions": known.get("versions", origin["versions"])}
+    seal(file, first if grids is None else {**first, "grids": {**earlier, **grids}})
 
 
 def _claimed(out: Path) -> dict[str, Any]:
     """What the claim said, as the pictures say it, each for its cell; empty without pictures."""
-    claim: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for file in sorted((out / "images").glob("*.safetensors")):
         try:
             origin = made_from(file) or {}
         except DamagedFile:  # it is named and drawn again in its turn
             continue
         cell, grid = file.stem.rpartition("-")[0], origin.pop("grid", None)
-        claim = {**origin, "grids": {**claim.get("grids", {}), cell: grid}}
-    return claim
+        found = {**origin, **found, "grids": {**found.get("grids", {}), cell: grid}}
+    return found

@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from asddim_lib.cache import locked, seal, short_hash, unseal
+from asddim_lib.cache import locked, seal, short_hash, unseal, versions
 from asddim_lib.calibration import calibrate, record
-from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import numbers
 from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
-from asddim_lib.pipeline import manifest as fingerprint
+from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import prepared
 from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tuning.search import choose, direct_search, solution
 from asddim_lib.tuning.tune import tune
+from experiments.draw import claim
 from experiments.setting import (
     FINE_STEPS,
     METHODS,
@@ -54,7 +54,8 @@ def find_grids(
     profiles: dict[float, Profile] = {}
     with locked(out / "images"):
         if setting.measures:
-            _claim_tuning(out, _origin(pipe, setting, tuning, teach_on))
+            origin = _origin(pipe, setting, tuning, teach_on)
+            claim(out / "images" / "tuning.json", origin, "profiles")
         for scale in setting.guidance_scales:
             profile = _profile(pipe, setting, scale, tuning, out) if setting.profiled else None
             if profile:
@@ -72,23 +73,12 @@ def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) 
     origin: dict[str, Any] = {"weights": weights_hash(pipe), "dtype": str(network(pipe).dtype)}
     origin |= {"tuning_prompts": short_hash(tuning), "teach_on": teach_on}
     origin |= {name: getattr(setting, name) for name in names}
-    origin |= {"pipeline": fingerprint.of_pipeline(pipe), "end": setting.end}
+    origin |= {"pipeline": manifest(pipe), "versions": versions(), "end": setting.end}
     later = ("call", "feature_probes", "tune_on", "encoder", "check_encoder")
     for name in later:  # absent in claims from before them
         if getattr(setting, name) != getattr(Setting, name):
             origin[name] = getattr(setting, name)
     return origin | {"negative_prompt": setting.negative_prompt}
-
-
-def _claim_tuning(out: Path, origin: dict[str, Any]) -> None:
-    """Writes what the folder's profiles and grids depend on. Raises WrongUse where others did."""
-    file = out / "images" / "tuning.json"
-    claim = unseal(file) or origin
-    # A default setting is absent from a claim, so both claims' names are compared.
-    other = [name for name in {**origin, **claim} if claim.get(name) != origin.get(name)]
-    what = f"{out}, which holds profiles of another {', '.join(other)}"
-    check(not other, "out", what, "name another folder or remove this one")
-    seal(file, origin)
 
 
 def _profile(

@@ -1,12 +1,16 @@
 """A run that meets damaged files or a full disk ends as if it had not."""
 
+import copy
 import subprocess
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from asddim_lib import cache
+from asddim_lib.errors import WrongUse
 from asddim_lib.pipeline.run import Drawn
 from experiments import grids
 from experiments import store as pictures
@@ -126,7 +130,7 @@ def test_claim_profile_and_grid_come_back_as_they_were(
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a blue shirt", r"profiles of another tuning_prompts, calibrate_on; name another folder"),
+        ("a blue shirt", r"profiles of another calibrate_on, tuning_prompts; name another folder"),
         (TABLE["prompt"][0], r"tuning_prompts is .*, all of which are reported on, too"),
     ],
 )
@@ -135,6 +139,53 @@ def test_a_folder_measured_on_other_prompts_is_refused(small, measured, prompt, 
     other = replace(MEASURED, calibrate_on=2, tuning_prompts=str(tmp_path / "prompts.txt"))
     with pytest.raises(ValueError, match=message):
         evaluate(small, TABLE, other, measured[0], teach_on=2)
+
+
+def begun(small, folder, monkeypatch):
+    """A run that is stopped after three batches, and whose libraries are upgraded then."""
+
+    def stop(batches):
+        yield from batches[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(small, TABLE, MEASURED, folder, teach_on=2, progress=stop)
+    assert len(files(folder)) == 3
+    upgraded = {"torch": "99.1", "asddim-lib": "99.2"}
+    monkeypatch.setattr(cache, "version", lambda name: upgraded.get(name, version(name)))
+
+
+def test_a_run_goes_on_after_an_upgrade(small, measured, tmp_path, monkeypatch, caplog):
+    """The versions are named, and recorded with each picture; the pictures are the same."""
+    begun(small, tmp_path, monkeypatch)
+    evaluate(small, TABLE, MEASURED, tmp_path, teach_on=2)
+    assert_same(tmp_path, measured[0])
+    assert f"torch {version('torch')}, now 99.1" in caplog.text
+    drawn_with = {pictures.made_from(file)["versions"]["torch"] for file in files(tmp_path)}
+    assert drawn_with == {version("torch"), "99.1"}
+    claim = cache.unseal(tmp_path / "images" / "claim.json")
+    assert claim["versions"]["torch"] == version("torch"), "as it was begun"
+
+
+def test_a_folder_that_version_0_2_began_goes_on(small, measured, tmp_path, monkeypatch, caplog):
+    """Its claims have a hash of pipeline and versions in one, which no later version gives."""
+    begun(small, tmp_path, monkeypatch)
+    for name in ("claim", "tuning"):
+        file = tmp_path / "images" / f"{name}.json"
+        claim = {**cache.unseal(file), "pipeline": "0123456789abcdef", "scheduler": "0123456789"}
+        del claim["versions"]
+        cache.seal(file, claim)
+    evaluate(small, TABLE, MEASURED, tmp_path, teach_on=2)
+    assert_same(tmp_path, measured[0])
+    assert caplog.text.count("was begun by version 0.2") == 2
+    monkeypatch.setattr(small, "unet", copy.deepcopy(small.unet))
+    with torch.no_grad():
+        small.unet.conv_in.weight[0, 0, 0, 0] += 1
+    claim = cache.unseal(file)
+    for old in ({}, {"pipeline": "0123456789abcdef"}):
+        cache.seal(file, {**claim, **old})
+        with pytest.raises(WrongUse, match=r"^out is .*weights"):
+            evaluate(small, TABLE, MEASURED, tmp_path, teach_on=2)
 
 
 @pytest.mark.parametrize(("first", "then"), [(64, Setting.tune_on), (Setting.tune_on, 64)])

@@ -2,13 +2,26 @@
 
 import itertools
 import json
+import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from asddim_lib.cache import DamagedFile, load_tensors, save_tensors, seal, sweep, unseal
+from asddim_lib import cache
+from asddim_lib.cache import (
+    DamagedFile,
+    check_writable,
+    kept,
+    load_tensors,
+    save_tensors,
+    seal,
+    sweep,
+    unseal,
+    write_whole,
+)
 from asddim_lib.errors import WrongUse
 
 TENSORS = {
@@ -83,10 +96,70 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "a.safetensors"
     save_tensors(file, TENSORS, "old")
     shared = torch.zeros(4)  # safetensors refuses two views of one storage
-    with pytest.raises(OSError, match=r"a\.safetensors could not be written"):
+    with pytest.raises(RuntimeError, match="share memory"):  # a fault of ours keeps its traceback
         save_tensors(file, {"first": shared[:2], "second": shared[1:]}, "new")
     assert load_tensors(file)[1] == "old"
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def full(part):
+    part.write_text("half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"a\.csv could not be written \(.*No space left.*\); make"):
+        write_whole(tmp_path / "a.csv", full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_tensors(tmp_path / "a.safetensors", TENSORS, "")
+        seal(tmp_path / "a.json", "σ")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
+
+
+@pytest.mark.parametrize(("name", "value"), [("a.json", [1, "σ"]), ("a.safetensors", TENSORS)])
+def test_a_cache_makes_a_value_once_and_again_after_damage(tmp_path, caplog, name, value):
+    file, calls = tmp_path / "deep" / name, []
+
+    def make():
+        calls.append(1)
+        return value
+
+    for count, damage in enumerate((bytes, lambda: None, lambda: file.write_bytes(b"{")), 1):
+        damage()
+        found = kept(file, make)
+        assert found.keys() == value.keys() if isinstance(value, dict) else found == value
+        assert len(calls) == (1, 1, 2)[count - 1]
+    assert f"{file} is damaged" in caplog.text
+    kept(None, make)
+    assert len(calls) == 3
+
+
+def test_other_versions_are_reported_once_and_change_nothing(tmp_path, caplog, monkeypatch):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for file in (first, second):
+        kept(file, lambda: TENSORS)
+    assert not caplog.text
+    monkeypatch.setattr(cache, "version", lambda name: {"torch": "99.1"}.get(name, version(name)))
+    for file in (first, second):
+        assert torch.equal(kept(file, dict)["images"], TENSORS["images"])
+    assert caplog.text.count(f"torch {version('torch')}, now 99.1") == 1
+    assert "diffusers" not in caplog.text
+
+
+@pytest.mark.parametrize("place", ["file/deep", "/proc/deep"])
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(WrongUse, match=r"^cache is .*deep, which cannot be written"):
+        check_writable("cache", tmp_path / place)
+    check_writable("cache", tmp_path / "new" / "folder")
+    assert not list((tmp_path / "new" / "folder").iterdir())
 
 
 def test_only_old_parts_are_swept(tmp_path):

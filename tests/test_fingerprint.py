@@ -10,6 +10,7 @@ from diffusers import (
     LayerSkipConfig,
     PyramidAttentionBroadcastConfig,
 )
+from diffusers.configuration_utils import FrozenDict
 from diffusers.hooks import apply_first_block_cache, apply_group_offloading, apply_layer_skip
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import AttnProcessor
@@ -17,7 +18,7 @@ from PIL import Image
 
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.errors import WrongUse
-from asddim_lib.pipeline.manifest import of_pipeline, of_values
+from asddim_lib.pipeline.manifest import manifest, of_pipeline, of_values
 from asddim_lib.pipeline.run import Run
 from experiments.stopping import stopped
 from tests.tiny import sd
@@ -66,19 +67,10 @@ BROADCAST = PyramidAttentionBroadcastConfig(
 SWITCHES = {
     "cache": cache(threshold=10.0),
     "its threshold": cache(threshold=0.1),
-    "the same by a hook": lambda pipe: apply_first_block_cache(
-        pipe.transformer, FirstBlockCacheConfig(threshold=10.0)
-    ),
     "another cache": lambda pipe: pipe.transformer.enable_cache(BROADCAST),
     "skipped layers": skip,
     "forward": lambda pipe: setattr(pipe.transformer, "forward", lambda *_: None),
-    "an object": lambda pipe: setattr(pipe.transformer, "switch", Switch()),
-    "a function": lambda pipe: setattr(pipe.transformer, "switch", skip),
-    "another function": lambda pipe: setattr(pipe.transformer, "switch", entry),
-    "a dataclass": lambda pipe: setattr(pipe.transformer, "switch", LayerSkipConfig([0])),
-    "its field": lambda pipe: setattr(pipe.transformer, "switch", LayerSkipConfig([1])),
-    "in a list": lambda pipe: setattr(pipe.transformer, "switch", [LayerSkipConfig([1])]),
-    "in a dictionary": lambda pipe: setattr(pipe.transformer, "switch", {"a": Switch()}),
+    "another method": lambda pipe: setattr(pipe.transformer, "forward", skip),
     "of a processor": lambda pipe: setattr(
         pipe.transformer.transformer_blocks[0].attn.processor, "switch", Switch()
     ),
@@ -120,6 +112,29 @@ def test_a_cache_that_is_switched_off_again_says_nothing():
     assert of_pipeline(pipe) == before
 
 
+def test_a_cache_is_the_same_by_its_method_and_by_its_hook():
+    one, other = entry("flux-dev").pipe, entry("flux-dev").pipe
+    SWITCHES["cache"](one)
+    apply_first_block_cache(other.transformer, FirstBlockCacheConfig(threshold=10.0))
+    assert of_pipeline(one) == of_pipeline(other)
+
+
+def test_a_setting_that_a_later_version_adds_says_nothing():
+    """A folder saved before has no value for it, and its class's default is what it always was."""
+    one, other = sd()[0], sd()[0]
+    one.scheduler.register_to_config(rescale_betas_zero_snr=False)
+    config = {k: v for k, v in other.scheduler.config.items() if k != "rescale_betas_zero_snr"}
+    other.scheduler._internal_dict = FrozenDict(config)
+    assert manifest(one) == manifest(other)
+
+
+def test_a_manifest_names_the_part_that_differs():
+    one, other = sd()[0], sd()[0]
+    weight(other)
+    changed = {name for name, part in manifest(one).items() if manifest(other)[name] != part}
+    assert changed == {"unet"}
+
+
 def test_a_decoder_s_memory_of_frames_says_nothing():
     one = entry("wan-2.1")
     before = of_pipeline(one.pipe)
@@ -144,7 +159,7 @@ def test_a_cached_measurement_is_of_the_same_switches(tmp_path):
     how = {"num_steps": 4, "estimator": "path", "cache": tmp_path, **one.options}
     calibrate(one.pipe, PROMPTS, guidance_scale=one.guidance, **how)
     files = len(list(tmp_path.iterdir()))
-    one.pipe.transformer.__dict__["switch"] = Switch()
+    SWITCHES["cache"](one.pipe)
     calibrate(one.pipe, PROMPTS, guidance_scale=one.guidance, **how)
     assert len(list(tmp_path.iterdir())) == 2 * files
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.load import BUNDLED, Pipeline, network
 from asddim_lib.schedulers.place import with_set_timesteps
 
 #: Pipelines that add scale · (ε − ε without the prompt) to ε: at 0 they leave it out, not at 1.
@@ -33,6 +33,16 @@ def embeds_guidance(pipe: Pipeline) -> bool:
     config = network(pipe).config
     told = getattr(config, "time_cond_proj_dim", None) is not None
     return told or bool(getattr(config, "guidance_embeds", False))
+
+
+def default_scale(pipe: Pipeline) -> float | None:
+    """The guidance scale of a call that names none: the pipeline's default, 3 if bundled."""
+    if str(getattr(pipe, "name_or_path", "")) in BUNDLED:
+        return 3.0
+    known = parameters(pipe)
+    # Of distilled models with a true scale of their own, guidance_scale goes into the network.
+    default = known["guidance_scale"].default if "guidance_scale" in known else None
+    return float(default) if isinstance(default, (int, float)) else None
 
 
 def check_guidance(pipe: Pipeline, guidance_scale: float | None) -> None:

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
-from asddim_lib.levels import Levels, completed, noise_schedule, with_fixed_shift
+from asddim_lib.levels import completed, noise_schedule, with_fixed_shift
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.paper import NoiseSchedule
-from asddim_lib.pipeline import calls
-from asddim_lib.pipeline import manifest as fingerprint
+from asddim_lib.pipeline import calls, manifest
 from asddim_lib.pipeline.recording import Measure, Probes, record_path
 from asddim_lib.schedulers.place import hold, prepared
 
@@ -105,16 +104,15 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """A short name of all that the results depend on. Raises WrongUse for foreign options."""
-        return fingerprint.of_values(fingerprint.of_pipeline(self.pipe), self.inputs)
+        return manifest.of_values(manifest.of_pipeline(self.pipe), self.inputs)
 
     @property
     def inputs(self) -> list[Any]:
-        """What the results depend on beside the pipeline itself."""
+        """What the results depend on beside the pipeline."""
         scheduler = self.scheduler or self.pipe.scheduler
-        config = fingerprint.scheduler_settings(scheduler)
-        levels = vars(Levels.from_diffusers(scheduler, self.mu)) | {"config": config}
-        own = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
-        return [*own, self.batch_size, self.end, type(scheduler).__name__, levels]
+        settings = type(scheduler).__name__, manifest.scheduler_settings(scheduler)
+        given = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
+        return [*given, self.batch_size, self.end, *settings]
 
     @property
     def evaluations_per_step(self) -> int:
