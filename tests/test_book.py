@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import math
 import re
 import subprocess
@@ -40,9 +41,18 @@ def plain(cell):
 
 def resolve(function):
     """The module of a dotted name, the first name in it, and the object of that name."""
-    package, folder, file, name = function.split(".")[:4]
-    module = f"{package}.{folder}.{file}"
+    parts = function.split(".")
+    cut = next(n for n in range(len(parts) - 1, 0, -1) if find_spec_of(parts[:n]))
+    module, name = ".".join(parts[:cut]), parts[cut]
     return module, name, getattr(importlib.import_module(module), name)
+
+
+def find_spec_of(parts):
+    """Whether a dotted name is a module."""
+    try:
+        return importlib.util.find_spec(".".join(parts)) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
 
 
 def test_the_sixteen_equations_are_labelled_once_and_in_the_paper_s_order():
