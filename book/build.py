@@ -41,6 +41,7 @@ from chapter import (
 )
 from editor import editor_page
 from provenance import status_page
+from reference import reference_page
 from support import support_page
 
 from asddim_lib.errors import WrongUse, check
@@ -82,6 +83,7 @@ def main(context: typer.Context) -> None:
         copy_if_changed(linked(file, name), STAGE / "chapters" / f"{name}.ipynb")
     (STAGE / "chapters" / "status.md").write_text(status_page(executed))
     (STAGE / "chapters" / "support.md").write_text(support_page())
+    (STAGE / "chapters" / "api.md").write_text(reference_page())
     (STAGE / "chapters" / "editor.md").write_text(editor_page())
     (STAGE / "chapters" / "live.md").write_text(live.page())
     jupyter_book()
