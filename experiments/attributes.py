@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asddim_lib.metrics.kid import own_kernel
+from asddim_lib.metrics.kid import mean_kernel
 from asddim_lib.models.load import data_folder
 from experiments.judge import Judge
 
@@ -31,8 +31,8 @@ def reference_features() -> Tensor:
 
 @cache
 def reference_kernel() -> Tensor:
-    """`own_kernel` of the reference features, which takes longer than to compare pictures."""
-    return own_kernel(reference_features())
+    """`mean_kernel` of the reference features, which takes longer than to compare pictures."""
+    return mean_kernel(reference_features())
 
 
 @torch.no_grad()

@@ -76,18 +76,23 @@ def _distances(values: Tensor, goal: Tensor) -> np.ndarray:
 
 
 def own_kid_shares(features: Tensor, fine: Tensor) -> np.ndarray:
-    """Each picture's share in the KID of features (n × d) from fine pictures of other noise.
+    """Each prompt's share in the KID of samples from fine pictures (both n × d) of other noise.
 
-    Prompts are drawn alike, so that the even ones' pictures are compared with the odd ones' fine
-    pictures, and the odd ones' with the even ones': nothing more is drawn. NaN where a picture
-    failed, or fewer than 2 of a half are left.
+    Samples of even prompts are compared with fine pictures of odd prompts, and samples of odd ones
+    with fine ones of even ones, so that no picture meets its double and nothing more is drawn. The
+    mean over prompts is the KID. A share has the influence of both pictures of its prompt: the
+    fine ones are as few as the samples, and to take them as fixed would give an interval too
+    narrow for one method and too wide for the difference of two. NaN where either picture failed,
+    or fewer than 2 of a half are left.
     """
-    found = np.full(len(features), np.nan)
-    for half in (0, 1):
-        here, there = slice(half, None, 2), slice(1 - half, None, 2)
-        sound = features[here].isfinite().all(1)
-        other = fine[there][fine[there].isfinite().all(1)]
-        if sound.sum() >= 2 and len(other) >= 2:
-            shares = kid_shares(features[here][sound], other)
-            found[here][sound.numpy()] = shares.numpy()  # a view of `found`
-    return found
+    shares = torch.full((len(features),), torch.nan, dtype=torch.float64)
+    finite = features.isfinite().all(1) & fine.isfinite().all(1)
+    halves = [torch.nonzero(finite)[:, 0]] * 2
+    halves = [rows[rows % 2 == odd] for odd, rows in enumerate(halves)]
+    if min(map(len, halves)) < 2:
+        return shares.numpy()
+    for here, there in (halves, halves[::-1]):
+        as_reference = kid_shares(fine[here], features[there])
+        influence = as_reference - as_reference.mean()
+        shares[here] = kid_shares(features[here], fine[there]) + influence
+    return shares.numpy()

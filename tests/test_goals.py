@@ -130,7 +130,7 @@ def test_a_distribution_s_shares_add_up_to_kid(run):
     seen, fine, others = rows(20), rows(20, seed=1), rows(20, seed=2)
     wanted = {"seen": fine, "others": others}
     goal, paired = Distribution(None, weight=3.0), Embedding(None).losses(seen, wanted)
-    value, _ = kid(6**0.5 * seen, 6**0.5 * others, subsets=1)  # its kernel divides by d
+    value, _ = kid(6**0.5 * seen, 6**0.5 * others)  # its kernel divides by d
     unit = np.mean([[8 - (a @ b + 1) ** 3 for b in fine] for a in fine]) * 20 / 19
     mean = float(goal.losses(seen, wanted).mean())
     assert mean == pytest.approx(float(paired.mean()) + 3 * value / unit, rel=1e-9)

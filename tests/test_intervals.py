@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from asddim_lib import metrics
+from asddim_lib.errors import WrongUse
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 FINITE = st.floats(-1e6, 1e6)
@@ -242,3 +243,97 @@ def test_a_win_one_way_is_a_loss_the_other_and_needs_both_kinds_of_evidence(diff
 def test_a_verdict_needs_a_direction():
     with pytest.raises(ValueError, match="better is less; use lower or higher"):
         metrics.verdict(1, 0.5, 0.01, "less")
+
+
+# clusters
+
+
+def clustered(draw, clusters=40, size=5, within=1.0):
+    """Values of clusters with a common part each, their labels, and a mean of 0."""
+    labels = np.repeat(np.arange(clusters), size)
+    return draw.normal(size=clusters)[labels] + within * draw.normal(size=labels.size), labels
+
+
+def test_values_of_a_cluster_are_covered_95_times_in_100_and_by_the_plain_interval_far_fewer():
+    draw = np.random.default_rng(3)
+    found = {True: [], False: []}
+    for _ in range(1500):
+        values, labels = clustered(draw)
+        for known, hits in found.items():
+            mean, half = metrics.mean_interval(values, labels if known else None)
+            hits.append(abs(mean) < half)
+    assert np.mean(found[True]) == pytest.approx(0.95, abs=0.02)
+    assert np.mean(found[False]) < 0.75
+
+
+def test_the_p_value_of_clusters_keeps_its_level_and_agrees_with_the_interval():
+    draw, false = np.random.default_rng(4), 0
+    for _ in range(1500):
+        values, labels = clustered(draw, clusters=30, size=3)
+        order = draw.permutation(labels.size)
+        pair = metrics.paired_difference(values[order], 0 * values, "t", labels[order])
+        assert (pair.p_value < 0.05) == (abs(pair.difference) > pair.half)
+        false += pair.p_value < 0.05
+    assert false / 1500 == pytest.approx(0.05, abs=0.02)
+
+
+@settings(deadline=None)
+@given(arrays(np.float64, st.integers(2, 30), elements=st.floats(-1e3, 1e3)), st.randoms())
+def test_labels_that_all_differ_change_nothing(values, shuffler):
+    labels = [f"text {i}" for i in range(len(values))]
+    shuffler.shuffle(labels)
+    for one, two in zip(
+        metrics.mean_interval(values, labels), metrics.mean_interval(values), strict=True
+    ):
+        assert one == pytest.approx(two, rel=1e-9, abs=1e-9)
+    base = np.zeros(len(values))
+    if values.std() > 1e-6:
+        pair = metrics.paired_difference(values, base, "t", labels)
+        assert pair.p_value == pytest.approx(stats.ttest_rel(values, base).pvalue, rel=1e-6)
+
+    def mean(rows):
+        return values[rows].mean()
+
+    plain = metrics.bootstrap_interval(mean, len(values), 9)
+    assert metrics.bootstrap_interval(mean, len(values), 9, clusters=labels) == pytest.approx(plain)
+    assert metrics.effective_size(values > 0, labels) == pytest.approx(len(values))
+
+
+def test_a_cluster_of_equal_values_counts_as_one_value():
+    """Four pictures of each text that are all alike tell no more than one."""
+    few = np.random.default_rng(5).normal(size=25)
+    many, labels = np.repeat(few, 4), np.repeat(np.arange(25), 4)
+    assert metrics.mean_interval(many, labels) == pytest.approx(metrics.mean_interval(few))
+    pair = metrics.paired_difference(many, 0 * many, "t", labels)
+    assert pair.p_value == pytest.approx(stats.ttest_1samp(few, 0).pvalue)
+    assert metrics.effective_size(many > 0, labels) == pytest.approx(25, rel=0.05)
+    assert metrics.effective_size(np.ones(100), labels) == 25
+
+    def mean(values):
+        return lambda rows: values[rows].mean()
+
+    assert metrics.bootstrap_interval(mean(many), 100, 9, clusters=labels) == pytest.approx(
+        metrics.bootstrap_interval(mean(few), 25, 9)
+    )
+    assert metrics.mean_interval(np.ones(3), ["a"] * 3) == (1.0, math.inf)
+
+
+def test_the_share_of_clustered_hits_is_covered():
+    draw, covered, plain = np.random.default_rng(6), 0, 0
+    for _ in range(1500):
+        chance = np.repeat(draw.beta(2, 2, 60), 5)  # mean ½, differs by cluster
+        hits = draw.uniform(size=300) < chance
+        size = metrics.effective_size(hits, np.repeat(np.arange(60), 5))
+        for total, name in ((size, "known"), (300, "plain")):
+            low, high = metrics.proportion_interval(hits.mean() * total, total)
+            covered += name == "known" and low < 0.5 < high
+            plain += name == "plain" and low < 0.5 < high
+    assert covered / 1500 == pytest.approx(0.95, abs=0.02)
+    assert plain / 1500 < 0.88
+
+
+def test_labels_of_another_number_and_ranks_of_clusters_are_refused():
+    with pytest.raises(WrongUse, match="clusters"):
+        metrics.mean_interval(np.ones(3), ["a"])
+    with pytest.raises(WrongUse, match="clusters"):
+        metrics.paired_difference(np.ones(2), np.zeros(2), "wilcoxon", ["a", "a"])

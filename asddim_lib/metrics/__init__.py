@@ -10,6 +10,7 @@ from asddim_lib.metrics.fid import fid_infinity as fid_infinity
 from asddim_lib.metrics.fid import fid_interval as fid_interval
 from asddim_lib.metrics.intervals import Paired as Paired
 from asddim_lib.metrics.intervals import bootstrap_interval as bootstrap_interval
+from asddim_lib.metrics.intervals import effective_size as effective_size
 from asddim_lib.metrics.intervals import holm as holm
 from asddim_lib.metrics.intervals import mean_interval as mean_interval
 from asddim_lib.metrics.intervals import paired_difference as paired_difference
@@ -18,4 +19,4 @@ from asddim_lib.metrics.intervals import proportion_interval as proportion_inter
 from asddim_lib.metrics.intervals import verdict as verdict
 from asddim_lib.metrics.kid import kid as kid
 from asddim_lib.metrics.kid import kid_shares as kid_shares
-from asddim_lib.metrics.kid import own_kernel as own_kernel
+from asddim_lib.metrics.kid import mean_kernel as mean_kernel

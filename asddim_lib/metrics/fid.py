@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.metrics.intervals import bootstrap_interval
+from asddim_lib.metrics.intervals import Clusters, bootstrap_interval
 
 
-class _Given(nn.Module):
-    """A feature network for torchmetrics that returns the features it receives."""
+class _Identity(nn.Module):
+    """Returns its input: torchmetrics' feature network for features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def fid(features: Tensor, reference: Tensor, rank_deficient: bool = False) -> fl
             f"{len(values)} × {values.shape[1]}",
             "FID needs more images than feature dimensions",
         )
-    metric = FrechetInceptionDistance(feature=_Given(features.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Identity(features.shape[1])).set_dtype(torch.float64)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return float(metric.compute())
@@ -49,14 +49,19 @@ def fid_interval(
     resamples: int = 40,
     seed: int = 0,
     rank_deficient: bool = False,
+    clusters: Clusters = None,
 ) -> tuple[float, float]:
     """FID and the half-width of its 95 % interval, by bootstrap resamples of the images.
 
-    The interval covers the spread over draws of images. It does not cover the bias of a finite set,
-    and takes the reference as fixed. Errors as `fid`.
+    The interval does not cover the bias of a finite set, and takes the reference as fixed. Errors
+    as `fid`.
     """
     moments, x = _moments(reference), features.double()
-    half = bootstrap_interval(lambda index: _frechet(x[index], *moments), len(x), resamples, seed)
+
+    def resampled(rows: np.ndarray) -> float:
+        return _frechet(x[rows], *moments)
+
+    half = bootstrap_interval(resampled, len(x), resamples, seed, clusters)
     return fid(features, reference, rank_deficient), half
 
 

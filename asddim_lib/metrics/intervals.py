@@ -1,25 +1,18 @@
-"""The statistics of a comparison: intervals, paired differences and verdicts.
+"""The statistics of a comparison. All intervals have a level of 95 %.
 
-All intervals have a level of 95 %.
-
-- `mean_interval`: a mean over pictures, by Student's t. At n = 5 it covers 95 %, where 1.96
-  standard errors cover only 88 %.
-- `proportion_interval` and `proportion_half_width`: a share of pictures, by Wilson's score
-  interval. Wald's interval has no width at a share of 0 or 1.
-- `bootstrap_interval`: a figure of a whole set that is no mean over pictures, such as FID.
-- `paired_difference`: two methods on the same prompts and the same noise.
-- `holm`: p-values of several comparisons that are reported together.
-- `verdict`: whether one comparison is a win, a tie or a loss.
+Values whose `clusters` labels agree, such as pictures of one text, may depend on each other. Sums
+over clusters then take the place of single values (a cluster-robust interval with clusters - 1
+degrees of freedom). If all labels differ, the result is the plain one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from torch import Tensor
 
@@ -31,76 +24,98 @@ ALPHA = 0.05
 Better = Literal["lower", "higher"]
 Verdict = Literal["win", "tie", "loss"]
 Test = Literal["wilcoxon", "t"]
+#: One label per value; None means that all differ.
+Clusters = Sequence[Any] | np.ndarray | None
 
 
-def mean_interval(values: Tensor | np.ndarray) -> tuple[float, float]:
+def mean_interval(values: Tensor | np.ndarray, clusters: Clusters = None) -> tuple[float, float]:
     """The mean of `values` (n,) and the half-width of its Student-t interval.
 
-    The half-width is infinite for n < 2, since one value shows no spread. The mean of none is NaN.
+    The half-width is infinite for fewer than 2 clusters. The mean of no values is NaN.
     """
     array = np.asarray(values, np.float64)
-    mean = float(array.mean()) if len(array) else math.nan
-    if len(array) < 2:
-        return mean, math.inf
-    error = float(array.std(ddof=1)) / math.sqrt(len(array))
-    return mean, float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
+    error, freedom = _standard_error(array, clusters)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error if freedom else math.inf
+    return float(array.mean()) if len(array) else math.nan, half
 
 
-def proportion_interval(hits: int, total: int) -> tuple[float, float]:
-    """Wilson's score interval (low, high) of a share, within [0, 1].
+def _standard_error(values: np.ndarray, clusters: Clusters) -> tuple[float, int]:
+    """The standard error of the mean of `values` (n,), and its degrees of freedom."""
+    labels = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
+    check(len(labels) == len(values), "clusters", len(labels), f"give {len(values)} labels")
+    count = len(np.unique(labels))
+    if count < 2:
+        return math.inf, 0
+    sums = np.bincount(labels, values - values.mean())
+    return math.sqrt(count / (count - 1) * float(sums @ sums)) / len(values), count - 1
 
-    Raises WrongUse unless 0 ≤ hits ≤ total and total ≥ 1.
+
+def proportion_interval(hits: float, total: float) -> tuple[float, float]:
+    """Wilson's score interval (low, high) of a proportion, within [0, 1].
+
+    Of clustered pictures, `total` is their `effective_size` and `hits` the proportion times that.
+    Raises WrongUse unless 0 ≤ hits ≤ total and total > 0.
     """
-    check(total >= 1, "total", total, "give at least 1")
+    check(total > 0, "total", total, "give at least 1")
     check(0 <= hits <= total, "hits", hits, f"give 0 to {total}")
-    interval = stats.binomtest(hits, total).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    share, z = hits / total, float(stats.norm.ppf((1 + LEVEL) / 2))
+    middle = share + z**2 / (2 * total)
+    width = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    low, high = ((middle + sign * width) / (1 + z**2 / total) for sign in (-1, 1))
+    return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
 
 
-def proportion_half_width(hits: int, total: int) -> float:
-    """The distance from the share to the farther end of Wilson's interval.
-
-    Wilson's interval is not symmetric about the share. The farther end makes share ± half-width
-    hold the whole interval, at the price of some width; it is never 0. Errors as
-    `proportion_interval`.
-    """
+def proportion_half_width(hits: float, total: float) -> float:
+    """The distance from the proportion to the farther end of Wilson's interval; never 0."""
     low, high = proportion_interval(hits, total)
-    share = hits / total
-    return max(share - low, high - share)
+    return max(hits / total - low, high - hits / total)
+
+
+def effective_size(hits: np.ndarray, clusters: Clusters = None) -> float:
+    """How many independent values would give the clustered `hits` (n,) their standard error.
+
+    At most n, and n if all labels differ. If all hits are alike, their dependence cannot be
+    seen, and the size is the number of clusters.
+    """
+    array = np.asarray(hits, np.float64)
+    if array.std() == 0:
+        return float(len(array) if clusters is None else len(pd.unique(np.asarray(clusters))))
+    plain, clustered = (_standard_error(array, labels)[0] for labels in (None, clusters))
+    return len(array) * min(1.0, (plain / clustered) ** 2)
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float], count: int, resamples: int = 40, seed: int = 0
+    statistic: Callable[[np.ndarray], float],
+    count: int,
+    resamples: int = 40,
+    seed: int = 0,
+    clusters: Clusters = None,
 ) -> float:
     """The half-width of a Student-t interval whose standard error comes from the bootstrap.
 
-    `statistic` takes the indices (count,) of one resample, drawn with replacement, and returns the
-    figure of those rows. This form needs only the standard error, which a few dozen resamples give
-    (t allows for their number); percentile intervals need thousands, too many for FID. The
-    bootstrap shows the spread over draws of the set, not the bias of a finite one. Infinite for
-    one row.
-
-    Raises WrongUse for fewer than 2 resamples or no rows.
+    For a figure of a set that is not a mean, such as FID. `statistic` takes the indices of a
+    resample of `count` rows. Whole clusters are drawn, with replacement. A few dozen resamples
+    give the standard error; percentile intervals would need thousands. The bias of a finite set
+    is not covered. Infinite for one cluster. Raises WrongUse for fewer than 2 resamples or no rows.
     """
     check(resamples >= 2, "resamples", resamples, "give at least 2")
     check(count >= 1, "count", count, "give at least 1 row")
-    if count == 1:
+    labels = np.arange(count) if clusters is None else pd.factorize(np.asarray(clusters))[0]
+    rows = np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
+    if len(rows) == 1:
         return math.inf
-    result = stats.bootstrap(
-        (np.arange(count),),
-        statistic,
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",  # the cheapest: only the standard error is used
-        random_state=np.random.default_rng(seed),
-    )
-    return float(stats.t.ppf((1 + LEVEL) / 2, resamples - 1) * result.standard_error)
+    draw = np.random.default_rng(seed)
+    values = [
+        statistic(np.concatenate([rows[i] for i in draw.integers(0, len(rows), len(rows))]))
+        for _ in range(resamples)
+    ]
+    return float(stats.t.ppf((1 + LEVEL) / 2, resamples - 1)) * float(np.std(values, ddof=1))
 
 
 class Paired(NamedTuple):
     """How one method differs from another on the same pictures.
 
-    `half` is the half-width of the difference's t interval; `p_value` is two-sided and not
+    `half` is the half-width of the mean difference's t interval; `p_value` is two-sided and not
     corrected for other comparisons.
     """
 
@@ -110,31 +125,39 @@ class Paired(NamedTuple):
 
 
 def paired_difference(
-    values: Tensor | np.ndarray, baseline: Tensor | np.ndarray, test: Test = "wilcoxon"
+    values: Tensor | np.ndarray,
+    baseline: Tensor | np.ndarray,
+    test: Test = "wilcoxon",
+    clusters: Clusters = None,
 ) -> Paired:
-    """`values` (n,) less `baseline` (n,), entry by entry.
+    """The mean of values − baseline, both (n,), from the same prompts and noise.
 
-    The `test` is Wilcoxon's signed-rank test, which no single pair decides; or "t", for values that
-    mean something by their mean alone, as an image's share in a KID does. Where no pair differs, or
-    there is no pair, p is 1. Raises WrongUse for arrays of different shapes, or values that are not
-    finite.
+    `test` gives the p-value: "t", which agrees with the interval and takes `clusters`, or
+    "wilcoxon" (signed-rank, robust to outliers). It is 1 where nothing differs. Raises WrongUse
+    for unequal shapes, values that are not finite, and clusters with Wilcoxon's test.
     """
-    one, other = (np.asarray(array, np.float64) for array in (values, baseline))
-    check(one.shape == other.shape, "values", one.shape, f"give the baseline's shape {other.shape}")
-    change = one - other
+    array, base = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    check(
+        array.shape == base.shape, "values", array.shape, f"give the baseline's shape {base.shape}"
+    )
+    change = array - base
     check(bool(np.isfinite(change).all()), "values", "not finite", "leave such pairs out")
-    how = stats.wilcoxon if test == "wilcoxon" else partial(stats.ttest_1samp, popmean=0.0)
-    p_value = float(how(change).pvalue) if change.any() else 1.0
-    return Paired(*mean_interval(change), p_value)
+    mean, half = mean_interval(change, clusters)
+    if test == "wilcoxon":
+        check(clusters is None, "clusters", "given", 'use test="t"')
+        return Paired(mean, half, float(stats.wilcoxon(change).pvalue) if change.any() else 1.0)
+    error, freedom = _standard_error(change, clusters)
+    if not freedom or not change.any():
+        return Paired(mean, half, 1.0)
+    ratio = abs(mean) / error if error else math.inf
+    return Paired(mean, half, 2 * float(stats.t.sf(ratio, freedom)))
 
 
 def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
-    """p-values (m,) adjusted by Holm's step-down procedure: float64, in the order given.
+    """p-values (m,) adjusted by Holm's step-down procedure (1979): float64, in the order given.
 
     The chance of even one false finding among the m comparisons is at most the level, whatever
-    their dependence (Holm 1979). Every win in a table is read as a claim of its own, so this is the
-    right guard; `scipy.stats.false_discovery_control` bounds only the share of false findings, and
-    suits a search for candidates. Raises WrongUse for values outside [0, 1].
+    their dependence. Raises WrongUse for values outside [0, 1].
     """
     array = np.asarray(p_values, np.float64)
     check(bool(((array >= 0) & (array <= 1)).all()), "p_values", array, "give values in [0, 1]")
@@ -148,8 +171,9 @@ def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
 def verdict(difference: float, half: float, p_adjusted: float, better: Better) -> Verdict:
     """Whether a paired difference from a baseline is a "win", a "tie" or a "loss".
 
-    A win or a loss needs both an interval that excludes 0 and a corrected p below 0.05. `better`
-    says which direction wins: "lower" or "higher". Raises WrongUse for another direction.
+    A win or a loss needs both an interval that excludes 0 and a corrected p below 0.05. A tie is
+    a difference that was not shown, not equality. `better` says which direction wins: "lower" or
+    "higher". Raises WrongUse for another direction.
     """
     check(better in ("lower", "higher"), "better", better, "use lower or higher")
     if not (abs(difference) > half and p_adjusted < ALPHA):  # NaN compares false: a tie
