@@ -23,13 +23,10 @@ import asddim_lib
 from asddim_lib.cli import app
 from asddim_lib.grids.table import METHODS
 from tests.colab_machine import ADDRESS
-from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-START, USE, GRIDS = (
-    (ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in ("start", "use", "grids")
-)
+START, USE = ((ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in ("start", "use"))
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 COMMANDS = typer.main.get_command(app).commands
 
@@ -37,10 +34,6 @@ COMMANDS = typer.main.get_command(app).commands
 def fences(text, language):
     """The blocks of code in a Markdown text that are not executed with it."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-#: The recipes of the pages on use: each card's code that is Python.
-RECIPES = fences(USE, "python") + fences(GRIDS, "python")
 
 
 def test_the_readme_fits_one_screen():
@@ -77,52 +70,6 @@ def test_the_makefile_gives_commands_the_options_that_they_have():
         for grids in re.findall(r"--grids ([\w,-]+)", words):
             names = {name for name in grids.split(",") if name != "x"}
             assert names <= {*METHODS, "x"}, command
-
-
-def test_the_readme_s_code_runs():
-    (code,) = fences(README, "python")
-    names = {}
-    exec(code, names)
-    assert names["pipe"].scheduler.timesteps.tolist() == names["steps"]
-    assert names["image"].size == (64, 64)
-
-
-@pytest.fixture
-def kitchen(tmp_path, monkeypatch):
-    """What the recipes may use: tiny pipelines of the named models' classes, and a tuned folder."""
-    monkeypatch.chdir(tmp_path)
-    tiny = {"sdxl": "sdxl", "flux": "flux-dev"}
-
-    def load(name):
-        pipe, options = ZOO[tiny[name]]()
-        pipe.set_progress_bar_config(disable=True)
-        kind = type(pipe)
-        called = {key: value for key, value in options.items() if key in ("height", "width")}
-        pipe.__class__ = type(
-            kind.__name__,
-            (kind,),
-            {"__call__": lambda self, *one, **more: kind.__call__(self, *one, **called, **more)},
-        )
-        return pipe
-
-    monkeypatch.setattr(asddim_lib, "load_pipeline", load, raising=False)
-    held = asddim_lib.ASDDIMScheduler(grid=list(range(900, 100, -100)))
-    held.save_pretrained(tmp_path / "tuned" / "scheduler")
-    names = {"pipe": load("sdxl"), "prompt": "a red boot", "prompts": ["a red boot", "a bag"]}
-    names |= {"picture": Image.new("RGB", (64, 64)), "grid": [999, 600, 200]}
-    exec("from asddim_lib import ASDDIMScheduler, timesteps", names)
-    return names
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=range(len(RECIPES)))
-def test_a_recipe_runs(recipe, kitchen):
-    exec(recipe, kitchen)
-    assert kitchen["image"].size[0] > 0
-    steps = int(re.search(r"num_inference_steps=(\d+)", recipe + "num_inference_steps=3")[1])
-    if "strength" in recipe:
-        steps = 10
-        assert int(kitchen["pipe"].scheduler.timesteps[0]) <= 500
-    assert len(kitchen["pipe"].scheduler.timesteps) == steps
 
 
 def test_the_commands_in_the_pages_are_understood():
