@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from asddim_lib.cache import check_writable, kept
 from asddim_lib.errors import check
@@ -19,23 +21,28 @@ from asddim_lib.evidence.path import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.evidence.profile import KINDS, Profile, fingerprint
 from asddim_lib.grids.uniform import uniform
 from asddim_lib.metrics.encoders import Encoder, encoder_for
-from asddim_lib.models.load import Pipeline, network
+from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import listed
+from asddim_lib.pipeline.calls import check_options
 from asddim_lib.pipeline.decoding import feature_directions
 from asddim_lib.pipeline.manifest import of_pipeline, of_values
-from asddim_lib.pipeline.replay import REMEDY, Replay, check_derivatives
+from asddim_lib.pipeline.recording import Probes, check_steps, record_path
+from asddim_lib.pipeline.replay import REMEDY, Replay, check_replay
 from asddim_lib.pipeline.run import Run, out_of_memory
 from asddim_lib.schedulers.solvers import own_scheduler
 from asddim_lib.sensitivity import COST, gradient_norm
 
 log = logging.getLogger(__name__)
 
+#: Passes the first numbers of batches on, and may show how far they are.
+Progress = Callable[[range], Iterable[int]]
+
 
 def calibrate(
     pipe: Pipeline,
     prompts: str | Sequence[str],
     *,
-    guidance_scale: float | None = 7.5,
+    guidance_scale: float | None = None,
     num_steps: int = 32,
     norm: str = "frobenius",
     estimator: str | None = None,
@@ -47,7 +54,7 @@ def calibrate(
     seed: int = 0,
     truncate: bool = False,
     cache: str | os.PathLike | None = None,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: bool | Progress = True,
     **options: Any,
 ) -> Profile:
     """Measures g(t) (Eq 8) of the guided prediction, and the error of DDIM's steps.
@@ -57,26 +64,29 @@ def calibrate(
     timesteps. `adjoint_probes` sweeps also measure how much of each error reaches the picture, and
     `feature_probes` sweeps how much of it an image `encoder` sees there (`encoder_for`).
     Prompt i starts from the noise of seed `seed` + i; g is the mean over prompts. Prompts, batches,
-    `truncate` and `options` (height, negative_prompt, …) are as in `Run`.
+    `truncate` and `options` (height, negative_prompt, …) are as in `Run`. Without a
+    `guidance_scale` the pipeline's default counts (`calls.default_scale`). `progress` shows a bar.
     With a `cache` folder each batch is kept under a name made of all that it depends on, so that
     measuring again costs nothing and a stopped run goes on. The pipeline comes back as it was.
     Raises WrongUse for wrong prompts or numbers, an encoder of no use, a pipeline whose guidance
     cannot be replayed (where the estimator needs it), or a network output that is not finite.
     """
+    check_options(pipe, options, signature(calibrate).parameters)
     _check_probes(probes, adjoint_probes, feature_probes, encoder)
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
     if cache is not None:
         check_writable("cache", Path(cache))
-    prompts = listed(prompts)
+    prompts, seed = listed(prompts), check_seeds([seed])[0]
     seeds = range(seed, seed + len(prompts))
     everything = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    check_steps(everything, num_steps)
     how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
     how |= {"adjoint_probes": adjoint_probes}
     if feature_probes:
         how |= {"feature_probes": feature_probes, "encoder": encoder_for(pipe, encoder)}
     identity = _identity(pipe, how) if cache is not None else ""
     parts = []
-    for start in progress(range(0, len(everything.prompts), batch_size)):
+    for start in _shown(progress)(range(0, len(everything.prompts), batch_size)):
         run = everything.part(slice(start, start + batch_size))
         file = None
         if cache is not None:
@@ -111,9 +121,37 @@ def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: in
     known = (*COST[norm], *(["path"] if norm == "frobenius" else []))
     remedy = f"for the {norm} norm use one of {', '.join(known)}"
     check(method in known, "estimator", method, remedy)
-    if adjoint_probes or method in ("vjp", "jvp", "power"):
-        check_derivatives(pipe, method)
+    if adjoint_probes:
+        check_replay(pipe, "adjoint")
+    if method != "path":
+        check_replay(pipe, method)
     return method
+
+
+def _shown(progress: bool | Progress) -> Progress:
+    """A progress bar over batches, the caller's, or none."""
+    if callable(progress):
+        return progress
+    return partial(tqdm, unit="batch", leave=False, disable=not progress)
+
+
+def evaluations(
+    num_steps: int,
+    estimator: str = "vjp",
+    *,
+    norm: str = "frobenius",
+    probes: int = 1,
+    adjoint_probes: int = 0,
+    feature_probes: int = 0,
+) -> int:
+    """Network evaluations of `calibrate` for one prompt and one row of guidance.
+
+    The path has `num_steps` + 1 points. A derivative counts as two evaluations, so a sweep costs
+    three a point. Feature probes draw the path once more.
+    """
+    points, sweeps = num_steps + 1, adjoint_probes + feature_probes
+    derivative = 0 if estimator == "path" else probes * COST[norm][estimator] * num_steps
+    return points * (1 + 3 * sweeps) + derivative + (points if feature_probes else 0)
 
 
 def _profile(run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed: int) -> Profile:
@@ -128,11 +166,8 @@ def _profile(run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed
         local |= {kind: shares} if shares else {}
     local |= {"encoder": how["encoder"].name} if "encoder" in how else {}
     method = how["estimator"]
-    derivative = 0 if method == "path" else how["probes"] * COST[how["norm"]][method]
-    sweeps, ends = how["adjoint_probes"] + how.get("feature_probes", 0), 0
-    if "encoder" in how:
-        ends = how["num_steps"] + 1
-    each = len(grid) * (1 + 3 * sweeps) + len(g) * derivative + ends
+    counted = {n: v for n, v in how.items() if n not in ("num_steps", "estimator", "encoder")}
+    each = evaluations(len(grid) - 1, method, **counted)
     return Profile(
         timesteps=grid[: len(g)],
         g=g.mean(1).tolist(),
@@ -239,18 +274,20 @@ def record(
     pipe: Pipeline,
     prompts: str | Sequence[str],
     *,
-    guidance_scale: float | None = 7.5,
+    guidance_scale: float | None = None,
     num_steps: int = 60,
     adjoint_probes: int = 0,
     batch_size: int = 8,
     seed: int = 0,
     truncate: bool = False,
+    progress: bool | Progress = True,
     **options: Any,
 ) -> Trajectory:
-    """The pipeline's own path: `Run.path`, with `calibrate`'s prompts, seeds and options."""
-    prompts = listed(prompts)
+    """The pipeline's path (`Run.path`), with `calibrate`'s prompts, seeds, options and progress."""
+    check_options(pipe, options, signature(record).parameters)
+    prompts, seed = listed(prompts), check_seeds([seed])[0]
     seeds = range(seed, seed + len(prompts))
     if adjoint_probes:
-        check_derivatives(pipe, "adjoint sweep")
+        check_replay(pipe, "adjoint")
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
-    return run.path(num_steps, adjoint_probes)
+    return record_path(run, num_steps, Probes(adjoint_probes), progress=_shown(progress))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from asddim_lib.calibration import evaluations as evaluations_of_profile
 from asddim_lib.models.load import Pipeline, device_of
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.run import Run
@@ -68,14 +69,10 @@ def plan(pipe: Pipeline, setting: Setting, count: int, cost: Cost) -> pd.DataFra
 
 
 def calibration(pipe: Pipeline, setting: Setting) -> int:
-    """Network evaluations of all profiles, as `calibrate` counts them; 0 where none is needed.
-
-    They are the path, a derivative per timestep, and the sweeps back.
-    """
+    """Network evaluations of all profiles, as `calibrate` counts them; 0 where none is needed."""
     if not setting.profiled:
         return 0
     rows = (calls.rows(pipe, scale, setting.options) for scale in setting.guidance_scales)
     runs = setting.calibrate_on * sum(rows)
-    points = setting.calibrate_steps + 1
-    sweeps = setting.adjoint_probes + setting.feature_probes
-    return runs * (points * (1 + 3 * sweeps) + 3 * setting.calibrate_steps)
+    probes = {"adjoint_probes": setting.adjoint_probes, "feature_probes": setting.feature_probes}
+    return runs * evaluations_of_profile(setting.calibrate_steps, **probes)

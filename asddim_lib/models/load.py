@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -219,10 +220,13 @@ def _check_tokenizer(pipe: Pipeline, model: str) -> None:
     check(2 * len(tokenizer) > config.vocab_size, "model", value, remedy)
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises WrongUse for a seed that torch's generators do not take."""
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Seeds as Python's ints. Raises WrongUse for one that torch's generators do not take."""
     for seed in seeds:
-        check(-(2**63) <= seed < 2**64, "seed", seed, "give a whole number below 2^64")
+        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        usable = whole and -(2**63) <= int(seed) < 2**64
+        check(usable, "seed", seed, "give a whole number below 2^64")
+    return tuple(map(int, seeds))
 
 
 def check_device(device: str | torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,17 @@ def _lines(path: Path) -> pd.DataFrame:
 
 
 def listed(prompts: str | Sequence[str]) -> list[str]:
-    """Prompts as a list: a string is one prompt."""
-    return [prompts] if isinstance(prompts, str) else list(prompts)
+    """Prompts as a list: a string is one prompt. Raises WrongUse for a table or a dict."""
+    if isinstance(prompts, str):
+        return [prompts]
+    keyed = (
+        isinstance(prompts, Mapping)
+        or hasattr(prompts, "columns")
+        or not isinstance(prompts, Iterable)
+    )
+    remedy = 'give a list of texts, such as table["prompt"]'
+    check(not keyed, "prompts", f"a {type(prompts).__name__}", remedy)
+    return list(prompts)
 
 
 def check_prompts(reader: Any, prompts: Sequence[str], truncate: bool = False) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from asddim_lib.errors import check
@@ -17,6 +19,11 @@ from asddim_lib.schedulers.place import with_set_timesteps
 
 #: Pipelines that add scale · (ε − ε without the prompt) to ε: at 0 they leave it out, not at 1.
 FROM_ZERO = ("ZImage", "Krea2")
+#: How the names of options begin that have an entry for each prompt.
+PER_PROMPT = (
+    *("prompt", "negative_prompt", "pooled_prompt", "negative_pooled_prompt", "latents"),
+    *("image", "mask_image", "masked_image", "control_image", "video"),
+)
 
 
 def parameters(pipe: Pipeline) -> Mapping[str, inspect.Parameter]:
@@ -40,9 +47,36 @@ def default_scale(pipe: Pipeline) -> float | None:
     if str(getattr(pipe, "name_or_path", "")) in BUNDLED:
         return 3.0
     known = parameters(pipe)
-    # Of distilled models with a true scale of their own, guidance_scale goes into the network.
     default = known["guidance_scale"].default if "guidance_scale" in known else None
-    return float(default) if isinstance(default, (int, float)) else None
+    unused = getattr(pipe, "guider", None) is not None or _ignores_scale(pipe)
+    return float(default) if isinstance(default, (int, float)) and not unused else None
+
+
+def _ignores_scale(pipe: Pipeline) -> bool:
+    """Whether a pipeline is guided by true_cfg_scale alone."""
+    return "true_cfg_scale" in parameters(pipe) and not embeds_guidance(pipe)
+
+
+def check_options(pipe: Pipeline, options: Mapping[str, Any], ours: Iterable[str] = ()) -> None:
+    """Raises WrongUse for an option that the pipeline's call does not name.
+
+    Where the call takes **kwargs, a name that it does not state is refused as well. `ours` are the
+    arguments of the function that was given the options, which may have been meant.
+    """
+    known = [
+        name
+        for name, one in parameters(pipe).items()
+        if one.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    ]
+    if hasattr(pipe, "blocks"):
+        known += inspect.signature(pipe.__call__).parameters
+    for name, value in options.items():
+        near = difflib.get_close_matches(name, [*known, *ours], 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        listed = ", ".join(sorted(set(known) - {"state", "prompt", "kwargs"}))
+        shown = value if isinstance(value, (bool, int, float, str)) else type(value).__name__
+        remedy = f"{meant}{type(pipe).__name__} has no such option; it has {listed}"
+        check(name in known, name, shown, remedy)
 
 
 def check_guidance(pipe: Pipeline, guidance_scale: float | None) -> None:
@@ -56,9 +90,8 @@ def check_guidance(pipe: Pipeline, guidance_scale: float | None) -> None:
     remedy = f"{kind} has none: give None or 1"
     generic = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     check("guidance_scale" in known or generic, "guidance_scale", guidance_scale, remedy)
-    idle = "true_cfg_scale" in known and not embeds_guidance(pipe)
     remedy = f"{kind} leaves it aside: give None or 1, and true_cfg_scale with a negative_prompt"
-    check(not idle, "guidance_scale", guidance_scale, remedy)
+    check(not _ignores_scale(pipe), "guidance_scale", guidance_scale, remedy)
 
 
 def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any]) -> int:
@@ -83,9 +116,14 @@ def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any
     return 1 + guided + (value("pag_scale") > 0)
 
 
-def per_prompt(value: Any, count: int) -> bool:
-    """Whether an option holds an entry for each of `count` prompts, and not one thing for all."""
-    return isinstance(value, (list, Tensor)) and len(value) == count > 1
+def per_prompt(pipe: Pipeline, name: str, value: Any, count: int) -> bool:
+    """Whether an option has an entry for each of `count` prompts: by its name, then its length."""
+    if not name.startswith(PER_PROMPT) or not isinstance(value, (list, Tensor, np.ndarray)):
+        return False
+    # Several ControlNets take a list of pictures, one for each of them.
+    nets = getattr(getattr(pipe, "controlnet", None), "nets", None)
+    shared = nets is not None and isinstance(value, list) and "image" in name
+    return not shared and len(value) == count > 1
 
 
 def pictures_of(result: Any) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory, carry_back, fingerprint
-from asddim_lib.levels import Levels
+from asddim_lib.levels import Levels, completed
 from asddim_lib.pipeline.calls import one_step_more
 from asddim_lib.pipeline.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
 from asddim_lib.pipeline.replay import Capture, Replay, replayed
@@ -48,16 +49,30 @@ class Probes:
             yield probe.reshape(like.shape).to(like)
 
 
-def record_path(run: Run, steps: int, probes: Probes, also: Measure | None) -> Trajectory:
-    """What `Run.path` returns."""
-    size = len(run.schedule)
-    check(2 <= steps <= size, "num_steps", steps, f"give 2 to {size}")
+def check_steps(run: Run, steps: int) -> None:
+    """Raises WrongUse for a number of points that a path cannot have."""
+    size = int(completed(run.pipe.scheduler).get("num_train_timesteps", 1000))
+    whole = isinstance(steps, (int, np.integer)) and 2 <= steps <= size
+    check(whole, "num_steps", steps, f"give 2 to {size}")
+
+
+def record_path(
+    run: Run,
+    steps: int,
+    probes: Probes,
+    also: Measure | None = None,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Trajectory:
+    """What `Run.path` returns; `progress` passes the first prompts of batches on."""
+    check_steps(run, steps)
     check(probes.count >= 0, "adjoint_probes", probes.count, "give at least 0")
     recorder = _recorder(run)
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
-        parts = [
-            _record_batch(run, batch, recorder, steps, probes, also) for batch in run.batches()
-        ]
+        count, size = len(run.prompts), run.batch_size
+        batches = (
+            slice(start, min(start + size, count)) for start in progress(range(0, count, size))
+        )
+        parts = [_record_batch(run, batch, recorder, steps, probes, also) for batch in batches]
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], -2)

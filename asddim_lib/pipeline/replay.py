@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from asddim_lib.errors import check
-from asddim_lib.models.load import Pipeline, networks
+from asddim_lib.models.load import Pipeline, device_of, networks
 from asddim_lib.pipeline.guiding import combination, guidance_scales, near
 from asddim_lib.pipeline.recorder import Visit
 
@@ -26,12 +27,42 @@ REMEDY = "measure without the network's derivative: estimator='path', adjoint_pr
 APART = {torch.float64: 1e-2, torch.float32: 1e-2}
 
 
-def check_derivatives(pipe: Pipeline, estimator: str) -> None:
-    """Raises WrongUse for a network whose weights can have no derivative taken through them."""
-    locked = any(p.is_inference() for part in replayed(pipe) for p in part.parameters())
+def check_replay(pipe: Pipeline, estimator: str) -> None:
+    """Raises WrongUse, before any work, where an estimator's network calls cannot be made again.
+
+    `estimator` is one of calibrate's, or adjoint for the sweeps, which take derivatives backward.
+    """
+    parts = replayed(pipe)
+    layers = [layer for part in parts for layer in part.modules()]
+    # diffusers' caches answer by the calls before, in a context that only a pipeline opens.
+    cached = any(getattr(hook, "_is_stateful", False) for one in layers for hook in _hooks(one))
+    remedy = "switch it off (pipe.transformer.disable_cache())"
+    what = f"{estimator}, of a network with one of diffusers' caches"
+    check(not cached, "estimator", what, f"{remedy}, or {REMEDY}")
+    if estimator == "difference":
+        return
+    locked = any(p.is_inference() for part in parts for p in part.parameters())
     remedy = "load the pipeline outside torch.inference_mode, or use difference or path"
     what = f"{estimator}, of weights loaded under torch.inference_mode"
     check(not locked, "estimator", what, remedy)
+    what = f"{estimator}, under torch.autocast"
+    cast = torch.is_autocast_enabled(device_of(pipe).type)
+    check(
+        not cast, "estimator", what, f"leave autocast and load the dtype that it gives, or {REMEDY}"
+    )
+    stored = any(isinstance(one, _ConvNd) and "layerwise_casting" in _names(one) for one in layers)
+    what = f"{estimator}, through convolutions whose weights are stored in another dtype"
+    remedy = "use the estimator jvp or difference without adjoint_probes and feature_probes"
+    check(not stored or estimator == "jvp", "estimator", what, f"{remedy}, or {REMEDY}")
+
+
+def _names(layer: nn.Module) -> Any:
+    """The names of diffusers' hooks on a layer."""
+    return getattr(vars(layer).get("_diffusers_hook"), "hooks", {})
+
+
+def _hooks(layer: nn.Module) -> Any:
+    return _names(layer).values()
 
 
 def replayed(pipe: Pipeline) -> list[Any]:

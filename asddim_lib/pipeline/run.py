@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
+import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,15 @@ OWN = {
     "num_inference_steps": "give it to path, ends or pictures",
     "timesteps": "give the grid to ends or pictures",
     "sigmas": "give the grid to ends or pictures",
+    **dict.fromkeys(
+        (
+            "callback",
+            "callback_steps",
+            "callback_on_step_end",
+            "callback_on_step_end_tensor_inputs",
+        ),
+        "leave it out: the run watches the steps itself",
+    ),
     "denoising_end": "leave it out: grids that are cut end at different levels",
 }
 
@@ -81,22 +91,25 @@ class Run:
     def __post_init__(self) -> None:
         prompts = tuple(listed(self.prompts))
         check(len(prompts) > 0, "prompts", list(prompts), "give at least one")
-        seeds = tuple(range(len(prompts)) if self.seeds is None else self.seeds)
+        seeds = check_seeds(range(len(prompts)) if self.seeds is None else self.seeds)
         same = len(seeds) == len(prompts)
         check(same, "seeds", f"{len(seeds)} for {len(prompts)} prompts", "give one per prompt")
-        check_seeds(seeds)
         scale = self.guidance_scale
-        right = scale is None or (np.isfinite(scale) and scale >= 0)
-        check(
-            right, "guidance_scale", scale, "give a number of at least 0 (up to 1 is no guidance)"
-        )
-        check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        number = isinstance(scale, (int, float, np.integer, np.floating))
+        remedy = "give a number of at least 0 (up to 1 is no guidance)"
+        usable = scale is None or (number and bool(np.isfinite(scale)) and scale >= 0)
+        check(usable, "guidance_scale", scale, remedy)
+        whole = isinstance(self.batch_size, (int, np.integer)) and self.batch_size >= 1
+        check(whole, "batch_size", self.batch_size, "give at least 1")
         for name, remedy in OWN.items():
             check(name not in self.options, name, self.options.get(name), remedy)
         twice = scale is not None and "guidance_scale" in self.options
         what = f"{scale}, and {self.options.get('guidance_scale')} in options"
         check(not twice, "guidance_scale", what, "give it once: in options only beside None")
+        calls.check_options(self.pipe, self.options)
         calls.check_guidance(self.pipe, scale)
+        if scale is None and "guidance_scale" not in self.options:
+            object.__setattr__(self, "guidance_scale", calls.default_scale(self.pipe))
         check_prompts(self.pipe, list(prompts), truncate=self.truncate)
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "seeds", seeds)
@@ -142,12 +155,11 @@ class Run:
     def part(self, batch: slice) -> Run:
         """The run of some of the prompts, with their own seeds and options."""
         assert self.seeds is not None
-        options = {
-            name: value[batch] if calls.per_prompt(value, len(self.prompts)) else value
-            for name, value in self.options.items()
-        }
+        options = {name: self._cut(name, value, batch) for name, value in self.options.items()}
         prompts, seeds = self.prompts[batch], self.seeds[batch]
-        return replace(self, prompts=prompts, seeds=seeds, options=options)
+        part = replace(self, prompts=prompts, seeds=seeds, options=options)
+        vars(part)["mu"] = self.mu  # asking for it again would encode the prompts again
+        return part
 
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""
@@ -190,10 +202,11 @@ class Run:
         Or with what `steps` says: num_inference_steps, or the pipeline's own timesteps or sigmas.
 
         Where memory runs out, half as many are drawn at once, with a warning: each picture has its
-        own noise, so that it stays the same up to the rounding of sums. A pipeline without
-        `callback_on_step_end` shows no latents: they come out empty. Raises WrongUse when the
-        memory does not hold a single picture.
+        own noise, so that it stays the same up to the rounding of sums. Raises WrongUse where the
+        memory does not suffice for a single picture, or for no steps.
         """
+        count = steps.get("num_inference_steps", 1) if grid is None else len(grid)
+        check(count >= 1, "num_inference_steps", count, "give at least 1")
         size = min(self.batch_size, len(self.prompts))
         try:
             return self._pictures(grid, steps)
@@ -219,18 +232,31 @@ class Run:
         images, latents, finite, begun = [], [], [], time.perf_counter()
         last = torch.empty(0)
 
+        def stepped(step: Any) -> Any:
+            @functools.wraps(step)
+            def kept(*args: Any, **options: Any) -> Any:
+                nonlocal last
+                result = step(*args, **options)
+                last = result[0]
+                return result
+
+            return kept
+
         def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict) -> dict:
             nonlocal last
             last = values["latents"]
             return values
 
-        known = inspect.signature(self.pipe.__call__).parameters
+        known = calls.parameters(self.pipe)
         watch = {"callback_on_step_end": keep} if "callback_on_step_end" in known else {}
+        if not watch:
+            scheduler = copy.copy(scheduler)
+            scheduler.step = stepped(scheduler.step)
         for batch in self.batches():
             how = {**steps, **watch, "output_type": "np"}
             drawn = self.call(batch, scheduler, self.generators(batch), **how)
             sound = torch.from_numpy(np.isfinite(drawn).reshape(len(drawn), -1).all(1))
-            if len(last):
+            if len(last) == len(drawn):
                 sound &= last.isfinite().flatten(1).all(1).cpu()
             shown = np.where(sound.reshape(-1, *[1] * (drawn.ndim - 1)), drawn, 0)
             images.append(images_to_uint8(shown))
@@ -253,7 +279,7 @@ class Run:
     def call(self, batch: slice, scheduler: Any, generators: list, **how: Any) -> Any:
         """The pipeline's images, or frames, of a batch, drawn by a scheduler."""
         prompts = list(self.prompts[batch])
-        options = {name: self._cut(name, value, batch) for name, value in self.options.items()}
+        options = {name: self._given(name, value, batch) for name, value in self.options.items()}
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
         own, self.pipe.scheduler = self.pipe.scheduler, scheduler
@@ -265,12 +291,17 @@ class Run:
 
     def _cut(self, name: str, value: Any, batch: slice) -> Any:
         """A batch's part of an option."""
+        whole = not calls.per_prompt(self.pipe, name, value, len(self.prompts))
+        return value if whole else value[batch]
+
+    def _given(self, name: str, value: Any, batch: slice) -> Any:
+        """A batch's part of an option, as the pipeline takes it."""
         size = batch.stop - batch.start
         if name.startswith("negative_prompt") and isinstance(value, str):
             return [value] * size
         if name == "latents" and len(value) == 1:
             return value.to(network(self.pipe).dtype).repeat(size, *[1] * (value.ndim - 1))
-        return value[batch] if calls.per_prompt(value, len(self.prompts)) else value
+        return self._cut(name, value, batch)
 
 
 def draw(
