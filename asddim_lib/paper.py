@@ -80,54 +80,6 @@ def step_sizes(
     return gradient_factor / noise_weight
 
 
-def excess(density: np.ndarray, best: np.ndarray, order: int = 1) -> float:
-    """The error under one step density, divided by the error under the `best` one; at least 1.
-
-    With a solver of order p, a step of size 1 / density makes the error c(t) density^−(p + 1), so
-    K small steps add up to K^−p (∫ c / density^p) (∫ density)^p. The best density is
-    c^(1 / (p + 1)), and the ratio does not depend on K.
-    """
-    moment = (best ** (order + 1) / density**order).sum()
-    return float(moment * density.sum() ** order / best.sum() ** (order + 1))
-
-
-def fit_paper(
-    variance: np.ndarray, g: np.ndarray, best: np.ndarray, order: int = 1
-) -> tuple[float, float, float]:
-    """The p of Eq 5 and the λ of Eq 9 with the least `excess` over the best density.
-
-    Eqs 10–12 are read by intent. Returns p, λ and that excess.
-    """
-    from scipy.optimize import minimize
-
-    def cost(x: np.ndarray) -> float:
-        h = step_sizes(noise_weights(variance, x[0]), gradient_step(g, x[1]))
-        return excess(1 / h, best, order)
-
-    fits = [
-        minimize(cost, start, method="Nelder-Mead", bounds=[(0, 8), (0, 1e3)])
-        for start in ([0.5, 1.0], [0.0, 0.1])
-    ]
-    fit = min(fits, key=lambda candidate: float(candidate.fun))
-    return float(fit.x[0]), float(fit.x[1]), float(fit.fun)
-
-
-def fit_grid(variance: np.ndarray, grid: list[int]) -> tuple[float, float]:
-    """The p of Eq 5, to 0.01, whose grid of the same length lies nearest to the given one.
-
-    Returns p and the root mean square distance, in timesteps.
-    """
-    powers = np.arange(0, 4.005, 0.01)
-
-    def distance(p: float) -> float:
-        laid = np.array(allocate(1 / noise_weights(variance, p), len(grid)))
-        return float(np.sqrt(np.mean((laid - grid) ** 2)))
-
-    distances = [distance(p) for p in powers]
-    nearest = int(np.argmin(distances))
-    return float(powers[nearest]), distances[nearest]
-
-
 def allocate(h: np.ndarray, num_inference_steps: int) -> list[int]:
     """The grid of K timesteps whose steps are proportional to h(t) and sum to T (Eqs 11–13).
 

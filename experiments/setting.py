@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids import table as table
-from asddim_lib.grids.table import TRIED as TRIED
 from asddim_lib.levels import is_flow
 from asddim_lib.models.load import Pipeline
 from asddim_lib.pipeline import calls
@@ -27,6 +26,8 @@ METHODS: dict[str, str] = {
     "gradient": "gradient",
     "combined": "combined",
 }
+#: Methods whose grids are searched for by drawing with them on tuning prompts.
+TRIED = ("chosen", "direct", "tuned")
 #: Points of the path that grids are searched on, as GITS' authors have it.
 RECORDED_STEPS = 60
 #: Steps of the solution that grids are tried against.
@@ -35,6 +36,8 @@ FINE_STEPS = 200
 
 def needs(method: str) -> str:
     """What a method needs, as the table of methods says."""
+    if method in TRIED:
+        return "trials"
     return table.METHODS[METHODS.get(method, method)].needs
 
 
@@ -82,7 +85,7 @@ class Setting:
     call: str = ""
 
     def __post_init__(self) -> None:
-        known = tuple(dict.fromkeys((*METHODS, *table.METHODS)))
+        known = tuple(dict.fromkeys((*METHODS, *table.METHODS, *TRIED)))
         for method in self.methods:
             check(method in known, "method", method, f"use some of {', '.join(known)}")
         for solver in self.solvers:

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from asddim_lib.errors import check
-from asddim_lib.grids.rules import Grid, karras
+from asddim_lib.grids.rules import Rule, karras
 from asddim_lib.levels import Levels
-from asddim_lib.paper import NoiseSchedule, distinct
+from asddim_lib.paper import distinct
 from asddim_lib.schedulers.place import passing
 
 #: p₁ of Eq 10, in all of the authors' programs.
@@ -55,26 +55,24 @@ class Stop(NamedTuple):
 FEW, EIGHT, XL = Stop(5.0, 6, 7), Stop(7.0, 8, 11), Stop(12.0, 10, 11)
 
 
-def stopping(
-    schedule: NoiseSchedule, steps: int, stop: Stop | None = None
-) -> tuple[list[int], float]:
+def stopping(levels: Levels, steps: int, stop: Stop | None = None) -> tuple[list[int], float]:
     """K timesteps, and σ_stop where the last of the K steps ends (Eqs 10–11).
 
     `stop` is by default the authors' for that number of steps at 512 × 512. Raises WrongUse where
     fewer than K timesteps lie above σ_stop.
     """
-    sigma, nodes = _ramp(schedule, steps + 1, stop or _default(steps))
+    sigma, nodes = _ramp(levels, steps + 1, stop or _default(steps))
     grid = distinct(nodes[:-1])
     remedy = "fewer timesteps lie above the stop: give fewer steps"
     check(grid[-1] > nodes[-1], "num_inference_steps", steps, remedy)
     return grid, sigma
 
 
-def _ramp(schedule: NoiseSchedule, count: int, stop: Stop) -> tuple[float, np.ndarray]:
+def _ramp(levels: Levels, count: int, stop: Stop) -> tuple[float, np.ndarray]:
     """σ_stop, and `count` real timesteps from T − 1 to its own, even in t^(1/p₁) (Eq 10)."""
-    levels = schedule.finite_sigmas
-    sigma = stop.sigma(float(levels[-1]), float(levels[0]))
-    last = float(np.interp(np.log(sigma), np.log(levels), np.arange(len(levels))))
+    sigmas = levels.finite_sigmas
+    sigma = stop.sigma(float(sigmas[-1]), float(sigmas[0]))
+    last = float(levels.timesteps_at(np.array(sigma)))
     return sigma, karras(len(levels) - 1.0, last, count, TIME_POWER)
 
 
@@ -82,22 +80,22 @@ def _default(steps: int) -> Stop:
     return FEW if steps <= 6 else EIGHT
 
 
-def _laid(stop: Stop | None = None) -> Grid:
-    def grid(schedule: NoiseSchedule, steps: int) -> list[int]:
-        return distinct(_ramp(schedule, steps, stop or _default(steps))[1])
+def _rule(stop: Stop | None = None) -> Rule:
+    def rule(levels: Levels, steps: int) -> list[int]:
+        return distinct(_ramp(levels, steps, stop or _default(steps))[1])
 
-    return grid
+    return rule
 
 
 #: Methods of the table: summary and grid.
-STOPPING: dict[str, tuple[str, Grid]] = {
+STOPPING: dict[str, tuple[str, Rule]] = {
     "f-scheduler": (
         "even in t^(1/1.2) down to a level above 0, as for SD 1.5 (Li and Bai 2025)",
-        _laid(),
+        _rule(),
     ),
     "f-scheduler-xl": (
         "even in t^(1/1.2) down to a level above 0, as for SDXL (Li and Bai 2025)",
-        _laid(XL),
+        _rule(XL),
     ),
 }
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares, spread
 from asddim_lib.grids.grid import timesteps
-from asddim_lib.grids.searched import SEARCHED
-from asddim_lib.levels import noise_schedule
+from asddim_lib.grids.table import method_of
+from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
-from asddim_lib.paper import NoiseSchedule, allocate
+from asddim_lib.paper import allocate
 from experiments.mixtures import GaussianMixture
 
 
@@ -35,8 +35,8 @@ def trial(
     (equidistributed, dual-weighted and the searched ones) get it from 64 other samples, along 64
     steps and with 8 adjoint probes. Raises WrongUse as `timesteps` does.
     """
-    schedule, width = noise_schedule(config), data.means.shape[1]
-    alphas, generator = schedule.alphas_cumprod, torch.Generator().manual_seed(seed)
+    levels, width = Levels.from_diffusers(config), data.means.shape[1]
+    alphas, generator = levels.alphas_cumprod, torch.Generator().manual_seed(seed)
 
     def eps(x: Tensor, t: int) -> Tensor:
         return data.eps(x, float(alphas[t]))
@@ -45,32 +45,30 @@ def trial(
         return torch.randn(*shape, width, generator=generator, dtype=torch.float64)
 
     tuning, testing = noise(64), noise(count)
-    path = follow(eps, tuning, schedule, [*timesteps(config, 64, allocation="trailing"), 0])
-    path = replace(path, adjoints=_adjoints(data, path, schedule, noise(8, 64)))
+    path = follow(eps, tuning, levels, [*timesteps(config, 64, allocation="trailing"), 0])
+    path = replace(path, adjoints=_adjoints(data, path, levels, noise(8, 64)))
     densities = {
-        name: spread(shares(path, schedule, carried=name == "dual-weighted"), path.timesteps)
+        name: spread(shares(path, levels, carried=name == "dual-weighted"), path.timesteps)
         for name in ("equidistributed", "dual-weighted")
     }
-    goal = follow(eps, testing, schedule, timesteps(config, 1000, allocation="trailing")).end
+    goal = follow(eps, testing, levels, timesteps(config, 1000, allocation="trailing")).end
 
     def distance(name: str) -> float:
         if name in densities:
             grid = allocate(1 / densities[name], num_inference_steps)
         else:
-            evidence = path if name in SEARCHED else None
+            evidence = path if method_of(name).needs in ("path", "adjoints") else None
             grid = timesteps(config, num_inference_steps, allocation=name, path=evidence)
-        return float(relative_distance(follow(eps, testing, schedule, grid).end, goal).mean())
+        return float(relative_distance(follow(eps, testing, levels, grid).end, goal).mean())
 
     return {name: distance(name) for name in allocations}
 
 
-def _adjoints(
-    data: GaussianMixture, path: Trajectory, schedule: NoiseSchedule, probes: Tensor
-) -> Tensor:
+def _adjoints(data: GaussianMixture, path: Trajectory, levels: Levels, probes: Tensor) -> Tensor:
     """The path's adjoints (probes × N × n × d), by the exact Jacobian."""
 
     def transpose(k: int, v: Tensor) -> Tensor:
-        alpha = float(schedule.alphas_cumprod[path.timesteps[k]])
+        alpha = float(levels.alphas_cumprod[path.timesteps[k]])
         return torch.einsum("nij,pni->pnj", data.jacobian(path.samples[k], alpha), v)
 
-    return carry_back(path.sigmas(schedule), transpose, probes).transpose(0, 1)
+    return carry_back(path.sigmas(levels), transpose, probes).transpose(0, 1)

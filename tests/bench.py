@@ -21,15 +21,16 @@ from diffusers import DDIMScheduler
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.cache import write_whole
 from asddim_lib.calibration import record
-from asddim_lib.grids.rules import _least_dmn_bound, dmn
-from asddim_lib.grids.searched import SEARCHED
-from asddim_lib.levels import noise_schedule
+from asddim_lib.grids.searched import gits
+from asddim_lib.levels import Levels
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.models.quick import quicken
 from asddim_lib.pipeline.run import Run, draw
 from asddim_lib.sensitivity import COST
 from asddim_lib.tuning.search import direct_search, solution
+from experiments.dmn import dmn, least_bound
+from experiments.searches import dual_path, oracle
 from experiments.setting import FINE_STEPS
 
 RECORDS = Path(__file__).parents[1] / "results" / "compare"
@@ -148,7 +149,7 @@ class Costs:
 
     def __init__(self, pipe: Pipeline) -> None:
         self.pipe, self.own, self.rows = pipe, pipe.scheduler, []
-        self.schedule = noise_schedule(self.own)
+        self.schedule = Levels.from_diffusers(self.own)
         self.prompts = list(load_prompts("bundled-tune")["prompt"])
 
     def add(self, name: str, evaluations: int, seconds: float, again: Callable[[], object]) -> None:
@@ -174,17 +175,17 @@ class Costs:
 
     def searches(self) -> None:
         """Grids from a recorded path, and the one that needs no model."""
-        for names, count, probes in ((("dual-path",), 32, 2), (("gits", "oracle"), 256, 0)):
+        for searches, count, probes in (((dual_path,), 32, 2), ((gits, oracle), 256, 0)):
             how = {"adjoint_probes": probes, "batch_size": 16}
             path, seconds = timed(partial(record, self.pipe, self.prompts[:count], **how))
             evaluations = count * len(path) * 2 * (1 + 3 * probes)
-            for name in names:
-                label = f"{name} ({count}, 60{f', {probes} probes' if probes else ''})"
-                again = partial(SEARCHED[name], path, self.schedule, 10)
+            for search in searches:
+                label = f"{search.__name__} ({count}, 60{f', {probes} probes' if probes else ''})"
+                again = partial(search, path, self.schedule, 10)
                 self.add(label, evaluations, seconds, again)
 
         def fresh() -> list[int]:
-            _least_dmn_bound.cache_clear()
+            least_bound.cache_clear()
             return dmn(self.schedule, 10)
 
         self.add("dmn (the noise schedule alone)", 0, 0.0, fresh)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from asddim_lib import timesteps
-from asddim_lib.grids.rules import _dmn_bound
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels
+from experiments.dmn import bound_of
 
 
 def check_as_good(config, found, recorded):
@@ -17,6 +17,6 @@ def check_as_good(config, found, recorded):
 
 def bound(config, grid):
     """What DMN makes least."""
-    levels = noise_schedule(config).finite_sigmas
+    levels = Levels.from_diffusers(config).finite_sigmas
     places = np.interp([*grid, 0], np.arange(len(levels)), -np.log(levels))
-    return float(_dmn_bound(places))
+    return float(bound_of(places))

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
 from experiments.mixtures import AnalyticUNet, GaussianMixture
 from experiments.trial import trial
@@ -19,7 +19,7 @@ SD = {
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
 }
-SCHEDULE = noise_schedule(SD)
+SCHEDULE = Levels.from_diffusers(SD)
 
 
 def mixture(d=4, m=3):

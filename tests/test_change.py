@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from asddim_lib import sigmas, timesteps
 from asddim_lib.evidence.path import Trajectory, follow
-from asddim_lib.grids.change import constant_rate, feature_changes, paired, tors, total_rotation
-from asddim_lib.levels import noise_schedule
+from asddim_lib.grids.searched import tors, total_rotation
+from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
 from experiments.mixtures import GaussianMixture
+from experiments.searches import constant_rate, feature_changes, paired
 from tests.tiny import SD, easy, sd3
 
-SCHEDULE = noise_schedule(SD)
-FLOW = noise_schedule(
+SCHEDULE = Levels.from_diffusers(SD)
+FLOW = Levels.from_diffusers(
     {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
 )
 EVERY = [*range(999, 0, -9), 0]

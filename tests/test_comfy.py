@@ -9,10 +9,9 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from scipy.stats import beta
 
 from asddim_lib import timesteps
-from asddim_lib.grids.comfy import COMFY, Table
-from asddim_lib.grids.table import METHODS, Options, lay
-from asddim_lib.levels import noise_schedule
-from asddim_lib.paper import NoiseSchedule
+from asddim_lib.grids.table import METHODS, Options, timesteps_of
+from asddim_lib.levels import Levels, sigma_of
+from experiments import rivals as rivals  # its grids are in the table then
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHIFT = 3.0
@@ -20,7 +19,7 @@ SCHEDULERS = {
     "sd": DDIMScheduler(**CONFIG),
     "flow": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
 }
-SCHEDULES = {kind: noise_schedule(one) for kind, one in SCHEDULERS.items()}
+SCHEDULES = {kind: Levels.from_diffusers(one) for kind, one in SCHEDULERS.items()}
 
 
 class Sampling:
@@ -130,11 +129,10 @@ CROWDED = ("comfy-linear-quadratic", 20, "sd")
 
 
 def test_all_are_methods_of_the_table():
-    assert set(DEFINITIONS) == set(COMFY)
-    for name, (summary, _) in COMFY.items():
+    assert set(DEFINITIONS) == {name for name in METHODS if name.startswith("comfy-")}
+    for name in DEFINITIONS:
         assert METHODS[name].needs == "nothing"
-        assert METHODS[name].summary == summary
-        assert name.removeprefix("comfy-").replace("-", "_") in summary
+        assert name.removeprefix("comfy-").replace("-", "_") in METHODS[name].summary
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -143,7 +141,7 @@ def test_all_are_methods_of_the_table():
 def test_no_timestep_is_nearer_to_the_definition(name, steps, kind):
     sampling = Sampling(kind)
     places = sampling.places(DEFINITIONS[name](sampling, steps))
-    found = np.array(lay(name, SCHEDULES[kind], steps, Options()))
+    found = np.array(timesteps_of(name, SCHEDULES[kind], steps, Options()))
     assert len(found) == len(places) == steps
     if name in OF_TIMESTEPS:
         np.testing.assert_array_equal(found, np.round(places))
@@ -154,34 +152,24 @@ def test_no_timestep_is_nearer_to_the_definition(name, steps, kind):
     assert np.all(near) == ((name, steps, kind) != CROWDED)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
-def test_a_flow_model_s_table_is_told_from_its_levels(shift):
-    schedule = noise_schedule(FlowMatchEulerDiscreteScheduler(shift=shift))
-    whole, cut = Table.of(schedule), Table.of(NoiseSchedule(schedule.betas[:300]))
-    own = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.double().numpy()[::-1]
-    for table, count in ((whole, 1000), (cut, 300)):
-        assert table.flow
-        np.testing.assert_allclose(table.levels, own[:count], rtol=1e-5)
-        assert table.end == pytest.approx(1000 * own[0] - 1, abs=1e-4)
+@pytest.mark.parametrize("count", [1, 2, 10, 300])
+def test_a_model_of_few_levels_is_still_of_its_kind(count):
+    """Cut from above, as for image-to-image: a flow model's grids stay in its shares of noise."""
+    for kind, levels in SCHEDULES.items():
+        few = levels.below(count - 1)
+        assert (len(few), few.kind) == (count, levels.kind)
+        own = few.shares if kind == "flow" else few.sigmas
+        wanted = np.linspace(own[-1] ** (1 / 7), own[0] ** (1 / 7), count) ** 7
+        found = timesteps_of("karras", levels, count, Options(begin=count - 1))
+        assert found == few.nearest(sigma_of(wanted) if kind == "flow" else wanted)
 
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("zero", [False, True])
-def test_no_diffusion_model_is_taken_for_a_flow_model(beta_schedule, zero):
-    config = {**CONFIG, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": zero}
-    schedule = noise_schedule(DDIMScheduler(**config))
-    for count in (1, 2, 10, 1000):
-        table = Table.of(NoiseSchedule(schedule.betas[:count]))
-        assert not table.flow
-        assert table.end == 0
-
-
-@pytest.mark.parametrize("name", COMFY)
+@pytest.mark.parametrize("name", DEFINITIONS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 600, 999, 1000])
 def test_strict_and_within_range_on_flow_models(name, steps):
     for shift in (1.0, 12.0):
-        schedule = noise_schedule(FlowMatchEulerDiscreteScheduler(shift=shift))
-        grid = lay(name, schedule, steps, Options())
+        schedule = Levels.from_diffusers(FlowMatchEulerDiscreteScheduler(shift=shift))
+        grid = timesteps_of(name, schedule, steps, Options())
         assert len(grid) == steps
         assert all(a > b for a, b in itertools.pairwise(grid))
         assert 0 <= grid[-1] <= grid[0] < 1000
@@ -217,4 +205,4 @@ def test_step_counts_that_do_not_divide_the_timesteps(name, steps):
 def test_bong_tangent_begins_where_sigma_is_1():
     first = timesteps(CONFIG, 8, allocation="comfy-bong-tangent")[0]
     assert SCHEDULES["sd"].sigmas[first] == pytest.approx(1, rel=2e-3)
-    assert lay("comfy-bong-tangent", SCHEDULES["flow"], 8, Options())[0] == 999
+    assert timesteps_of("comfy-bong-tangent", SCHEDULES["flow"], 8, Options())[0] == 999

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.grids.rules import IN_OWN_NUMBERS, LEVELS, _dmn_bound, arctan
-from asddim_lib.grids.table import ALLOCATIONS, CALIBRATED
-from asddim_lib.levels import noise_schedule
+from asddim_lib.grids.rules import arctan, exponential, karras
+from asddim_lib.grids.table import METHODS
+from asddim_lib.levels import Levels
+from experiments.dmn import bound_of
+from experiments.rivals import beta_sigmas
 
 SD = {
     "beta_start": 0.00085,
@@ -21,20 +23,15 @@ SD = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
 }
-FREE = [name for name in ALLOCATIONS if name not in (*CALIBRATED, "uniform", "dmn")]
+FREE = [n for n, m in METHODS.items() if m.needs == "nothing" and n not in ("uniform", "dmn")]
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"),
-    [
-        ("karras", "karras"),
-        ("exponential", "exponential"),
-        ("logsnr", "exponential"),
-        ("beta-sigmas", "beta"),
-    ],
+    ("curve", "flag"),
+    [(karras, "karras"), (exponential, "exponential"), (beta_sigmas, "beta")],
 )
 @pytest.mark.parametrize("steps", [2, 10, 37])
-def test_levels_equal_diffusers(name, flag, steps):
+def test_levels_equal_diffusers(curve, flag, steps):
     theirs = EulerDiscreteScheduler(
         **SD, timestep_spacing="trailing", **{f"use_{flag}_sigmas": True}
     )
@@ -42,12 +39,10 @@ def test_levels_equal_diffusers(name, flag, steps):
     # diffusers takes its ends from the K uniform timesteps; from the same ends, the levels are the
     # same.
     high, low = float(theirs.sigmas[0]), float(theirs.sigmas[-2])
-    np.testing.assert_allclose(
-        LEVELS[name](high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5
-    )
+    np.testing.assert_allclose(curve(high, low, steps), theirs.sigmas[:-1].numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", IN_OWN_NUMBERS)
+@pytest.mark.parametrize("name", ["karras", "exponential", "beta-sigmas"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_on_a_flow_model_they_are_laid_in_s_as_diffusers_lays_them(name, shift):
     flag = f"use_{name.removesuffix('-sigmas')}_sigmas"
@@ -87,10 +82,10 @@ def test_arctan_is_even_in_its_angle():
 )
 def test_every_rival_is_strict_and_within_range(name, steps, schedule, zero):
     config = {**SD, "beta_schedule": schedule, "rescale_betas_zero_snr": zero}
-    grid = timesteps(config, steps, allocation=name)
+    grid = timesteps(config, steps, allocation=name, other_model=True)
     assert len(grid) == steps
     assert all(a > b for a, b in itertools.pairwise(grid))
-    assert 0 <= grid[-1] <= grid[0] < len(noise_schedule(config))
+    assert 0 <= grid[-1] <= grid[0] < len(Levels.from_diffusers(config))
 
 
 def dmn_bound_by_integration(nodes):
@@ -120,7 +115,7 @@ def dmn_bound_by_integration(nodes):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
 def test_dmn_makes_its_bound_least(steps):
-    schedule = noise_schedule(SD)
+    schedule = Levels.from_diffusers(SD)
     levels = -np.log(schedule.sigmas)
 
     def bound(grid):
@@ -128,9 +123,7 @@ def test_dmn_makes_its_bound_least(steps):
 
     found = timesteps(SD, steps, allocation="dmn")
     assert found[0] == 999
-    assert _dmn_bound(np.array([*levels[found], levels[0]])) == pytest.approx(
-        bound(found), rel=1e-9
-    )
+    assert bound_of(np.array([*levels[found], levels[0]])) == pytest.approx(bound(found), rel=1e-9)
     assert bound(found) <= bound(timesteps(SD, steps, allocation="trailing")) * (1 + 1e-9)
     if steps <= 4:  # more have ties, where a rounded step away may be as good
         for k in range(1, steps):
@@ -161,10 +154,10 @@ def test_a_leading_grid_beyond_the_schedule_is_refused():
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("allocation", ["noise", "karras", "arctan"])
+@pytest.mark.parametrize("allocation", ["noise", "arctan"])
 def test_flow_matching_lands_on_the_grid(shift, allocation):
     solver = FlowMatchEulerDiscreteScheduler(shift=shift)
-    schedule = noise_schedule(solver)
+    schedule = Levels.from_diffusers(solver)
     every = solver.sigmas.numpy()[::-1].astype(float)  # diffusers' own shares of noise, least first
     np.testing.assert_allclose(
         schedule.variance, every**2 / (every**2 + (1 - every) ** 2), rtol=1e-4
@@ -184,4 +177,5 @@ def test_flow_matching_refuses_what_it_cannot_know():
     with pytest.raises(ValueError, match="mu is None; its shift depends on the picture's size"):
         sigmas(dynamic, 8)
     fixed = FlowMatchEulerDiscreteScheduler(shift=float(np.exp(0.7)))
-    np.testing.assert_allclose(sigmas(dynamic, 8, mu=0.7), sigmas(fixed, 8))
+    how = {"allocation": "noise"}
+    np.testing.assert_allclose(sigmas(dynamic, 8, mu=0.7, **how), sigmas(fixed, 8, **how))

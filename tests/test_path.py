@@ -10,15 +10,16 @@ import torch
 from asddim_lib import ASDDIMScheduler, Profile, calibrate, load_pipeline, timesteps
 from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
+from asddim_lib.evidence.fit import excess, fit_paper
 from asddim_lib.evidence.path import Trajectory, carry_back, follow, local_errors, shares
 from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.levels import noise_schedule
-from asddim_lib.paper import allocate, excess, fit_paper, gradient_step, noise_weights, step_sizes
+from asddim_lib.levels import Levels
+from asddim_lib.paper import allocate, gradient_step, noise_weights, step_sizes
 from asddim_lib.pipeline.run import Run
 from experiments.mixtures import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULE = noise_schedule(SD)
+SCHEDULE = Levels.from_diffusers(SD)
 BARS = SCHEDULE.alphas_cumprod
 PROMPTS = [
     "a red boot on a white ground",
@@ -46,7 +47,7 @@ def test_local_error_is_the_step_s_power_times_the_derivative(order):
 @pytest.mark.parametrize("second", [998, 990, 960, 920])
 def test_a_step_from_pure_noise_errs_as_a_normal_distribution_says(second):
     """Data N(m, s²): from noise x the path is y = m + x √(σ² + s²), and DDIM's step y = m + σ x."""
-    schedule = noise_schedule({**SD, "rescale_betas_zero_snr": True})
+    schedule = Levels.from_diffusers({**SD, "rescale_betas_zero_snr": True})
     assert schedule.alphas_cumprod[999] == 0
     mean, spread, x = 0.7, 0.5, 1.3
     sigma = float(schedule.sigmas[second])

@@ -63,7 +63,7 @@ def _own_style():
 def test_every_method_has_one_colour_and_no_two_the_same():
     names = [name for group in colours.FAMILIES.values() for name in group]
     assert len(names) == len(set(names))
-    assert set(names) == set(METHODS)
+    assert set(names) == {*METHODS, *setting.TRIED}
     assert len(set(COLOURS.values())) == len(names)
     assert not set(COLOURS.values()) & set(colours.SERIES)
 

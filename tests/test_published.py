@@ -5,13 +5,15 @@ from math import exp
 
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
+import asddim_lib
 from asddim_lib.errors import WrongUse
-from asddim_lib.grids.comfy import Table, linear_quadratic
-from asddim_lib.grids.published import PROJECTS, PUBLISHED, shares
-from asddim_lib.grids.table import METHODS, Options, lay
-from asddim_lib.levels import noise_schedule
+from asddim_lib.grids.published import PUBLISHED, RULES, shares
+from asddim_lib.grids.rules import linear_quadratic
+from asddim_lib.grids.table import METHODS, Options, timesteps_of
+from asddim_lib.levels import Levels
+from experiments import rivals as rivals  # its grids are in the table then
 
 SD = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 METHOD = {name: name.removesuffix("-5").removesuffix("-8") for name in PUBLISHED}
@@ -45,7 +47,7 @@ def test_each_says_where_it_stands_and_what_for(name):
     assert one.kind in ("vp", "flow")
     assert one.numbers in ("sigmas", "flow sigmas", "fractions of t")
     assert (one.numbers == "flow sigmas") == (one.kind == "flow")
-    assert all((one.model, one.found, one.resolution, one.guidance, one.solver))
+    assert all((one.model, one.checked, one.resolution, one.guidance, one.solver))
     assert (one.shift is None) or one.kind == "flow"
     levels = np.array(one.levels)
     assert np.all(np.diff([*levels, one.end]) < 0)
@@ -59,14 +61,14 @@ def test_each_says_where_it_stands_and_what_for(name):
 
 
 def test_every_project_s_method_has_a_list():
-    assert set(PROJECTS) <= set(METHOD.values())
+    assert set(RULES) | {"ays-deepfloyd"} == set(METHOD.values())
     assert {name for name in METHODS if name.startswith("ays-")} <= set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("ays-svd",)])
 def test_at_its_own_length_no_level_of_its_model_is_nearer(name):
     one, scheduler = PUBLISHED[name], model(PUBLISHED[name])
-    found = lay(METHOD[name], noise_schedule(scheduler), one.steps, Options())
+    found = timesteps_of(METHOD[name], Levels.from_diffusers(scheduler), one.steps, Options())
     levels = table(scheduler)
     if one.numbers == "fractions of t":
         distances = np.abs(np.array(found) + 1 - 1000 * np.array(one.levels))
@@ -86,9 +88,28 @@ def test_at_its_own_length_no_level_of_its_model_is_nearer(name):
 
 
 def test_those_that_begin_above_a_model_s_noise_begin_at_its_top():
-    sd = noise_schedule(SD)
-    assert lay("ays-svd", sd, 10, Options())[:3] == [999, 998, 997]  # σ = 700, 54.5 and 15.9
-    assert lay("ltx2", sd, 8, Options())[:4] == [999, 998, 997, 996]
+    sd = Levels.from_diffusers(SD)
+    assert timesteps_of("ays-svd", sd, 10, Options())[:3] == [999, 998, 997]  # σ 700, 54.5, 15.9
+    found = timesteps_of("ltx2", sd, 8, Options(other_model=True))
+    assert found[:4] == [999, 998, 997, 996]
+
+
+@pytest.mark.parametrize("name", [*RULES, "ays-deepfloyd"])
+def test_a_grid_of_another_kind_of_model_is_used_only_if_asked_for(name):
+    """Six of eight steps of LTX-2's would begin at what Stable Diffusion takes for pure noise."""
+    kind = METHODS[name].kind
+    assert kind == PUBLISHED.get(name, PUBLISHED["gits-sd15-5"]).kind
+    models = {"vp": SD, "flow": FlowMatchEulerDiscreteScheduler(), "edm": EDMEulerScheduler()}
+    for other, scheduler in models.items():
+        how = {"allocation": name}
+        if other == kind:
+            assert len(asddim_lib.sigmas(scheduler, 8, **how)) >= 8
+            continue
+        with pytest.raises(WrongUse, match=rf"^allocation is {name}, .*other_model=True$"):
+            asddim_lib.sigmas(scheduler, 8, **how)
+        anyway = asddim_lib.sigmas(scheduler, 8, other_model=True, **how)
+        wanted = Levels.from_diffusers(scheduler).finite_sigmas
+        assert wanted.min() / 2 <= anyway[0] <= wanted.max()
 
 
 def test_gits_lists_are_ld3_s():
@@ -97,17 +118,19 @@ def test_gits_lists_are_ld3_s():
         "gits-sd15-5": [14.6146, 4.39, 1.5286, 0.6526, 0.2667],
         "gits-sd15-8": [14.6146, 6.4477, 2.7391, 1.4467, 0.8319, 0.4936, 0.2667, 0.1258],
     }
-    for name, sigmas in theirs.items():
-        np.testing.assert_allclose(PUBLISHED[name].sigmas(), sigmas, rtol=2e-3)
+    for name, printed in theirs.items():
+        np.testing.assert_allclose(PUBLISHED[name].sigmas(), printed, rtol=2e-3)
 
 
 def test_gits_takes_the_list_that_is_nearest_in_length():
-    schedule = noise_schedule(SD)
+    schedule = Levels.from_diffusers(SD)
     for steps, name in ((3, "gits-sd15-5"), (5, "gits-sd15-5"), (6, "gits-sd15-5")):
-        assert nearest_of(name, schedule, steps) == lay("gits-sd15", schedule, steps, Options())
+        assert nearest_of(name, schedule, steps) == timesteps_of(
+            "gits-sd15", schedule, steps, Options()
+        )
     for steps in (7, 8, 20):
         wanted = nearest_of("gits-sd15-8", schedule, steps)
-        assert lay("gits-sd15", schedule, steps, Options()) == wanted
+        assert timesteps_of("gits-sd15", schedule, steps, Options()) == wanted
 
 
 def nearest_of(name, schedule, steps):
@@ -131,8 +154,7 @@ def test_optimal_stepsize_for_wan_sums_to_what_comfyui_s_copy_does():
 
 
 def test_ltx2_is_a_linear_quadratic_schedule():
-    own = Table(np.array([0.001, 1.0]), True, 0.0)
-    np.testing.assert_allclose(PUBLISHED["ltx2"].levels, linear_quadratic(own, 8), rtol=1e-12)
+    np.testing.assert_allclose(PUBLISHED["ltx2"].levels, linear_quadratic(8), rtol=1e-12)
 
 
 def test_wan_lightning_is_an_even_grid_after_diffusers_shift():
@@ -159,8 +181,8 @@ def test_between_the_published_levels_it_is_log_linear(name):
 @pytest.mark.parametrize("name", ["ays-sd15", "ays-sdxl", "ays-deepfloyd"])
 @pytest.mark.parametrize("steps", [4, 10, 25])
 def test_align_your_steps_is_laid_by_the_same_numbers(name, steps):
-    schedule, sigmas = noise_schedule(SD), PUBLISHED[name].sigmas(steps)
-    found = lay(name, schedule, steps, Options())
+    schedule, sigmas = Levels.from_diffusers(SD), PUBLISHED[name].sigmas(steps)
+    found = timesteps_of(name, schedule, steps, Options())
     inside = (sigmas > schedule.sigmas[0]) & (sigmas < schedule.sigmas[-1])
     wanted = np.array(nearest_of(name, schedule, steps))
     np.testing.assert_array_equal(np.array(found)[inside], wanted[inside])

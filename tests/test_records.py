@@ -15,8 +15,6 @@ import pytest
 from asddim_lib import load_pipeline, metrics
 from asddim_lib.cache import short_hash
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.grids.searched import SEARCHED
-from asddim_lib.grids.table import CALIBRATED
 from asddim_lib.models.load import weights_hash
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import draw
@@ -122,8 +120,8 @@ def test_grids_follow_from_the_setting(folder):
     pipe = model(said.get("model", "bundled"))
     profiles = {scale: folder / f"profile-g{scale:g}.json" for scale in setting.guidance_scales}
     for cell in design.cells(setting):
-        if cell.method not in (*SEARCHED, *design.TRIED):
-            needed = design.METHODS.get(cell.method, cell.method) in CALIBRATED
+        if design.needs(cell.method) in ("nothing", "profile"):
+            needed = design.needs(cell.method) == "profile"
             profile = Profile.load(profiles[cell.guidance_scale]) if needed else None
             found, recorded = (
                 finder.grid_for(pipe.scheduler, cell, setting, profile),

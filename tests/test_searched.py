@@ -10,23 +10,16 @@ import torch
 from asddim_lib import timesteps
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.path import Trajectory, carry_back, follow
-from asddim_lib.grids.searched import (
-    arrivals,
-    detours,
-    deviations,
-    dual_path,
-    gits,
-    oracle,
-    shortest_path,
-)
-from asddim_lib.levels import noise_schedule
+from asddim_lib.grids.searched import detours, gits, shortest_path
+from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
 from experiments.mixtures import GaussianMixture
+from experiments.searches import arrivals, deviations, dual_path, oracle
 from experiments.trial import trial
 from tests.tiny import SD
 
 TRAILING = {**SD, "timestep_spacing": "trailing"}
-SCHEDULE = noise_schedule(SD)
+SCHEDULE = Levels.from_diffusers(SD)
 BARS = SCHEDULE.alphas_cumprod
 
 

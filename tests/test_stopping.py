@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 import experiments.rivals  # noqa: F401 - its methods join the table
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import holding, lay, prepared
 from asddim_lib.schedulers.unipc import UniPCGridScheduler
 from experiments.stopping import EIGHT, FEW, XL, Stop, stopped, stopping
 from tests.tiny import SD, easy, sd3
 
-SCHEDULE = noise_schedule(SD)
+SCHEDULE = Levels.from_diffusers(SD)
 PROMPTS = ["a red boot", "two blue bags"]
 SMALL = {"height": 16, "width": 16}
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.paper import NoiseSchedule, ddim_step
+from asddim_lib.levels import Levels
+from asddim_lib.paper import ddim_step
 
 ORDERS = (1, 2, 3)
 
@@ -46,52 +47,52 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def check_schedule(self, schedule: NoiseSchedule) -> None:
+    def check_schedule(self, levels: Levels) -> None:
         """Raises WrongUse for a path that was recorded with another noise schedule."""
-        same = self.schedule in (None, fingerprint(schedule))
+        same = self.schedule in (None, fingerprint(levels))
         check(same, "path", "made on another noise schedule", "record it with this scheduler")
 
-    def sigmas(self, schedule: NoiseSchedule) -> Tensor:
+    def sigmas(self, levels: Levels) -> Tensor:
         """σ = √((1 − ᾱ)/ᾱ) at the path's points and its end: (N + 1), float64.
 
         Finite where ᾱ begins at 0.
         """
         end = ((1 - self.alpha_end) / self.alpha_end) ** 0.5
-        return torch.tensor([*schedule.finite_sigmas[self.timesteps], end], dtype=torch.float64)
+        return torch.tensor([*levels.finite_sigmas[self.timesteps], end], dtype=torch.float64)
 
-    def clean(self, schedule: NoiseSchedule) -> Tensor:
+    def clean(self, levels: Levels) -> Tensor:
         """The path's points and its end in the scale of clean data, y = x / √ᾱ.
 
         (N + 1) × n × d, float64.
         """
-        scale = (1 + self.sigmas(schedule) ** 2).sqrt()
+        scale = (1 + self.sigmas(levels) ** 2).sqrt()
         return torch.cat([self.samples, self.end[None]]).double() * scale.reshape(-1, 1, 1)
 
 
-def fingerprint(schedule: NoiseSchedule) -> str:
+def fingerprint(levels: Levels) -> str:
     """A short name of a noise schedule: equal for equal betas."""
-    return hashlib.sha256(np.round(schedule.betas, 12).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(np.round(levels.betas, 12).tobytes()).hexdigest()[:16]
 
 
 def follow(
-    eps: Callable[[Tensor, int], Tensor], x: Tensor, schedule: NoiseSchedule, timesteps: list[int]
+    eps: Callable[[Tensor, int], Tensor], x: Tensor, levels: Levels, timesteps: list[int]
 ) -> Trajectory:
     """The path of DDIM from x (n × d) over `timesteps`, with one call of `eps(x, t)` at each.
 
     A fine grid gives a reference path.
     """
-    levels = [*(schedule.alphas_cumprod[t] for t in timesteps), 1.0]
-    alphas = torch.tensor(levels, dtype=torch.float64)
+    bars = levels.alphas_cumprod
+    alphas = torch.tensor([*bars[timesteps], 1.0], dtype=torch.float64)
     samples, noises = [], []
     for k, t in enumerate(timesteps):
         samples.append(x)
         noises.append(eps(x, t))
         x, _ = ddim_step(x, noises[-1], alphas[k], alphas[k + 1])
     points = torch.stack(samples), torch.stack(noises), x
-    return Trajectory(list(timesteps), *points, schedule=fingerprint(schedule))
+    return Trajectory(list(timesteps), *points, schedule=fingerprint(levels))
 
 
-def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> Tensor:
+def local_errors(path: Trajectory, levels: Levels, order: int = 1) -> Tensor:
     """The error of one step between neighbouring points, for a solver of this order, in y.
 
     (N − 1) × n × d, up to a factor that all intervals share: h^(p+1) σ d^p ε / dλ^p, with the
@@ -103,8 +104,8 @@ def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> T
     check(order in ORDERS, "order", order, f"use one of {', '.join(map(str, ORDERS))}")
     remedy = f"order {order} needs at least {order + 1}"
     check(len(path) > order, "path", f"{len(path)} points", remedy)
-    sigma = path.sigmas(schedule)[:-1]
-    if schedule.alphas_cumprod[path.timesteps[0]] == 0:
+    sigma = path.sigmas(levels)[:-1]
+    if levels.alphas_cumprod[path.timesteps[0]] == 0:
         sigma[0] = 2 * sigma[1]
     half_log_snr, derivative = -sigma.log(), path.noises.double()
     for degree in range(1, order + 1):  # row i is the divided difference over points i … i + degree
@@ -120,15 +121,13 @@ def local_errors(path: Trajectory, schedule: NoiseSchedule, order: int = 1) -> T
     return factor * (derivative[before] + derivative[after]) / 2
 
 
-def squares(
-    path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False
-) -> Tensor:
+def squares(path: Trajectory, levels: Levels, order: int = 1, carried: bool = False) -> Tensor:
     """The squared size of the local errors where they are made: (N − 1) × n.
 
     With `carried`, their squared size at the path's end, by the adjoints: (N − 1) × (probes n).
     Raises WrongUse for `carried` without adjoints.
     """
-    errors = local_errors(path, schedule, order)
+    errors = local_errors(path, levels, order)
     if not carried:
         return errors.square().sum(2)
     remedy = "record the path with adjoint_probes of at least 1"
@@ -145,11 +144,9 @@ def mean_shares(squares: Tensor, order: int) -> np.ndarray:
     return (squares.mean(1).sqrt() ** (1 / (order + 1))).numpy()
 
 
-def shares(
-    path: Trajectory, schedule: NoiseSchedule, order: int = 1, carried: bool = False
-) -> np.ndarray:
+def shares(path: Trajectory, levels: Levels, order: int = 1, carried: bool = False) -> np.ndarray:
     """The `mean_shares` of a path's own `squares`: N − 1 positive numbers."""
-    return mean_shares(squares(path, schedule, order, carried), order)
+    return mean_shares(squares(path, levels, order, carried), order)
 
 
 def spread(shares: np.ndarray, timesteps: list[int]) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 
 from asddim_lib.cache import write_whole
 from asddim_lib.errors import WrongUse, check
+from asddim_lib.evidence.fit import fit_paper
 from asddim_lib.evidence.path import fingerprint as fingerprint
 from asddim_lib.evidence.path import spread
-from asddim_lib.paper import NoiseSchedule, fit_paper
+from asddim_lib.paper import NoiseSchedule
 
 SCHEMA = 3
 #: Where the error of a step is weighed: on the path, in the final latents, in their embedding.
@@ -131,7 +132,7 @@ class Profile:
         """The paper's p and λ whose density comes nearest to `density`.
 
         The third number is by what factor their error still exceeds that of the density itself
-        (`allocation.fit_paper`).
+        (`fit.fit_paper`).
         """
         density = self.density(schedule, order, kind)
         g, variance = self.at(schedule), schedule.variance

@@ -10,6 +10,7 @@ import numpy as np
 
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import numbers
+from asddim_lib.grids.rules import linear_quadratic
 from asddim_lib.levels import flow_shift
 
 
@@ -52,22 +53,6 @@ def of_a_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) -> bool
     cog, glm = np.linspace(size, 1, steps), np.linspace(size, 1, steps + 1)[:-1]
     even = next((e for e in (cog.astype(int), glm.astype(int)) if _near(timesteps, e)), None)
     return even is not None and _near(sigmas, even / size)
-
-
-def linear_quadratic(steps: int) -> np.ndarray:
-    """K levels from 1 down: the first half falls by 0.025 in all, the rest faster and faster.
-
-    The distance from 1 grows by equal parts, then as a parabola that goes on with the same slope
-    and meets 1 after the last step.
-    """
-    if steps < 2:
-        return np.ones(steps)
-    half, slow = steps // 2, 0.025
-    slope, rest = slow / half, steps - half
-    k = np.arange(steps)
-    later = np.maximum(k - half, 0)
-    bend = (1 - slow - slope * rest) / rest**2
-    return 1 - slope * k - bend * later**2
 
 
 def _near(given: Any, values: np.ndarray) -> bool:

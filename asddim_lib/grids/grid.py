@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.grids.table import DEFAULTS, METHODS, Options, check_profile, lay
+from asddim_lib.grids.table import DEFAULTS, Options, check_profile, method_of, timesteps_of
 from asddim_lib.grids.uniform import SPACINGS, uniform
 from asddim_lib.levels import (
     EDM,
     Levels,
+    class_of,
     completed,
-    flow_shift,
-    flow_unshift,
     is_flow,
-    noise_schedule,
     with_boundary,
     with_fixed_shift,
 )
-from asddim_lib.levels import (
-    check_timesteps as check_timesteps,
-)
-from asddim_lib.paper import NoiseSchedule
+from asddim_lib.levels import check_timesteps as check_timesteps
 
 #: Settings with which a flow scheduler changes levels that it was given.
 OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
-ARGUMENTS = (*DEFAULTS, "path", "order", "temper", "begin")
-#: Evidence, and the methods' needs that it serves: given to another method it is refused.
+ARGUMENTS = (*DEFAULTS, "path", "order", "temper", "begin", "other_model")
+#: Evidence, and the needs that it serves: it is refused for another method.
 _SERVES = {"profile": ("profile",), "path": ("path", "adjoints"), "temper": ("profile",)}
 
 
@@ -47,15 +45,17 @@ def timesteps(
     order: int | None = None,
     temper: float | None = None,
     begin: int | None = None,
+    other_model: bool | None = None,
 ) -> list[int]:
-    """K timesteps, strictly decreasing, for any diffusers scheduler or its config.
+    """K falling timesteps for any variance-preserving diffusers scheduler or its config.
 
-    `allocation` names one of `METHODS` (`asddim methods` lists them), whose `Options` the other
-    arguments are. What is not given comes from the config of an `ASDDIMScheduler`, else from
-    `DEFAULTS`; a grid that the scheduler holds is its own. With `begin`, no step lies above that
-    timestep: for image-to-image, pass the grid to the pipeline as `timesteps`, with `strength=1.0`.
-    Raises WrongUse for a value out of range, for a profile or path that the method makes no use of
-    or that was measured on another noise schedule, and for a flow-matching or EDM scheduler.
+    Without any of the other arguments they are those that the scheduler makes for K steps. They are
+    real numbers where the scheduler's are. `allocation` names one of `METHODS` (`asddim methods`
+    lists them), whose `Options` the others are; their defaults come from the config of an
+    `ASDDIMScheduler`, else from `DEFAULTS`. With `begin`, no step lies above that timestep: for
+    image-to-image, pass the grid to the pipeline as `timesteps`, with `strength=1.0`. Raises
+    WrongUse for a value out of range, for a profile or path that the method does not use or that
+    was measured on another noise schedule, and for a flow-matching or EDM scheduler.
     """
     config = completed(scheduler)
     other = is_flow(config) or set(EDM) <= set(config)
@@ -65,8 +65,12 @@ def timesteps(
     remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
     check(kind == "vp", "scheduler", words.get(kind, kind), remedy)
     how: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "reading": reading}
-    how |= {"profile": profile}
-    how |= {"path": path, "order": order, "temper": temper, "begin": begin}
+    how |= {"profile": profile, "path": path, "order": order, "temper": temper}
+    how |= {"begin": begin, "other_model": other_model}
+    if all(value is None for value in how.values()):
+        asked = _asked(scheduler, num_inference_steps)
+        if asked is not None:
+            return _falling_timesteps(asked)
     return numbers(scheduler, num_inference_steps, how)
 
 
@@ -80,48 +84,107 @@ def sigmas(
 ) -> list[float]:
     """The grid of `timesteps`, with its arguments, as `set_timesteps(sigmas=…)` takes it.
 
-    For Euler, DPM-Solver and their like these are ratios of noise to signal, √((1 − ᾱ)/ᾱ), and a 0
-    at the end. For EDM they are σ, without the 0. For flow matching they are shares of noise in
-    (0, 1] *before* the scheduler's own shift, which it puts on whatever it is given; it adds the 0
-    itself. `shifted=True` gives what the solver will really use, with the 0, for other programs.
-    Where the shift depends on the picture's size, `mu` says it, as the pipeline gives it.
-    Raises WrongUse as `timesteps` does, and for a flow scheduler that would override the grid.
+    For Euler, DPM-Solver and similar these are σ = √((1 − ᾱ)/ᾱ), and the end of the last step. For
+    EDM they are σ, without the end. For flow matching they are shares of noise in (0, 1] *before*
+    the scheduler's own shift, which it applies to whatever it is given; it adds the 0 itself.
+    `shifted=True` gives the values that the solver uses, with the end, for other programs. Where
+    the shift depends on the picture's size, `mu` states it, as the pipeline gives it. Raises
+    WrongUse as `timesteps` does, and for a flow scheduler that would override the grid.
     """
     config = with_fixed_shift(completed(scheduler), mu)
-    coordinates = Levels.from_diffusers(config)
-    if coordinates.kind == "flow":
+    levels = Levels.from_diffusers(config)
+    if levels.kind == "flow":
         for flag in () if shifted else OVERRIDING:
             remedy = f"it overrides the grid: from_config(…, {flag}=None), or ASFlowScheduler"
             check(not config.get(flag), flag, config.get(flag), remedy)
+    if all(value is None for value in how.values()):
+        asked = _asked(scheduler, num_inference_steps, mu)
+        if asked is not None:
+            grid = _sigmas_of(asked, levels)
+            if levels.kind == "vp" or shifted:
+                return grid.tolist()
+            return (levels.unshifted(grid[:-1]) if levels.kind == "flow" else grid[:-1]).tolist()
     grid = numbers(config, num_inference_steps, how)
-    if coordinates.kind == "flow":
+    if levels.kind == "flow":
         held = None if how.get("allocation") else config.get("grid")
-        mix, levels = _flow_sigmas(config, grid, held)
-        return [*levels.tolist(), 0.0] if shifted else mix.tolist()
-    levels = NoiseSchedule(coordinates.betas).finite_sigmas[grid].tolist()
-    return levels if coordinates.kind == "edm" and not shifted else [*levels, 0.0]
+        before, after = _flow_shares(levels, grid, held, config.get("boundary"))
+        return [*after.tolist(), 0.0] if shifted else before.tolist()
+    values = levels.finite_sigmas[grid].tolist()
+    return values if levels.kind == "edm" and not shifted else [*values, 0.0]
 
 
-def _flow_sigmas(
-    config: dict[str, Any], grid: list[int], held: list[float] | None
+def _flow_shares(
+    levels: Levels, grid: list[int], held: list[float] | None, boundary: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A flow model's K levels before its shift and after it, a step at the config's boundary."""
+    """A flow model's K shares of noise before its shift and after it; `held` are after it."""
     if held is None:
-        mix = (np.array(grid) + 1) / int(config["num_train_timesteps"])
-        levels = flow_shift(mix, config)
-    else:  # these are after the shift
-        levels = np.array(held)
-        mix = flow_unshift(levels, config)
-    if config.get("boundary") is not None:
-        levels = with_boundary(levels, config["boundary"])
-        mix = flow_unshift(levels, config)
-    return mix, levels
+        before = (np.array(grid) + 1) / len(levels)
+        after = levels.shifted(before)
+    else:
+        after = np.array(held)
+        before = levels.unshifted(after)
+    if boundary is not None:
+        after = with_boundary(after, boundary)
+        before = levels.unshifted(after)
+    return before, after
+
+
+def _asked(scheduler: Any, steps: int, mu: float | None = None) -> Any:
+    """A copy of the scheduler with the K steps that it makes itself, or None to use the rules.
+
+    A config is asked through its class. Rules serve a config whose class is not known, and a
+    scheduler of ours whose steps come from an allocation, a grid or a boundary in its config.
+    """
+    config, kind = completed(scheduler), class_of(scheduler)
+    ours = "allocation" in config and not is_flow(config)
+    set_here = config.get("allocation", "uniform") != "uniform"
+    set_here = set_here or any(config.get(name) is not None for name in ("grid", "boundary"))
+    if kind is None or ours or set_here:
+        return None
+    _check_steps(steps, int(config["num_train_timesteps"]))
+    plain = isinstance(scheduler, Mapping)
+    asked = kind.from_config(scheduler) if plain else copy.deepcopy(scheduler)
+    known = inspect.signature(asked.set_timesteps).parameters
+    how = {"mu": mu} if "mu" in known and config.get("use_dynamic_shifting") else {}
+    try:
+        asked.set_timesteps(steps, **how)
+    except (AssertionError, ValueError) as error:  # diffusers' own refusals
+        reason = (str(error).splitlines() or ["it refuses its settings"])[0]
+        line = f"num_inference_steps is {steps}; {kind.__name__} cannot make them ({reason})"
+        raise WrongUse(line) from error
+    count = len(_falling_timesteps(asked))
+    remedy = f"{kind.__name__} makes {count} steps then: give another number, or an allocation"
+    check(count == steps, "num_inference_steps", steps, remedy)
+    return asked
+
+
+def _falling_timesteps(scheduler: Any) -> list[Any]:
+    """The timesteps at which a scheduler's steps begin, as whole numbers where they are whole."""
+    times = scheduler.timesteps.double().cpu().numpy()
+    if getattr(scheduler, "order", 1) == 2:  # it evaluates the network twice in each step
+        times = times[::2]
+    times = times[np.append(True, np.diff(times) != 0)]  # PNDM repeats one
+    if getattr(scheduler, "sigmas", None) is None:
+        times = times[times >= 0]  # DDIM's trailing steps end in −1 for K of 61, 103, …
+    return [int(t) for t in times] if np.all(times == np.floor(times)) else times.tolist()
+
+
+def _sigmas_of(scheduler: Any, levels: Levels) -> np.ndarray:
+    """A scheduler's K + 1 levels in the numbers of its kind: σ, or s of a flow model."""
+    if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > 1:
+        values = scheduler.sigmas.double().cpu().numpy()
+        if getattr(scheduler, "order", 1) == 2:
+            values = np.append(values[:-1:2], values[-1])
+        return values
+    table = levels.finite_sigmas
+    end = 0.0 if levels.ends_at_zero else table[0]
+    return np.append(table[_falling_timesteps(scheduler)], end)
 
 
 def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
-    """The grid of a scheduler's config, changed by what is given, of any kind of model.
+    """K falling timesteps by the methods of the table, for a scheduler or config of any kind.
 
-    A flow or EDM model's levels are numbered 0 … T − 1 as timesteps are.
+    Those of a flow or EDM model number its levels, 0 … T − 1.
     """
     foreign = ", ".join(sorted(set(how) - set(ARGUMENTS)))
     check(not foreign, "arguments", foreign, f"use some of {', '.join(ARGUMENTS)}")
@@ -144,19 +207,19 @@ def numbers(scheduler: Any, steps: int, how: dict[str, Any]) -> list[int]:
         size = int(config.get("num_train_timesteps", 1000)) if betas is None else len(betas)
         _check_steps(steps, size)
         return uniform(spacing if name == "uniform" else name, size, steps, offset)
-    schedule = noise_schedule(config)
+    levels = Levels.from_diffusers(config)
     if options.path is not None:
-        options.path.check_schedule(schedule)
+        options.path.check_schedule(levels)
     if begin is not None:
-        _check_begin(name, begin, len(schedule))
-    _check_steps(steps, len(options.cut(schedule.betas)))
-    return lay(name, schedule, steps, options)
+        _check_begin(name, begin, len(levels))
+    _check_steps(steps, len(options.cut(levels.sigmas)))
+    return timesteps_of(name, levels, steps, options)
 
 
 def _held(config: dict[str, Any], steps: int, given: dict[str, Any]) -> list[int]:
-    """The grid that a scheduler of ours holds, as numbers of levels.
+    """The `grid` in a config, as numbers of levels; the nearest ones of a flow model's sigmas.
 
-    A flow model's sigmas are the nearest levels'. Raises WrongUse for anything that is `given`.
+    Raises WrongUse for anything that is `given`.
     """
     grid, names = config["grid"], ", ".join(given)
     remedy = "this scheduler holds a grid, which makes no use of it: give an allocation, too"
@@ -165,24 +228,21 @@ def _held(config: dict[str, Any], steps: int, given: dict[str, Any]) -> list[int
     check(steps == len(grid), "num_inference_steps", steps, remedy)
     if not is_flow(config):
         return list(grid)
-    size = int(config["num_train_timesteps"])
-    levels = flow_shift((np.arange(size) + 1) / size, config)
-    return [int(np.abs(levels - sigma).argmin()) for sigma in grid]
+    shares = Levels.from_diffusers(config).shares
+    return [int(np.abs(shares - share).argmin()) for share in grid]
 
 
 def _check_begin(name: str, begin: int, size: int) -> None:
     whole = isinstance(begin, (int, np.integer)) and 0 <= begin < size
     check(whole, "begin", begin, f"give a timestep, 0 to {size - 1}")
     remedy = "record the path with the pipeline's strength instead: such a grid begins with it"
-    check(name not in METHODS or METHODS[name].needs != "path", "begin", begin, remedy)
+    check(method_of(name).needs != "path", "begin", begin, remedy)
 
 
 def _check_evidence(name: str, given: dict[str, Any]) -> None:
-    needs = METHODS[name].needs if name in METHODS else ""
+    needs, remedy = method_of(name).needs, f"allocation {name!r} does not use it: name another"
     for argument, served in _SERVES.items():
-        if argument in given and needs and needs not in served:
-            remedy = f"allocation {name!r} makes no use of it: name an allocation that does"
-            check(False, argument, "given", remedy)
+        check(argument not in given or needs in served, argument, "given", remedy)
 
 
 def _check_steps(steps: int, size: int) -> None:

@@ -1,11 +1,10 @@
-"""The best grid by search over the points of a fine path.
+"""Grids from a recorded path: the cheapest way along its points (GITS), or equal turns (TORS).
 
-Shortest paths (the oracle, GITS), and the least error at the path's end, signs included.
+`levels` are those of the model that the path was recorded on. Neither needs another evaluation.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,35 +13,34 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
-from asddim_lib.grids.change import constant_rate, tors
-from asddim_lib.paper import NoiseSchedule
+from asddim_lib.levels import Levels
+from asddim_lib.paper import distinct
+
+#: A path that bends by less than this at a point, in radians, is straight there, up to rounding.
+STRAIGHT = 1e-4
+#: A chord shorter than this part of the sample, or a component smaller than this part of the first,
+#: is rounding: float32 has seven digits.
+STILL = 1e-6
 
 
-def deviations(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
-    """The distance from the path after one DDIM step between any two of its points.
+def gits(
+    path: Trajectory, levels: Levels, num_inference_steps: int, growth: float = 1.15
+) -> list[int]:
+    """GITS' grid (Chen et al. 2024), with its own cost and its weight of later steps.
 
-    (N + 1) × (N + 1), upper triangle: row i, column j is the step from point i to j > i. Distances
-    are root mean squares over samples and dimensions, relative to the size of the path at j: for
-    Gaussian data, that is the factor by which the flow scales an error up to the end. Needs no
-    network evaluation.
+    Its teacher has 60 steps and 256 samples.
     """
-    points, sigma = path.clean(schedule), path.sigmas(schedule)
-    distances = np.zeros((len(points), len(points)))
-    for i, noise in enumerate(path.noises.double()):
-        later = points[i + 1 :]
-        landing = points[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
-        ratio = (landing - later).square().mean((1, 2)) / later.square().mean((1, 2))
-        distances[i, i + 1 :] = ratio.sqrt()
-    return distances
+    nodes = shortest_path(detours(path, levels), num_inference_steps, growth)
+    return [path.timesteps[i] for i in nodes]
 
 
-def detours(path: Trajectory, schedule: NoiseSchedule) -> np.ndarray:
+def detours(path: Trajectory, levels: Levels) -> np.ndarray:
     """The cost of a step in GITS, (N + 1) × (N + 1), upper triangle; it may be negative.
 
     The distance of the step's landing point from the straight line between the path's ends, minus
     the distance of the path itself there; a mean over samples.
     """
-    points, sigma = path.clean(schedule), path.sigmas(schedule)
+    points, sigma = path.clean(levels), path.sigmas(levels)
     line = (points[-1] - points[0]) / (points[-1] - points[0]).norm(dim=1, keepdim=True)
 
     def aside(x: Tensor) -> Tensor:
@@ -80,85 +78,101 @@ def shortest_path(cost: np.ndarray, steps: int, growth: float = 1.0) -> list[int
     return reverse[::-1]
 
 
-def oracle(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """The K timesteps with the least sum of `deviations`, exactly, by dynamic programming."""
-    nodes = shortest_path(deviations(path, schedule), num_inference_steps)
-    return [path.timesteps[i] for i in nodes]
+def tors(path: Trajectory, levels: Levels, num_inference_steps: int) -> list[int]:
+    """TORS: the path turns by the same angle in each of K steps (Zhou et al. 2026, Algorithm 1).
 
-
-def gits(
-    path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int, growth: float = 1.15
-) -> list[int]:
-    """GITS' grid (Chen et al. 2024), with its own cost and its weight of later steps.
-
-    Its teacher has 60 steps and 256 samples.
+    The authors record 100 steps of 100 prompts; 25 steps are too few for them.
     """
-    nodes = shortest_path(detours(path, schedule), num_inference_steps, growth)
-    return [path.timesteps[i] for i in nodes]
+    moving = moving_points(path, levels)
+    return equal_parts(times_of(path)[:moving], total_rotation(path, levels), num_inference_steps)
 
 
-def arrivals(path: Trajectory, schedule: NoiseSchedule) -> Tensor:
-    """The error at the path's end due to one DDIM step between any two of its points, with sign.
+def total_rotation(path: Trajectory, levels: Levels) -> np.ndarray:
+    """Θ from the path's first point to each of its points, in radians (Zhou et al. 2026, Eq 7).
 
-    (N + 1) × (N + 1) × (probes n), upper triangle: the error along each probe of the adjoints,
-    relative to the standard deviation of the ends. To first order, the errors of several steps
-    add up as they do in the picture, so one can cancel another. Raises WrongUse for a path without
-    adjoints.
+    Θ = ∫ √(κ² + τ²) ds, with the curvature κ and the torsion τ of each sample's path in its first
+    three principal components; κ, |τ| and the lengths are means over samples. All are measured in
+    the scale of flow matching, x = (1 − s) x₀ + s ε, as the authors do. How the angles of a path of
+    points are measured is ours. Includes the path's end, unless it lies at the last prediction's
+    level. Raises WrongUse for fewer than three points, and for a straight path.
     """
-    remedy = "record the path with adjoint_probes of at least 1"
-    check(path.adjoints is not None, "adjoints", None, remedy)
-    points, sigma = path.clean(schedule), path.sigmas(schedule)
-    adjoints = torch.as_tensor(path.adjoints).double()
-    # From the last point to the end an adjoint hardly changes.
-    adjoints = torch.cat([adjoints, adjoints[:, -1:]], 1)
-    probes, _, count, _ = adjoints.shape
-    errors = torch.zeros(len(points), len(points), probes * count, dtype=torch.float64)
-    for i, noise in enumerate(path.noises.double()):
-        landing = points[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
-        along = (adjoints[:, i + 1 :] * (landing - points[i + 1 :])).sum(3)
-        errors[i, i + 1 :] = along.transpose(0, 1).flatten(1)
-    deviation = (points[-1] - points[-1].mean(0)).square().sum(1).mean().sqrt()
-    return errors / deviation if deviation > 0 else errors
+    moving = moving_points(path, levels)
+    check(moving >= 3, "path", f"{moving} points", "record at least 3, better 100")
+    sigma = path.sigmas(levels)[:moving].reshape(-1, 1, 1)
+    points = (path.clean(levels)[:moving] / (1 + sigma)).transpose(0, 1)
+    least = STILL * points.norm(dim=2).amax(1)
+    parts = _frenet(_projected(points), least)
+    curvature, torsion, lengths = (part.mean(0).numpy() for part in parts)
+    rotation = np.concatenate([[0.0], np.cumsum(np.hypot(curvature, torsion) * lengths)])
+    remedy = "any steps serve: use another method"
+    check(rotation[-1] > STRAIGHT * moving, "path", "a straight line", remedy)
+    return rotation
 
 
-def dual_path(path: Trajectory, schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """The K timesteps with the least sum of `arrivals`: root mean square over samples and probes.
+def _projected(points: Tensor) -> Tensor:
+    """Each curve (n × M × d) in its own first three principal components: n × M × 3.
 
-    A sum with signs is no shortest path, so this is a local search. It starts at the oracle's
-    nodes and at those of the least sum of squares, and moves each node while that helps, by 8
-    points, then 4, 2 and 1. Needs no network evaluation beyond the path and its adjoints.
+    Computed from the M × M inner products, since d is much larger.
     """
-    errors, last = arrivals(path, schedule), len(path)
-
-    def cost(nodes: list[int]) -> float:
-        return float(errors[nodes, [*nodes[1:], last]].sum(0).square().mean().sqrt())
-
-    edges = (deviations(path, schedule), errors.square().mean(2).numpy())
-    starts = [shortest_path(edge, num_inference_steps) for edge in edges]
-    optima = [_descend(cost, start, last) for start in starts]
-    return [path.timesteps[i] for i in min(optima, key=cost)]
+    centred = points - points.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
+    kept = min(3, points.shape[1], points.shape[2])
+    sizes = values[:, None, -kept:].clamp(min=0).sqrt()
+    curve = vectors[..., -kept:] * torch.where(sizes > STILL * sizes[..., -1:], sizes, 0.0)
+    return torch.nn.functional.pad(curve, (0, 3 - kept))
 
 
-def _descend(cost: Callable[[list[int]], float], nodes: list[int], last: int) -> list[int]:
-    """Moves each node except the first between its neighbours while the cost falls."""
-    best = cost(nodes)
-    for far in (8, 4, 2, 1):
-        before = np.inf
-        while best < before:
-            before = best
-            for k, move in itertools.product(range(1, len(nodes)), (far, -far)):
-                trial = [*nodes[:k], nodes[k] + move, *nodes[k + 1 :]]
-                between = trial[k - 1] < trial[k] < [*trial, last][k + 1]
-                if between and (value := cost(trial)) < best:
-                    best, nodes = value, trial
-    return nodes
+def _frenet(curves: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Curvature, size of the torsion, and length of each interval of n × M × 3 points.
+
+    n × (M − 1) each. The curvature of a point is the angle between its neighbouring chords, over
+    their mean length; the torsion of an interval is the angle between the planes that its ends bend
+    in. Torsion is 0 where curvature is 0; curvature is 0 where a chord is shorter than `least` (n).
+    The outermost values are repeated at the ends.
+    """
+    chords = curves.diff(dim=1)
+    lengths = chords.norm(dim=2).clamp(min=1e-30)
+    tangents = chords / lengths[..., None]
+    normals = torch.linalg.cross(tangents[:, :-1], tangents[:, 1:])
+    bends = torch.atan2(normals.norm(dim=2), (tangents[:, :-1] * tangents[:, 1:]).sum(2))
+    seen = torch.minimum(lengths[:, :-1], lengths[:, 1:]) > least[:, None]
+    bends = torch.where(seen, bends, 0.0)
+    at_points = _extended(2 * bends / (lengths[:, :-1] + lengths[:, 1:]))
+    curvature = (at_points[:, :-1] + at_points[:, 1:]) / 2
+    if curves.shape[1] < 4:
+        return curvature, torch.zeros_like(curvature), lengths
+    across = torch.linalg.cross(normals[:, :-1], normals[:, 1:]).norm(dim=2)
+    # A path that begins to bend the other way does not leave its plane: hence the absolute value.
+    twists = torch.atan2(across, (normals[:, :-1] * normals[:, 1:]).sum(2).abs())
+    bent = torch.minimum(bends[:, :-1], bends[:, 1:]) > STRAIGHT
+    torsion = torch.where(bent, twists / lengths[:, 1:-1], 0.0)
+    return curvature, _extended(torsion), lengths
 
 
-#: Grids that need a recorded path; dual-path also needs its adjoints.
-SEARCHED: dict[str, Callable[[Trajectory, NoiseSchedule, int], list[int]]] = {
-    "oracle": oracle,
-    "gits": gits,
-    "tors": tors,
-    "constant-rate": constant_rate,
-    "dual-path": dual_path,
-}
+def _extended(values: Tensor) -> Tensor:
+    """Rows (n × m) with their first and last value repeated: n × (m + 2)."""
+    return torch.cat([values[:, :1], values, values[:, -1:]], 1)
+
+
+def moving_points(path: Trajectory, levels: Levels) -> int:
+    """The number of the path's points with distinct levels, counting its end where it is lower."""
+    sigma = path.sigmas(levels)
+    return len(sigma) - int(bool(sigma[-1] >= sigma[-2]))
+
+
+def times_of(path: Trajectory) -> np.ndarray:
+    """The timesteps of the path's points; its end counts as −1."""
+    return np.array([*path.timesteps, -1], np.float64)
+
+
+def equal_parts(times: np.ndarray, total: np.ndarray, steps: int) -> list[int]:
+    """K timesteps that divide a quantity, known at `times` and rising, into K equal parts."""
+    remedy = f"give 1 to {int(times[0]) + 1}, the timesteps of the path"
+    check(1 <= steps <= times[0] + 1, "num_inference_steps", steps, remedy)
+    ideal = np.interp(total[-1] * np.arange(steps) / steps, total, times)
+    ideal[0] = times[0]  # also where the quantity does not change at first
+    return distinct(ideal)
+
+
+#: The methods that need a recorded path.
+SEARCHED: dict[str, Callable[[Trajectory, Levels, int], list[int]]] = {"gits": gits, "tors": tors}
