@@ -112,7 +112,7 @@ def stopped(scheduler: Any, sigma: float) -> Any:
     check(right, "sigma", sigma, "give a positive number: where the last step is to end")
     kind, changed = type(scheduler), copy.copy(scheduler)
     changed.stops_at = float(sigma)  # what a fingerprint knows it by
-    flow = Levels.from_diffusers(scheduler, mu=0.0).kind == "flow"
+    flow = Levels.from_diffusers(scheduler, mu=1.0).kind == "flow"
     level = sigma / (1 + sigma) if flow else sigma
 
     @functools.wraps(kind.set_timesteps)

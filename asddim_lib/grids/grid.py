@@ -60,7 +60,7 @@ def timesteps(
     config = completed(scheduler)
     other = is_flow(config) or set(EDM) <= set(config)
     free = allocation in ("uniform", *SPACINGS) and not other  # these need no noise levels
-    kind = "vp" if free else Levels.from_diffusers(scheduler, mu=0.0).kind
+    kind = "vp" if free else Levels.from_diffusers(scheduler, mu=1.0).kind
     words = {"flow": "a flow-matching one", "edm": "an EDM one"}
     remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
     check(kind == "vp", "scheduler", words.get(kind, kind), remedy)

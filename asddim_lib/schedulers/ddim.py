@@ -242,7 +242,7 @@ def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str,
     """A source scheduler's config in DDIM's words, all of it said."""
     source = for_class(ASDDIMScheduler, config)
     coordinates = Levels.from_diffusers(
-        {**source, **changes}, mu=0.0
+        {**source, **changes}, mu=1.0
     )  # any shift tells a flow model's
     words = {"flow": "a flow-matching", "edm": "an EDM"}
     kind = words.get(coordinates.kind, coordinates.kind)

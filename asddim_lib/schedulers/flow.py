@@ -161,7 +161,7 @@ def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str,
     source = for_class(ASFlowScheduler, config)
     changed = {**source, **changes, "invert_sigmas": False}  # turned round it is of no other kind
     remedy = "its samples are not flow matching's: use ASDDIMScheduler"
-    kind = Levels.from_diffusers(changed, mu=0.0).kind  # any shift tells the kind
+    kind = Levels.from_diffusers(changed, mu=1.0).kind  # any shift tells the kind
     check(kind == "flow", "config", f"of a {kind} scheduler", remedy)
     if source.pop("use_flow_sigmas", False):  # a solver's, which has DDPM's settings beside them
         source["shift"] = source.pop("flow_shift")

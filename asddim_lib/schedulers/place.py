@@ -67,7 +67,7 @@ def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
     if "rho" in known:  # EDM's own range stays
         changes = {n: v for n, v in changes.items() if n not in ("sigma_min", "sigma_max")}
     coordinates = Levels.from_diffusers(
-        source, mu=0.0
+        source, mu=1.0
     )  # its kind and end do not depend on the shift
     end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
@@ -95,7 +95,7 @@ def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    if Levels.from_diffusers(scheduler, mu=0.0).kind == "vp":
+    if Levels.from_diffusers(scheduler, mu=1.0).kind == "vp":
         if "timesteps" in known:
             return "timesteps"
         flow_alone = "use_flow_sigmas" in completed(scheduler)  # diffusers' UniPC
@@ -154,7 +154,7 @@ def holding(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any
     own = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
     remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
     check(own is not None, "scheduler", type(scheduler).__name__, remedy)
-    if Levels.from_diffusers(scheduler, mu=0.0).kind == "flow":
+    if Levels.from_diffusers(scheduler, mu=1.0).kind == "flow":
         kept = np.minimum(_meant(scheduler, grid, mu), 1.0).tolist()  # a shift may round 1 up
     else:
         kept = list(grid)
@@ -205,7 +205,7 @@ def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
 
     Raises WrongUse unless they fall strictly within 0 … T − 1.
     """
-    coordinates = Levels.from_diffusers(scheduler, mu=0.0)
+    coordinates = Levels.from_diffusers(scheduler, mu=1.0)
     size = len(coordinates.betas)
     if coordinates.kind == "flow" and not _numbered(grid):
         grid = [round(float(mix) * size) - 1 for mix in grid]
@@ -244,7 +244,7 @@ def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> 
 
 def _given(scheduler: Any, grid: Sequence[Any]) -> Any:
     """A grid as a scheduler's `set_timesteps` takes it: UniPC multiplies, and so needs an array."""
-    coordinates = Levels.from_diffusers(scheduler, mu=0.0)
+    coordinates = Levels.from_diffusers(scheduler, mu=1.0)
     if coordinates.kind == "flow":
         size = len(coordinates.betas)
         if _numbered(grid):
