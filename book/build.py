@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -70,25 +70,29 @@ def main(context: typer.Context) -> None:
     """Executes what changed, and builds the HTML."""
     if context.invoked_subcommand:
         return
-    sources = chapter_sources()
-    prose = [name for name, source in sources.items() if not has_code(source)]
-    executed = executed_files({n: file for n, file in sources.items() if n not in prose})
+    executed = executed_files()
     execute_missing(executed)
     for file in STATIC:
-        copy_if_changed(BOOK / file, STAGE / file)
-    (STAGE / "_config.yml").write_text(links.footer((BOOK / "_config.yml").read_text()))
-    for name in prose:
-        copy_if_changed(sources[name], STAGE / "chapters" / f"{name}.md")
-    for name, file in executed.items():
-        copy_if_changed(linked(file, name), STAGE / "chapters" / f"{name}.ipynb")
-    (STAGE / "chapters" / "status.md").write_text(status_page(executed))
-    (STAGE / "chapters" / "support.md").write_text(support_page())
-    (STAGE / "chapters" / "api.md").write_text(reference_page())
-    (STAGE / "chapters" / "editor.md").write_text(editor_page())
-    (STAGE / "chapters" / "live.md").write_text(live.page())
+        write_if_changed(STAGE / file, (BOOK / file).read_text())
+    write_if_changed(STAGE / "_config.yml", links.footer((BOOK / "_config.yml").read_text()))
+    generated = {
+        "api": reference_page,
+        "editor": editor_page,
+        "live": live.page,
+        "status": partial(status_page, executed),
+        "support": support_page,
+    }
+    for name, source in links.pages().items():
+        file = STAGE / "chapters" / name
+        if name in executed:
+            write_if_changed(file.with_suffix(".ipynb"), linked(executed[name], name))
+        else:
+            text = generated[name]() if name in generated else source
+            write_if_changed(file.with_suffix(".md"), text)
     jupyter_book()
     lighten(STAGE / "_build" / "html")
-    live.install(STAGE / "_build" / "html")
+    if "live" in links.pages():
+        live.install(STAGE / "_build" / "html")
     check_numbers(STAGE / "_build" / "html" / "chapters")
     print(f"open {(STAGE / '_build' / 'html' / 'index.html').relative_to(ROOT)}")
 
@@ -102,8 +106,8 @@ def run(
 ) -> None:
     """Executes one chapter with other parameters."""
     try:
-        known = sorted(file.stem for file in (BOOK / "chapters").glob("*.md") if has_code(file))
-        check(chapter in known, "chapter", chapter, f"choose one of {', '.join(known)}")
+        known = links.chapters()
+        check(chapter in known, "chapter", chapter, f"choose one of {', '.join(sorted(known))}")
         defaults = read_defaults(write_notebook(chapter))
         values = fit_parameters(chapter, parse_parameters(parameter or [], defaults), defaults)
     except WrongUse as error:
@@ -116,21 +120,10 @@ def run(
     print(out.relative_to(ROOT))
 
 
-def chapter_sources() -> dict[str, Path]:
-    """The source file of each page in the order of the contents, except the page `status`."""
-    parts = yaml.safe_load((BOOK / "_toc.yml").read_text())["parts"]
-    names = ["start", *(Path(entry["file"]).name for part in parts for entry in part["chapters"])]
-    return {name: BOOK / "chapters" / f"{name}.md" for name in names if name != "status"}
-
-
-def has_code(source: Path) -> bool:
-    """Whether a page is executed: then it begins with jupytext's header."""
-    return source.read_text().startswith("---")
-
-
-def executed_files(sources: dict[str, Path]) -> dict[str, Path]:
-    """Where each chapter's executed notebook belongs; its name has a hash of all it depends on."""
+def executed_files() -> dict[str, Path]:
+    """The executed notebook of each chapter; its name has a hash of all that the chapter reads."""
     shared = digest(*(ROOT / part for part in SHARED))
+    sources = {name: BOOK / "chapters" / f"{name}.md" for name in links.chapters()}
     return {
         name: EXECUTED / f"{name}-{digest(source, *reads(source), salt=shared)}.ipynb"
         for name, source in sources.items()
@@ -170,23 +163,21 @@ def lighten(pages: Path) -> None:
             page.write_text(ICONS.sub("", text))
 
 
-def copy_if_changed(source: Path, target: Path) -> None:
-    """Copies a file unless the same is there: Sphinx reads a newer file again."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or source.read_bytes() != target.read_bytes():
-        shutil.copyfile(source, target)
+def write_if_changed(file: Path, text: str) -> None:
+    """Writes a file unless it has that text: Sphinx reads a newer file again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
 
 
-def linked(executed: Path, name: str) -> Path:
-    """A copy of an executed notebook, folded, with a link to Colab, if any, under its title."""
-    notebook, copy = nbformat.read(executed, as_version=4), BUILD / "linked" / f"{name}.ipynb"
+def linked(executed: Path, name: str) -> str:
+    """An executed notebook, folded, with a link to Colab, if any, under its title."""
+    notebook = nbformat.read(executed, as_version=4)
     if link := links.colab_link(name):
         line = f"[Open in Colab]({link})"
         notebook.cells[0].source = colab.under_title(notebook.cells[0].source, line)
     notebook.cells = folds.folded(notebook.cells)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, copy)
-    return copy
+    return nbformat.writes(notebook)
 
 
 def check_numbers(pages: Path) -> None:

@@ -10,29 +10,18 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import papermill
-import yaml
 
 from asddim_lib.errors import check
 
 ROOT = Path(__file__).parents[1]
 BOOK, BUILD = ROOT / "book", ROOT / "_build"
 WORKERS = 2  # chapters executed at the same time
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with the floats of YAML 1.2, in which 1e-4 is a number and not a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 
 
 def execute(
@@ -89,20 +78,18 @@ def read_defaults(notebook: Path) -> dict[str, Any]:
 
 
 def parse_parameters(options: list[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of options such as "p=1e-4" or "steps=[20, 50]", read as YAML.
+    """The values of options such as "p=1e-4" or "steps=[20, 50]", read as Python's literals.
 
-    Where the default is a string, "2024" and "no" stay strings. Raises WrongUse without a "=".
+    What is none, and what has a string as its default, is a string. Raises WrongUse without a "=".
     """
     values = {}
     for option in options:
         name, equals, text = option.partition("=")
         check(bool(equals and name), "parameter", option, "write it as NAME=VALUE")
-        try:
-            values[name] = yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            values[name] = text
-        if isinstance(defaults.get(name), str) and not isinstance(values[name], str):
-            values[name] = text
+        values[name] = text
+        if not isinstance(defaults.get(name), str):
+            with suppress(ValueError, SyntaxError):
+                values[name] = ast.literal_eval(text)
     return values
 
 

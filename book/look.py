@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 import typer
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from browser import JS, chromium, served, settle, watched
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Response
+from playwright.sync_api import Browser, BrowserContext, Locator, Page
 from sheets import Finding, Sheet, links
 
 ROOT = Path(__file__).parents[1]
@@ -52,13 +55,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     html: Annotated[Path, typer.Option(help="The folder of the built book.")] = HTML,
     shots: Annotated[Path, typer.Option(help="Where the screenshots go.")] = SHOTS,
+    pages: Annotated[str, typer.Option(help="Which pages, as in chapters/use*.")] = "*",
 ) -> None:
     """Checks the built book in a browser."""
     if not (html / "index.html").exists():
         raise SystemExit(f"html is {html}, where there is no index.html; run `make book` first")
     equations = yaml.safe_load((ROOT / "book" / "equations.yml").read_text())
     with chromium() as browser:
-        findings = look(browser, html, shots, equations)
+        findings = look(browser, html, shots, equations, pages=pages)
     for kind, description in KINDS.items():
         number = sum(finding.kind == kind for finding in findings)
         print(f"{f'{number} findings' if number else 'ok':>12}  {description}")
@@ -73,11 +77,13 @@ def look(
     shots: Path,
     equations: Iterable[dict[str, Any]] = (),
     looks: Iterable[str] = tuple(LOOKS),
+    pages: str = "*",
 ) -> list[Finding]:
     """Returns the findings of all checks on a folder of HTML.
 
-    Every page is visited in each of the `looks`, except pages that only redirect. The reader's path
-    to each of the `equations` and the search are tried once.
+    Every page that matches `pages` is visited in each of the `looks`, except pages that only
+    redirect. The links of all pages, the reader's path to each of the `equations` and the search
+    are tried once.
     """
     shots.mkdir(parents=True, exist_ok=True)
     sheets = {
@@ -90,8 +96,8 @@ def look(
         for name in looks:
             with watched(browser, base, findings, **LOOKS[name]) as context:
                 for path, sheet in sheets.items():
-                    if not sheet.leads_on:
-                        visit(context, base, path, name, shots, findings)
+                    if fnmatch(path, pages) and not sheet.leads_on:
+                        visit(context, base, folder, path, name, shots, findings)
         with watched(browser, base, findings, **LOOKS["light"]) as context:
             page = context.new_page()
             for equation in equations:
@@ -107,7 +113,13 @@ LONG = {"chapters/api.html"}
 
 
 def visit(
-    context: BrowserContext, base: str, path: str, look: str, shots: Path, findings: list[Finding]
+    context: BrowserContext,
+    base: str,
+    folder: Path,
+    path: str,
+    look: str,
+    shots: Path,
+    findings: list[Finding],
 ) -> None:
     """Opens a page, checks its contents, and takes a screenshot."""
     page = context.new_page()
@@ -122,7 +134,7 @@ def visit(
     if look == "light":  # dark differs in colours only
         findings += [Finding(kind, place, what) for kind, what in page.evaluate(DESK)]
         findings += [Finding("length", place, what) for what in length(page, path)]
-        findings += [Finding("weight", place, what) for what in weight(context, base, path)]
+        findings += [Finding("weight", place, what) for what in weight(page, base, folder)]
     if look != "dark":  # its keys are those of light
         findings += [Finding("slider", place, what) for what in sliders(page)]
         findings += [Finding("focus", place, what) for what in focus(page)]
@@ -135,18 +147,28 @@ def length(page: Page, path: str) -> list[str]:
     return [f"is {pixels} pixels long"] if pixels > LONGEST and path not in LONG else []
 
 
-def weight(context: BrowserContext, base: str, path: str) -> list[str]:
-    """What a first visit fetches, if it is too much; `context` has files of others in its cache."""
-    assert context.browser is not None
-    answers: list[Response] = []
-    with context.browser.new_context() as fresh:
-        fresh.route(lambda url: not url.startswith(base), lambda route: route.abort())
-        page = fresh.new_page()
-        page.on("response", lambda answer: answers.append(answer))
-        page.goto(base + path)
-        page.wait_for_load_state("networkidle")
-        total = sum(len(gzip.compress(answer.body())) for answer in answers if answer.ok)
+def weight(page: Page, base: str, folder: Path) -> list[str]:
+    """What a first visit to the page fetches, if it is too much.
+
+    The browser lists what the page asked for, also where its cache had it.
+    """
+    addresses = page.evaluate(
+        "() => ['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind))"
+        ".map((entry) => entry.name)"
+    )
+    files = {
+        folder / unquote(urlsplit(address).path).lstrip("/")
+        for address in addresses
+        if address.startswith(base)
+    }
+    total = sum(compressed(file) for file in files if file.is_file())
     return [f"fetches {total / 1e6:.2f} MB"] if total > HEAVIEST else []
+
+
+@cache
+def compressed(file: Path) -> int:
+    """The bytes of a file as page hosts send it."""
+    return len(gzip.compress(file.read_bytes()))
 
 
 def violations(page: Page) -> list[str]:
@@ -237,10 +259,16 @@ def reader(page: Page, base: str, equation: dict[str, Any], findings: list[Findi
         return fail("is not typeset with its number")
     if not in_view(page, spot):
         return fail("is not where its link leads")
-    *module, name = equation["function"].split(".", 3)
-    source = f"_modules/{'/'.join(module)}.html#{name}"
-    if not click(source, f"section:has(> [id='{spot}'])"):
+    parts = equation["function"].split(".")
+    name, section = parts[-1], f"section:has(> [id='{spot}'])"
+    # The last part of the module's name is not known: "package.module.Class.method".
+    places = [".".join(parts[cut:]) for cut in range(1, len(parts))]
+    if not any(
+        click(f"/{module}.html#{place}", section)
+        for module, place in zip(parts, places, strict=False)
+    ):
         return fail(f"{name}'s source is not one click from its derivation")
+    name = page.url.rpartition("#")[2]
     if (
         not in_view(page, name)
         or f"def {name.rsplit('.', 1)[-1]}" not in page.locator(f"[id='{name}']").inner_text()

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+from collections import Counter
 
 # Nothing is fetched. Without this, each model that is missing is asked for again and again, online.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import small_book
 from tests.colab_machine import once, output, publish
 
 
@@ -19,6 +21,27 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+
+
+def pytest_unconfigure(config):
+    """The last line says what was skipped, and what would run it."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        print(skipped(reporter.stats.get("skipped", [])), end="")
+
+
+def skipped(reports):
+    """A line with the reasons of skipped tests, and how many each skipped; empty without any."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    parts = "; ".join(f"{number} ({reason})" for reason, number in reasons.items())
+    return f"NOT TESTED HERE: {parts}\n" if parts else ""
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder of the small book's HTML. Tests only read it."""
+    folder = once(tmp_path_factory, "small-book", small_book.make)
+    return folder / "_build" / "book" / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

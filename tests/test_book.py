@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import build
 import jupytext
+import links
 import numpy as np
 import pytest
 import reference
@@ -19,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = yaml.safe_load((ROOT / "book" / "equations.yml").read_text())
-CHAPTERS = [name for name in build.chapter_sources() if name != "start"] + ["status"]
+CHAPTERS = [name for name in links.pages() if name != "start"]
 TEXT = {name: (ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in CHAPTERS}
 TEXT["start"] = (ROOT / "book" / "chapters" / "start.md").read_text()
 CODE = {

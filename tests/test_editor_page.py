@@ -4,7 +4,6 @@ import json
 import re
 
 import editor
-import look
 import pytest
 import torch
 
@@ -12,24 +11,16 @@ from asddim_lib.evidence.path import follow
 from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.distance import relative_distance
 from experiments.mixtures import GaussianMixture
-from tests.pages import PAGE, opening
+from tests.pages import opening
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
 TICK = "#grid-editor [role=slider]"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with a page that has the editor."""
-    made = tmp_path_factory.mktemp("editor")
-    (made / "editor.html").write_text(PAGE % editor.figure())
-    return made
-
-
 @pytest.fixture
-def opened(browser, folder):
-    """Opens the page from its file, and waits for the editor."""
-    with opening(browser, folder / "editor.html", 800, 1000) as open_page:
+def opened(browser, built):
+    """Opens the small book's page with the editor from its file, and waits for the editor."""
+    with opening(browser, built / "chapters" / "editor.html", 1280, 1000) as open_page:
 
         def open_editor(**options):
             page = open_page(**options)
@@ -186,12 +177,6 @@ def test_the_best_is_kept_and_a_search_is_not_the_reader_s(opened):
     assert "more error than dual-weighted" in verdict.inner_text()
     assert moved(page, back.click) == good
     assert "your best" in page.locator("[data-part=scores]").inner_text()
-
-
-def test_in_light_in_dark_and_on_a_phone_the_checks_of_the_book_find_nothing(
-    browser, folder, tmp_path
-):
-    assert look.look(browser, folder, tmp_path) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -7,14 +7,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jupytext
 import links
 import nbformat
 import picture
 import pytest
-import sources
 import typer
 import yaml
 from PIL import Image
@@ -101,25 +99,12 @@ def test_the_citation_is_valid_and_of_this_version():
 
 
 @pytest.mark.parametrize("address", [ADDRESS, ""])
-def test_the_footer_has_version_licence_and_a_link_to_the_citation(address, monkeypatch):
+def test_the_footer_links_to_the_repository_if_it_is_public(address, monkeypatch):
+    """The rest of the footer is in test_small_book."""
     monkeypatch.setattr(links, "address", lambda: address)
-    config = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["config"]
-    footer = links.footer(config["html_theme_options"]["extra_footer"])
-    page = SimpleNamespace(config=SimpleNamespace(root_doc="chapters/start"))
-    context = {"theme_extra_footer": footer, "pathto": lambda name: f"../{name}.html"}
-    sources.fill_footer(page, "", "", context, None)
-    filled = context["theme_extra_footer"]
-    assert f"Version {asddim_lib.__version__}." in filled
-    assert 'href="../chapters/start.html#how-to-cite"' in filled
-    assert "CC BY 4.0" in filled
-    assert "\n## How to cite\n" in START
-    assert (f'href="{ADDRESS}"' in filled) == bool(address)
-    itself = {"theme_extra_footer": footer, "pathto": lambda name: "#"}
-    sources.fill_footer(page, "", "", itself, None)
-    assert 'href="#how-to-cite"' in itself["theme_extra_footer"]
-    other: dict = {}
-    sources.fill_footer(page, "", "", other, None)
-    assert other == {}
+    footer = links.footer((ROOT / "book" / "_config.yml").read_text())
+    assert (f'href="{ADDRESS}"' in footer) == bool(address)
+    assert "{repository}" not in footer
 
 
 def test_every_part_of_the_sidebar_has_a_name():

@@ -1,21 +1,15 @@
 """Guess before you look: a box's right option is what its chapter computes."""
 
 import re
-import subprocess
-import sys
 
-import build
 import jupytext
-import look
+import links
 import pytest
 
-from tests.pages import PAGE, opening
+from tests.pages import opening
+from tests.small_book import BOX, BOXES
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
-STATIC = build.BOOK / "_static"
-BOX = re.compile(r"^::::\{admonition\}[^\n]*\n:class: guess\n.*?^::::$", re.MULTILINE | re.DOTALL)
-TEXTS = {name: source.read_text() for name, source in build.chapter_sources().items()}
-BOXES = {name: box for name, text in TEXTS.items() for box in BOX.findall(text)}
 RIGHT = {
     name: int(re.search(r"^\*\*(\d)\.\*\*", box, re.MULTILINE)[1]) for name, box in BOXES.items()
 }
@@ -28,11 +22,11 @@ def options(box):
 @pytest.mark.parametrize("chapter", BOXES)
 def test_the_option_that_a_box_marks_is_the_one_that_its_chapter_computes(chapter):
     """A cell below the box asserts the number of the option; that it runs is the build's matter."""
-    assert len(BOX.findall(TEXTS[chapter])) == 1
+    assert len(BOX.findall(links.pages()[chapter])) == 1
     numbers = options(BOXES[chapter])
     assert numbers == [str(k + 1) for k in range(len(numbers))]
     assert 3 <= len(numbers) <= 4
-    below = TEXTS[chapter].split(BOXES[chapter])[1]
+    below = links.pages()[chapter].split(BOXES[chapter])[1]
     cells = [c for c in jupytext.reads(below, fmt="md:myst").cells if c.cell_type == "code"]
     asserting = [
         cell.source for cell in cells if re.search(r"^guess = ", cell.source, re.MULTILINE)
@@ -50,35 +44,10 @@ def test_the_boxes_are_where_they_were_asked_for():
     assert len(set(RIGHT.values())) > 1, "the right option is not always the same"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A page with all boxes, made by Sphinx as the book is, in a plain theme."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("boxes")
-    (source / "conf.py").write_text(
-        "extensions = ['myst_parser', 'sphinx_design']\n"
-        "myst_enable_extensions = ['colon_fence', 'dollarmath']\n"
-        "html_theme = 'basic'\nhtml_use_index = False\n"
-        "suppress_warnings = ['myst.xref_missing']\n"
-    )
-    text = "\n\n".join(BOXES.values())
-    plain = re.sub(r"\$[^$]+\$", "x", re.sub(r"\{\w+\}`([^`]+)`", r"\1", text))
-    (source / "index.md").write_text(f"# Boxes\n\n{plain}\n")
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    body = (out / "index.html").read_text().split("</h1>")[1].split('<div class="clearer">')[0]
-    boxes = "".join(re.findall(r'<div class="guess .*?</details></div>', body, re.DOTALL))
-    style, script = ((STATIC / f"guess.{end}").read_text() for end in ("css", "js"))
-    made = tmp_path_factory.mktemp("made")
-    page = f"<style>{style}</style><script>{script}</script>{boxes}"
-    (made / "index.html").write_text(PAGE % page)
-    return made
-
-
 @pytest.fixture
-def opened(browser, folder):
-    """Opens the page from its file, on a phone's screen."""
-    with opening(browser, folder / "index.html", 390, 844) as open_page:
+def opened(browser, built):
+    """Opens the small book's page that has all boxes from its file, on a phone's screen."""
+    with opening(browser, built / "chapters" / "ddim.html", 390, 844) as open_page:
         yield open_page
 
 
@@ -124,7 +93,3 @@ def test_without_scripts_all_is_readable(opened):
         assert box.locator("li").first.is_visible()
         box.locator("summary").click()
         assert box.locator("details p").first.is_visible()
-
-
-def test_in_dark_and_on_a_phone_the_checks_of_the_book_find_nothing(browser, folder, tmp_path):
-    assert look.look(browser, folder, tmp_path, looks=("dark", "phone")) == []
