@@ -29,18 +29,18 @@ test: .venv/.ready ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COV) --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
 
 experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 prompts, every grid beside every peer; goes on where it was stopped
-	$(BIN)/asddim evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5
+	$(BIN)/python -m experiments evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5
 	for scale in 7.5 3; do for steps in 20 50 100; do \
-	  $(BIN)/asddim evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
+	  $(BIN)/python -m experiments evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
 	done; done
 	for part in ddim second-order fifty direct; do mkdir -p results/compare/$$part/images; done
-	$(BIN)/asddim compare $(FEW) --steps 5,8,10,20 --out results/compare/ddim
+	$(BIN)/python -m experiments compare $(FEW) --steps 5,8,10,20 --out results/compare/ddim
 	for part in second-order fifty direct; do cp -n results/compare/ddim/images/*-k1000-* results/compare/ddim/images/profile-* results/compare/ddim/images/tuning.json results/compare/$$part/images; done
-	$(BIN)/asddim compare $(FEW) --steps 5,8,10 --solvers dpm++,unipc --out results/compare/second-order \
+	$(BIN)/python -m experiments compare $(FEW) --steps 5,8,10 --solvers dpm++,unipc --out results/compare/second-order \
 	  --grids trailing,leading,karras,logsnr,beta,equidistributed,dual-weighted,chosen
-	$(BIN)/asddim compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
-	$(BIN)/asddim compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
-	$(BIN)/asddim compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
+	$(BIN)/python -m experiments compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
+	$(BIN)/python -m experiments compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
+	$(BIN)/python -m experiments compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
 
 SEEN := leading,karras,logsnr,beta,arctan,ays-sd15,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted# what pictures are judged of
 
@@ -51,21 +51,21 @@ FLOW := --model bundled-flow --solvers euler --call '{"max_sequence_length": 1}'
 SEEN_ON_FLOW := karras,exponential,beta,comfy-beta57,comfy-bong-tangent,comfy-linear-quadratic,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted
 
 pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones and real ones, on both models, and tuned grids beside their peers; nine hours of a core, goes on where it was stopped; with --plan a line prints its cost
-	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --guidance-scale 3 --grids $(SEEN) --out results/pictures/bundled
-	$(BIN)/asddim evaluate $(FLOW) --out results/tune-flow --prompts bundled-tune --count 128 --batch-size 32 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,6,9
-	$(BIN)/asddim compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
-	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 5,8,10 --guidance-scale 3 --grids $(RIVALS) --out results/pictures/thousand
+	$(BIN)/python -m experiments compare $(PICTURES) --count 256 --batch-size 32 --guidance-scale 3 --grids $(SEEN) --out results/pictures/bundled
+	$(BIN)/python -m experiments evaluate $(FLOW) --out results/tune-flow --prompts bundled-tune --count 128 --batch-size 32 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,6,9
+	$(BIN)/python -m experiments compare $(PICTURES) $(FLOW) --count 64 --batch-size 16 --guidance-scale 1,6,9 --grids $(SEEN_ON_FLOW) --out results/pictures/bundled-flow
+	$(BIN)/python -m experiments compare $(MEASURED) --count 1000 --reference-steps 100 --steps 5,8,10 --guidance-scale 3 --grids $(RIVALS) --out results/pictures/thousand
 	for part in twenty fifty; do mkdir -p results/pictures/$$part/images && cp -n results/pictures/thousand/images/*-k100-* results/pictures/$$part/images; done
-	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 20 --guidance-scale 3 --grids leading,beta,dual-weighted,feature-weighted,tuned --out results/pictures/twenty
-	$(BIN)/asddim compare $(MEASURED) --count 1000 --reference-steps 100 --steps 50 --guidance-scale 3 --grids trailing --out results/pictures/fifty
-	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 1.5,2,3,5,7.5,10 --grids leading,beta,noise,gradient,combined,feature-weighted --out results/pictures/guidance
-	$(BIN)/asddim compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 2,3 --grids tuned --out results/pictures/guidance-tuned
-	$(BIN)/asddim compare $(PICTURES) --count 256 --batch-size 32 --solvers dpm++ --guidance-scale 3 --grids leading,karras,logsnr,beta,dual-weighted,feature-weighted,tuned --out results/pictures/second-order
-	$(BIN)/asddim compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 100 --steps 5,8,10 --guidance-scale 6 --grids karras,beta,gits,dual-weighted,feature-weighted,tuned --out results/pictures/searched-flow
+	$(BIN)/python -m experiments compare $(MEASURED) --count 1000 --reference-steps 100 --steps 20 --guidance-scale 3 --grids leading,beta,dual-weighted,feature-weighted,tuned --out results/pictures/twenty
+	$(BIN)/python -m experiments compare $(MEASURED) --count 1000 --reference-steps 100 --steps 50 --guidance-scale 3 --grids trailing --out results/pictures/fifty
+	$(BIN)/python -m experiments compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 1.5,2,3,5,7.5,10 --grids leading,beta,noise,gradient,combined,feature-weighted --out results/pictures/guidance
+	$(BIN)/python -m experiments compare $(MEASURED) --count 128 --batch-size 32 --reference-steps 0 --steps 5,10 --guidance-scale 2,3 --grids tuned --out results/pictures/guidance-tuned
+	$(BIN)/python -m experiments compare $(PICTURES) --count 256 --batch-size 32 --solvers dpm++ --guidance-scale 3 --grids leading,karras,logsnr,beta,dual-weighted,feature-weighted,tuned --out results/pictures/second-order
+	$(BIN)/python -m experiments compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 100 --steps 5,8,10 --guidance-scale 6 --grids karras,beta,gits,dual-weighted,feature-weighted,tuned --out results/pictures/searched-flow
 	mkdir -p results/pictures/fifty-flow/images && cp -n results/pictures/searched-flow/images/*-k100-* results/pictures/fifty-flow/images
-	$(BIN)/asddim compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 100 --steps 50 --guidance-scale 6 --grids trailing --out results/pictures/fifty-flow
-	$(BIN)/asddim compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 0 --steps 5,8,10 --guidance-scale 1,1.5,2,3,4,6 --grids beta --out results/pictures/guidance-flow
-	$(BIN)/asddim compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 0 --steps 5,8 --guidance-scale 3,4 --grids tuned --out results/pictures/searched-flow-lower
+	$(BIN)/python -m experiments compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 100 --steps 50 --guidance-scale 6 --grids trailing --out results/pictures/fifty-flow
+	$(BIN)/python -m experiments compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 0 --steps 5,8,10 --guidance-scale 1,1.5,2,3,4,6 --grids beta --out results/pictures/guidance-flow
+	$(BIN)/python -m experiments compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 0 --steps 5,8 --guidance-scale 3,4 --grids tuned --out results/pictures/searched-flow-lower
 	$(BIN)/python -m tests.effort
 	$(BIN)/asddim tune --model bundled-flow --steps 8 --guidance-scale 6 --call '{"max_sequence_length": 1}' --out results/tuned-flow
 
@@ -73,13 +73,13 @@ REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers
 	@test -d "$(REFERENCE)" || { echo "REFERENCE is '$(REFERENCE)'; give a folder of real pictures: make full REFERENCE=coco/val2017"; exit 2; }
 	for model in sd15 sdxl; do \
-	  _build/inception/bin/asddim clock --model $$model --device cuda --out results/clock/$$model.csv && \
+	  _build/inception/bin/python -m experiments clock --model $$model --device cuda --out results/clock/$$model.csv && \
 	  _build/inception/bin/python book/build.py run experiment -p model=$$model -p prompts=coco -p count=1000 -p 'steps=[20, 50, 100]' -p device=cuda -p dtype=float16 \
 	    -p clip=openai/clip-vit-large-patch14 -p reference=$(REFERENCE) -p tuning_prompts=drawbench -p out=results/$$model || exit 1; \
 	done
 	for model in sd15 sdxl sd3; do \
 	  if [ $$model = sd3 ]; then grids=$(SEEN_ON_FLOW) solvers=euler; else grids=$(SEEN) solvers=ddim,dpm++; fi; \
-	  _build/inception/bin/asddim compare $(PICTURES) --model $$model --solvers $$solvers --grids $$grids,tuned --guidance-scale 7.5 --prompts coco --count 1000 \
+	  _build/inception/bin/python -m experiments compare $(PICTURES) --model $$model --solvers $$solvers --grids $$grids,tuned --guidance-scale 7.5 --prompts coco --count 1000 \
 	    --tuning-prompts drawbench --clip openai/clip-vit-large-patch14 --check-encoder facebook/dinov2-base --device cuda --dtype float16 --out results/pictures/$$model || exit 1; \
 	done
 

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,12 +23,22 @@ from asddim_lib.errors import WrongUse
 
 log = logging.getLogger(__name__)
 
-#: The folder for what was measured or fetched once.
-CACHE = Path(os.path.expanduser("~")) / ".cache" / "asddim"
 #: Libraries whose versions are recorded beside results.
 LIBRARIES = ("asddim-lib", "diffusers", "torch", "transformers")
 #: Tensors by name, or a value that JSON can store.
 Value = TypeVar("Value", bound=Any)
+
+
+def cache_folder() -> Path:
+    """The folder for what was measured or fetched once: asddim in XDG_CACHE_HOME or ~/.cache.
+
+    Raises WrongUse where there is no home.
+    """
+    home = os.path.expanduser("~")
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+    if place.startswith("~"):
+        raise WrongUse("HOME is not set; set it, or XDG_CACHE_HOME, to a folder for the cache")
+    return Path(place) / "asddim"
 
 
 class DamagedFile(WrongUse):
@@ -193,11 +202,13 @@ def unseal(file: Path) -> Any:
         return None
 
 
-def locked(folder: Path) -> FileLock:
+def locked(folder: Path) -> Any:
     """Makes a folder, and a lock that admits one process at a time.
 
     The lock of a killed process is released. Also sweeps up what killed processes left.
     """
+    from filelock import FileLock
+
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     return FileLock(folder / ".lock")

@@ -52,7 +52,7 @@ _PAPER = {
 INTERVALS = (
     "± is the half-width of a 95 % interval: Student's t for means, Wilson's for shares (its "
     "longer side), the bootstrap for FID. Time is the median of the batches. Methods share prompts "
-    "and noise, so only paired differences tell them apart (`asddim compare`)."
+    "and noise, so only paired differences tell them apart (`python -m experiments compare`)."
 )
 
 
@@ -119,7 +119,7 @@ def read_run(folder: str | os.PathLike) -> Run:
         not missing,
         "folder",
         f"{folder}, without {', '.join(missing)}",
-        "name the folder of a run that has ended (asddim evaluate --out …)",
+        "name the folder of a run that has ended (python -m experiments evaluate --out …)",
     )
     read_records(folder)
     return Run(folder, json.loads(files[2].read_text()), pd.read_csv(files[1]))

@@ -170,7 +170,7 @@ def no_cache(monkeypatch, tmp_path):
     """No test finds the features of real pictures that another has kept."""
     from asddim_lib.metrics.features import reference
 
-    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reference, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture

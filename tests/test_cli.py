@@ -1,87 +1,69 @@
-"""The command line: its help, its refusals, its exit codes, and what it hands to the library."""
+"""The users' command line: its help, its refusals, its exit codes, and its defaults."""
 
+import inspect
 import json
+import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from PIL import Image
+import torch
 from typer.testing import CliRunner
 
 from asddim_lib import calibration as measure
-from asddim_lib.cli import app, clock, main
-from asddim_lib.errors import WrongUse
-from asddim_lib.grids.table import ALLOCATIONS, METHODS
+from asddim_lib.cli import app, generate, main, options
+from asddim_lib.grids.table import METHODS
 from asddim_lib.models import load
 from asddim_lib.pipeline import run
 from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
-from asddim_lib.tuning import search
-from asddim_lib.tuning.goals import GOALS
-from experiments import evaluate as experiment
-from experiments.clock import METHODS as TIMED
-from experiments.setting import METHODS as NAMED
-from tests.tiny import sd
+from tests.tiny import sd, sd3
 
-PURPOSE = {
-    "calibrate": "Measures how sensitive the model is",
-    "generate": "Draws one picture",
-    "export": "Prints a grid for another program",
-    "methods": "Lists every method",
-    "choose": "Tries grids on a few prompts",
-    "tune": "Finds the grid whose pictures are best",
-    "evaluate": "Draws and judges pictures of several methods",
-    "compare": "Compares grids with the trailing one",
-    "report": "Prints the paper's tables",
-    "clock": "Times the methods",
-    "mlperf": "as MLPerf Inference does",
-}
+ROOT = Path(__file__).parents[1]
+COMMANDS = ["generate", "calibrate", "tune", "export"]
+#: A command, and the argument that its refusal names.
 WRONG_USE = [
-    ("calibrate p.json --dtype float8", "dtype is float8; use one of float32"),
-    ("calibrate p.json --count 0", "count is 0; "),
-    ("calibrate p.json --quick --encoder x", "encoder is x; --quick has 1"),
-    ("calibrate p.json --quick --feature-probes 2", "feature_probes is 2; --quick has 1"),
-    ("calibrate p.json --quick --adjoint-probes 1", "adjoint_probes is 1; --quick has 1"),
-    ("calibrate p.json --quick --count 8", "count is 8; --quick has 1"),
-    ("calibrate p.json --quick --num-steps 8", "num_steps is 8; --quick has 1"),
-    ("calibrate p.json --quick --estimator jvp", "estimator is jvp; --quick has 1"),
-    ("generate boot --allocation magic", "allocation is magic; use one of uniform"),
-    ("generate boot --profile p.json", "profile is p.json; allocation uniform makes no use of it"),
-    ("generate boot --override model", "override is model; there is no profile: leave it out"),
-    ("choose --override model", "override is model; there is no profile: leave it out"),
-    ("generate boot --allocation combined", "profile is None; allocation combined needs one"),
-    ('generate boot --call {"guidance_scale":9}', "guidance_scale has an option of its own"),
-    ('calibrate p.json --call {"guidance_scale":9}', "guidance_scale has an option of its own"),
-    ('calibrate p.json --call {"seed":9}', "seed is no option of a pipeline's call"),
+    ("calibrate p.json --dtype float8", "dtype is float8"),
+    ("calibrate p.json --count 0", "count is 0"),
+    ("calibrate p.json --num-steps 0", "num_steps is 0"),
+    ("calibrate p.json --guidance-scale=-1", "guidance_scale is -1.0"),
+    ("calibrate p.json --guidance-scale nan", "guidance_scale is nan"),
+    ("calibrate p.json --save-memory disk", "save_memory is disk"),
+    ("calibrate p.json --prompts /no.txt", "prompts is /no.txt"),
+    ("calibrate p.json --model elsewhere", "prompts is not given"),
+    ("calibrate none/p.json", "out is none/p.json"),
+    ("calibrate .", "out is ."),
+    ("calibrate p.json --call [1]", "call is [1]"),
+    ('calibrate p.json --call {"guidance_scale":9}', "call is"),
+    ('calibrate p.json --call {"seed":9}', "call is"),
+    ("calibrate", "Missing argument"),
+    ("generate boot --allocation magic", "allocation is magic"),
+    ("generate boot --profile p.json --allocation uniform", "profile is p.json"),
+    ("generate boot --override model", "override is model"),
+    ("generate boot --allocation combined", "profile is not given"),
+    ("generate boot --steps 0", "steps is 0"),
+    ("generate boot --steps 1001", "steps is 1001"),
+    ("generate boot --width 0", "width is 0"),
+    ("generate boot --guidance-scale inf", "guidance_scale is inf"),
+    ('generate boot --call {"prompt":9}', "call is"),
+    ("generate boot x.txt", "out is x.txt"),
+    ("generate boot none/x.png", "out is none/x.png"),
     ("generate boot --model /nowhere", "model is '/nowhere'"),
-    ("export --format word", "format is word; use diffusers"),
-    ("export --steps 0", "num_inference_steps is 0; "),
+    ("generate boot --stepz 3", "--stepz"),
+    ("generate boot --steps many", "--steps"),
+    ("export --format word", "format is word"),
+    ("export --steps 0", "steps is 0"),
+    ("export --mu 800", "mu is 800.0"),
+    ("export --mu nan", "mu is nan"),
     ("export --model /nowhere", "model is '/nowhere'"),
-    ("choose --solver heun", "solver is heun; use one of ddim"),
-    ("choose --grids karras,karras", "grids is 'karras,karras'; give each value once"),
-    ("choose --grids magic", "allocation is magic; "),
-    ("tune --goal beauty", "goal is beauty; use one of latents, embedding"),
-    ("tune --solver heun", "solver is heun; use one of ddim"),
-    ("tune --quick --count 48", "count is 48; --quick has 9 prompts"),
-    ("tune --budget 9 --minutes 1", "budget and minutes is 9 and 1.0; give one"),
-    ("evaluate --methods magic", "method is magic; "),
-    ("evaluate --methods ddim,ddim", "methods is 'ddim,ddim'; give each value once"),
-    ("evaluate --steps 2,2", "steps is '2,2'; give each value once"),
-    ("evaluate --steps 2,x", "steps is '2,x'; give whole numbers separated by commas"),
-    ("evaluate --steps 2.5", "steps is '2.5'; give whole numbers separated by commas"),
-    ("evaluate --guidance-scale 3,3.0", "guidance_scale is '3,3.0'; give each value once"),
-    ("evaluate --guidance-scale inf", "guidance_scale is 'inf'; give numbers separated by"),
-    ("evaluate --guidance-scale=-1", "guidance_scale is -1.0; "),
-    ("evaluate --inception w.pth", "reference is ; give a folder of real pictures, too"),
-    ("evaluate --shard 4/4 --count 1", "shard is 4/4; "),
-    ("compare --grids magic", "method is magic; "),
-    ("compare --grids karras,,beta", "grids is 'karras,,beta'; give items separated by commas"),
-    ("report /nowhere", "folder is /nowhere, without "),
-    ("clock --methods magic", "magic"),
-    ("clock --steps 2,x", "steps is '2,x'; "),
-    ("mlperf --prompts /no.tsv --latents l --reference .", "prompts is /no.tsv; "),
+    ("export --allocation magic", "allocation is magic"),
+    ("tune --goal beauty", "goal is beauty"),
+    ("tune --solver heun", "solver is heun"),
+    ("tune --steps 0", "steps is 0"),
+    ("tune --batch-size 0", "batch_size is 0"),
+    ("tune --model elsewhere", "prompts is not given"),
+    ("frobnicate", "frobnicate"),
 ]
 
 
@@ -91,12 +73,15 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def run_main(arguments, monkeypatch, capsys):
-    """Exit code, stdout and stderr of the entry point."""
-    monkeypatch.setattr(sys, "argv", ["asddim", *arguments])
+def refused(entry, arguments, monkeypatch, capsys, alone=True):
+    """The last line on stderr of an entry point that ends with 2; the only one if `alone`."""
+    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code, *capsys.readouterr()
+        entry()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert len(err.splitlines()) == 1 or not alone
+    return err.splitlines()[-1]
 
 
 def help_of(*arguments):
@@ -109,39 +94,33 @@ def names_in(text):
     return set(re.findall(r"[\w+-]+", text))
 
 
-@pytest.mark.parametrize(("command", "purpose"), PURPOSE.items())
-def test_each_command_says_what_it_does(command, purpose):
-    assert purpose in help_of(command)
-    assert "Example: asddim " + command in help_of(command)
-    assert purpose in help_of()
+def test_there_are_five_commands_and_each_shows_an_example():
+    assert [one.callback.__name__ for one in app.registered_commands] == COMMANDS
+    for command in COMMANDS:
+        assert "Example: asddim " + command in help_of(command)
+        assert command in help_of()
+    assert {arguments.split()[0] for arguments, _ in WRONG_USE} >= set(COMMANDS)
 
 
-def test_no_command_is_left_out_of_these_tests():
-    assert {one.callback.__name__ for one in app.registered_commands} == set(PURPOSE)
-    without_options = {"methods"}
-    assert {arguments.split()[0] for arguments, _ in WRONG_USE} == set(PURPOSE) - without_options
+def test_help_names_what_an_option_takes():
+    assert {"latents", "embedding", *SOLVERS, *FLOW_SOLVERS} <= names_in(help_of("tune"))
 
 
-@pytest.mark.parametrize(
-    ("command", "names"),
-    [
-        ("generate", ALLOCATIONS),
-        ("export", ALLOCATIONS),
-        ("choose", {*ALLOCATIONS, *SOLVERS}),
-        ("tune", {*GOALS, *SOLVERS, *FLOW_SOLVERS}),
-        ("evaluate", {*METHODS, *NAMED, *SOLVERS}),
-        ("compare", {*METHODS, *SOLVERS}),
-        ("clock", TIMED),
-    ],
-)
-def test_help_lists_every_name_that_the_command_takes(command, names):
-    assert set(names) <= names_in(help_of(command))
+@pytest.mark.parametrize("command", ["generate", "calibrate", "tune"])
+def test_what_draws_has_the_options_of_a_machine_and_no_bundled_prompts(command):
+    callback = next(o.callback for o in app.registered_commands if o.callback.__name__ == command)
+    defaults = {n: p.default for n, p in inspect.signature(callback).parameters.items()}
+    machine = {"device": "auto", "dtype": "auto", "save_memory": "", "guidance_scale": None}
+    assert machine.items() <= defaults.items()
+    assert {"width", "height", "call", "truncate", "as_json"} <= set(defaults)
+    assert defaults.get("prompts", "") in ("", inspect.Parameter.empty)
 
 
-def test_methods_prints_the_table():
+def test_export_lists_every_method():
     table = [{"name": m.name, "needs": m.needs, "summary": m.summary} for m in METHODS.values()]
-    assert json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout) == table
-    lines = CliRunner().invoke(app, ["methods"]).stdout.splitlines()[1:]
+    listed = CliRunner().invoke(app, ["export", "--list", "--json"]).stdout
+    assert json.loads(listed) == table
+    lines = CliRunner().invoke(app, ["export", "--list"]).stdout.splitlines()[1:]
     assert [line.split(maxsplit=2) for line in lines] == [list(row.values()) for row in table]
 
 
@@ -150,76 +129,39 @@ def test_help_of_the_whole_imports_nothing_heavy():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "asddim_lib.cli.app" in imported
-    assert not imported & {"torch", "numpy", "pandas", "diffusers", "transformers"}
+    assert not imported & {"torch", "numpy", "pandas", "diffusers", "transformers", "experiments"}
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_USE)
-def test_wrong_use_ends_in_one_line_and_exit_code_2(arguments, message, monkeypatch, capsys):
-    pipe = SimpleNamespace(scheduler=DDIMScheduler(beta_schedule="scaled_linear"))
+def test_wrong_use_is_one_line_before_the_model_is_loaded(
+    arguments, message, monkeypatch, capsys, tmp_path
+):
     if "/nowhere" not in arguments:
-        monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
-    code, out, err = run_main(arguments.split(), monkeypatch, capsys)
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert err.startswith("asddim: ")
-    assert message in err
+        monkeypatch.setattr(load, "_load", None)
+    line = refused(main, ["asddim", *arguments.split()], monkeypatch, capsys)
+    assert line.startswith("asddim: ")
+    assert message in line
+    assert not list(tmp_path.iterdir())
 
 
-def test_choose_refuses_a_solver_that_a_flow_model_lacks(monkeypatch, capsys):
-    pipe = SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
-    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
-    for solver in set(SOLVERS) - set(FLOW_SOLVERS):
-        code, _, err = run_main(["choose", "--solver", solver], monkeypatch, capsys)
-        assert (code, len(err.splitlines())) == (2, 1)
-        assert f"solver is {solver}; for a flow-matching model use some of euler, unipc" in err
-
-
-def raising(error):
-    def raises(*_, **__):
-        raise error
-
-    return raises
-
-
-@pytest.mark.parametrize("error", [WrongUse("x is\n1; y"), OSError("disk\n full")])
-def test_wrong_use_and_a_failing_disk_are_one_line(error, monkeypatch, capsys):
-    monkeypatch.setattr(clock, "numbers", raising(error))
-    code, _, err = run_main(["clock"], monkeypatch, capsys)
-    assert (code, err) == (2, f"asddim: {str(error).replace(chr(10), ' ').replace('  ', ' ')}\n")
+@pytest.mark.parametrize("command", ["generate boot", "calibrate", "tune --out"])
+@pytest.mark.parametrize("out", ["", " ", "/dev/null/x.png"])
+def test_a_place_that_cannot_be_written_is_refused_first(command, out, monkeypatch, capsys):
+    monkeypatch.setattr(load, "_load", None)
+    line = refused(main, ["asddim", *command.split(), out], monkeypatch, capsys)
+    assert line.startswith("asddim: out is ")
 
 
 @pytest.mark.parametrize("error", [ValueError("x is 1; y"), KeyError("x"), TypeError("x")])
-def test_a_fault_of_ours_is_raised_as_it_is(error, monkeypatch):
-    monkeypatch.setattr(clock, "numbers", raising(error))
-    monkeypatch.setattr(sys, "argv", ["asddim", "clock"])
+def test_a_fault_of_ours_keeps_its_traceback(error, monkeypatch):
+    def raises(*_):
+        raise error
+
+    monkeypatch.setattr(generate, "check_steps", raises)
+    monkeypatch.setattr(sys, "argv", ["asddim", "generate", "boot"])
     with pytest.raises(type(error)) as raised:
         main()
     assert raised.value is error
-
-
-def test_a_fault_of_ours_keeps_its_traceback_and_exit_code_1():
-    code = (
-        "from asddim_lib.cli import clock, main\n"
-        "def numbers(*_):\n    raise ValueError('x is 1; y')\n"
-        "clock.numbers = numbers\nmain()"
-    )
-    done = subprocess.run([sys.executable, "-c", code, "clock"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback")
-    assert done.stderr.splitlines()[-1] == "ValueError: x is 1; y"
-
-
-class Pipe:
-    """Stands for a pipeline: lays the grid, keeps the arguments, draws nothing."""
-
-    def __init__(self):
-        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1)
-        self.tokenizer = SimpleNamespace(tokenize=str.split, model_max_length=77)
-
-    def __call__(self, prompt, num_inference_steps, **how):
-        self.arguments = how
-        self.scheduler.set_timesteps(num_inference_steps)
-        return SimpleNamespace(images=[Image.new("RGB", (8, 8))])
 
 
 class ReachedError(Exception):
@@ -229,18 +171,11 @@ class ReachedError(Exception):
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize(
     ("arguments", "module", "name"),
-    [
-        ("calibrate p.json", measure, "calibrate"),
-        ("generate boot", run, "Run"),
-        ("choose", search, "solution"),
-        ("evaluate", experiment, "evaluate"),
-        ("compare", experiment, "evaluate"),
-    ],
+    [("calibrate p.json", measure, "calibrate"), ("generate boot", run, "Run")],
 )
 def test_truncate_reaches_what_reads_the_prompts(arguments, module, name, given, monkeypatch):
     def watched(*values, **named):
-        setting = named if "truncate" in named else vars(values[2])
-        raise ReachedError(setting["truncate"])
+        raise ReachedError(named["truncate"])
 
     tiny = sd()[0]
     monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: tiny)
@@ -250,20 +185,97 @@ def test_truncate_reaches_what_reads_the_prompts(arguments, module, name, given,
     assert done.exception.args == (given,)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare"])
-def test_an_experiment_gets_what_its_options_say(command, monkeypatch, tmp_path):
-    def watched(pipe, table, setting, out, **named):
-        raise ReachedError(setting, len(table), out, named["clip"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], (1, "path")),
+        (["--count", "3"], (3, "path")),
+        (["--estimator", "difference"], (1, "difference")),
+    ],
+)
+def test_an_explicit_option_wins_over_quick(given, expected, monkeypatch):
+    def watched(pipe, prompts, **named):
+        raise ReachedError(len(prompts), named["estimator"])
 
-    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: Pipe())
-    monkeypatch.setattr(experiment, "evaluate", watched)
-    flag = "--methods" if command == "evaluate" else "--grids"
-    arguments = f"{command} --count 3 {flag} beta,trailing --steps 4,9 --guidance-scale 0,2.5"
-    arguments += f" --solvers unipc --clip c --batch-size 2 --reference-steps 8 --out {tmp_path}"
-    setting, count, out, clip = CliRunner().invoke(app, arguments.split()).exception.args
-    order = ("beta", "trailing") if command == "evaluate" else ("trailing", "beta")
-    assert (setting.methods, setting.steps, setting.solvers) == (order, (4, 9), ("unipc",))
-    assert (setting.guidance_scales, setting.batch_size) == ((0.0, 2.5), 2)
-    assert (setting.reference_steps, count, out, clip) == (8, 3, tmp_path, "c")
-    tuning = (setting.adjoint_probes, setting.tuning_seed, setting.calibrate_on)
-    assert tuning == ((0, 0, 8) if command == "evaluate" else (2, 1_000_000, 16))
+    tiny = sd()[0]
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: tiny)
+    monkeypatch.setattr(measure, "calibrate", watched)
+    done = CliRunner().invoke(app, ["calibrate", "p.json", "--quick", *given])
+    assert done.exception.args == expected
+    assert len(done.stderr.splitlines()) == (1 if given else 0)
+    assert not given or given[1] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device", "dtype"),
+    [
+        (True, True, "cuda", torch.float16),
+        (False, True, "mps", torch.float16),
+        (False, False, "cpu", torch.float32),
+    ],
+)
+def test_auto_is_the_best_device_and_its_dtype(cuda, mps, device, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    asked = {}
+    monkeypatch.setattr(load, "load_pipeline", lambda model, **how: asked.update(how))
+    options.load("sdxl", "auto", "auto", "vae-slicing,offload", "", "")
+    assert (asked["device"], asked["dtype"]) == (device, dtype)
+    assert asked["save_memory"] == ("vae-slicing", "offload")
+    options.load("sdxl", "cpu", "bfloat16", "", "fp16", "StableDiffusionPipeline")
+    assert (asked["device"], asked["dtype"], asked["variant"]) == ("cpu", torch.bfloat16, "fp16")
+
+
+def test_calibrate_gives_advice_only_where_the_book_has_some(preloaded, tmp_path):
+    def advised(*more):
+        words = ["calibrate", "p.json", "--count", "1", "--num-steps", "4", "--json", *more]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.exception
+        return json.loads(done.stdout)["advice"]
+
+    sweep = ["--adjoint-probes", "1"]
+    assert advised(*sweep) == "dual-weighted"
+    assert advised(*sweep, "--guidance-scale", "7.5") is None
+    assert advised() is None
+
+
+def test_calibrate_prints_the_shift_that_a_size_gives(monkeypatch, tmp_path):
+    pipe, call = sd3()
+    kind, config = type(pipe.scheduler), pipe.scheduler.config
+    pipe.scheduler = kind.from_config(config, use_dynamic_shifting=True)
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: pipe)
+    (tmp_path / "p.txt").write_text("a red boot\n")
+    words = ["calibrate", "p.json", "--prompts", "p.txt", "--count", "1", "--num-steps", "4"]
+    words += ["--guidance-scale", "1", "--estimator", "path", "--json"]
+    found = []
+    for side in ("64", "128"):
+        size = ["--width", side, "--height", side]
+        rest = {k: v for k, v in call.items() if k not in ("width", "height")}
+        done = CliRunner().invoke(app, [*words, *size, "--call", json.dumps(rest)])
+        assert done.exit_code == 0, done.exception
+        found.append(json.loads(done.stdout)["mu"])
+    assert found[0] < found[1]
+
+
+NO_HOME = """
+import os, pwd, sys
+os.environ.pop("HOME", None)
+def nobody(*_):
+    raise KeyError("nobody")
+pwd.getpwuid = nobody
+from asddim_lib.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null"])
+def test_no_home_is_no_traceback(home, tmp_path):
+    arguments = "calibrate p.json --quick --num-steps 4"
+    command = ["-c", NO_HOME] if home is None else ["-m", "asddim_lib.cli"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG", "HOME", "COV"))}
+    homes = {} if home is None else {"HOME": home}
+    environment = {**kept, **homes, "PYTHONPATH": str(ROOT)}
+    how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command, *arguments.split()], **how)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr

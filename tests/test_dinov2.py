@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib.cli import app
-from asddim_lib.cli.experiment import features
 from asddim_lib.metrics.features.dinov2 import Dinov2
+from experiments.cli import app
+from experiments.cli.experiment import features
 from tests.runs import COMMAND
 
 pytestmark = pytest.mark.usefixtures("no_cache")

@@ -61,8 +61,6 @@ def test_export_lays_what_the_saved_scheduler_itself_lays(tmp_path):
         found = exported(tmp_path / str(n), scheduler)
         scheduler.set_timesteps(4)
         assert found["timesteps"] == scheduler.timesteps.tolist()
-    told = exported(tmp_path / "3", scheduler, "--p", "0.5")
-    assert told == exported(tmp_path / "plain", ASDDIMScheduler(allocation="noise"))
     over = exported(tmp_path / "0", schedulers[0], "--allocation", "logsnr")
     assert over == exported(tmp_path / "2", schedulers[2])
 
@@ -88,7 +86,7 @@ def test_export_begins_a_step_at_the_boundary_of_two_networks(own, tmp_path):
     assert solver.sigmas.tolist() == pytest.approx(found, abs=1e-5)
 
 
-@pytest.mark.parametrize("option", ["--p", "--lam", "--order"])
+@pytest.mark.parametrize("option", ["--order"])
 def test_export_refuses_what_a_held_grid_makes_no_use_of(option, tmp_path):
     ASDDIMScheduler(grid=[999, 700]).save_pretrained(tmp_path / "scheduler")
     arguments = ["export", "--steps", "2", "--model", str(tmp_path), option, "1"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from asddim_lib.cli import app
 from asddim_lib.pipeline.run import draw
 from experiments import store
+from experiments.cli import app
 from experiments.draw import generate
 from experiments.evaluate import read_records
 from experiments.grids import grid_for

@@ -20,6 +20,7 @@ from PIL import Image
 import asddim_lib
 from asddim_lib.cli import app
 from asddim_lib.grids.table import METHODS
+from experiments.cli import app as experiments_app
 from tests.colab_machine import ADDRESS
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ README = (ROOT / "README.md").read_text()
 START, USE = ((ROOT / "book" / "chapters" / f"{name}.md").read_text() for name in ("start", "use"))
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 COMMANDS = typer.main.get_command(app).commands
+EXPERIMENTS = typer.main.get_command(experiments_app).commands
 
 
 def fences(text, language):
@@ -59,10 +61,12 @@ def test_the_makefile_gives_commands_the_options_that_they_have():
     while (longer := re.sub(r"\$\((\w+)\)", lambda name: values.get(name[1], "x"), lines)) != lines:
         lines = longer
     lines = re.sub(r"\$\$\w+", "x", lines)
-    found = re.findall(r"bin/asddim ([a-z]+) (.*?)(?:&&|\|\||;|$)", lines, re.MULTILINE)
-    assert {"clock", "compare", "evaluate"} <= {command for command, _ in found}
-    for command, words in found:
-        known = {name for option in COMMANDS[command].params for name in option.opts}
+    call = r"bin/(asddim|python -m experiments) ([a-z]+) (.*?)(?:&&|\|\||;|$)"
+    found = re.findall(call, lines, re.MULTILINE)
+    assert {"clock", "compare", "evaluate"} <= {command for _, command, _ in found}
+    for program, command, words in found:
+        commands = COMMANDS if program == "asddim" else EXPERIMENTS
+        known = {name for option in commands[command].params for name in option.opts}
         given = [word for word in shlex.split(words) if word.startswith("--")]
         assert set(given) <= known, command
         for grids in re.findall(r"--grids ([\w,-]+)", words):

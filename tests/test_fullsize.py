@@ -5,9 +5,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from asddim_lib.cli import app
 from asddim_lib.errors import WrongUse
 from experiments import clock as fullsize
+from experiments.cli import app
 
 #: Millions of parameters of the UNet, the VAE and the text encoders. Podell et al. 2023, Table 1,
 #: rounds the UNets to 860 and 2,600. Their text encoders are CLIP ViT-L, and for SDXL also OpenCLIP

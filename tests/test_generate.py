@@ -8,9 +8,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.cache import seal
 from asddim_lib.cli import app
+from asddim_lib.errors import WrongUse
 from asddim_lib.models import load
-from tests.tiny import sd
+from tests.tiny import coarse, sd
 from tests.zoo import ZOO
 
 
@@ -77,3 +79,35 @@ def test_a_video_is_kept_where_it_moves(monkeypatch, tmp_path):
         assert video.n_frames == options["num_frames"]
     done = CliRunner().invoke(app, ["generate", "boot", str(tmp_path / "boot.jpg"), *call])
     assert "a video's file ends in .gif or .webp" in str(done.exception)
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """A folder as `tune` writes it, for a tiny model that has a folder of its own."""
+    coarse().save_pretrained(tmp_path / "model")
+    setting = {"model": str(tmp_path / "model"), "steps": 3, "guidance_scale": 2.0}
+    scheduler = ASDDIMScheduler.from_config(coarse().scheduler.config, grid=[999, 600, 200])
+    scheduler.save_pretrained(tmp_path / "tuned" / "scheduler")
+    seal(tmp_path / "tuned" / "tune.json", {"setting": setting})
+    return tmp_path / "tuned"
+
+
+def test_a_tuned_folder_draws_with_its_model_scheduler_steps_and_guidance(tuned, tmp_path):
+    words = ["generate", "a red boot", str(tmp_path / "boot.png"), "--model", str(tuned), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    shown = json.loads(done.stdout)
+    assert shown["timesteps"] == [999, 600, 200]
+    assert shown["guidance_scale"] == 2.0
+    pipe = load.load_pipeline(tuned)
+    assert pipe.scheduler.config["grid"] == [999, 600, 200]
+    assert pipe.config["_name_or_path"] == str(tmp_path / "model")
+    done = CliRunner().invoke(app, ["export", "--model", str(tuned)])
+    assert json.loads(done.stdout)["timesteps"] == [999, 600, 200]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": "x", "value": {}}'])
+def test_a_damaged_tuned_folder_is_said_to_be_one(content, tuned):
+    (tuned / "tune.json").write_text(content)
+    with pytest.raises(WrongUse, match="damaged"):
+        load.load_pipeline(tuned)

@@ -16,9 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from asddim_lib import metrics
-from asddim_lib.cli import app
 from asddim_lib.metrics.features import reference
 from asddim_lib.metrics.features.inception import Inception, cropped
+from experiments.cli import app
 from experiments.evaluate import commit
 from tests.runs import COMMAND, flip
 

@@ -17,11 +17,11 @@ from diffusers import (
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import calibrate, cli
-from asddim_lib.cli import mlperf
+from asddim_lib import calibrate
 from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.features import inception, reference
 from asddim_lib.models.load import HUB, load_pipeline
+from experiments.cli import app, mlperf
 from experiments.evaluate import read_records
 from tests.tiny import sd, sd3, sdxl
 
@@ -44,7 +44,7 @@ def test_the_experiment_runs_on_a_model_of_each_kind(build, solver, methods, tmp
     command += f" --solvers {solver} --reference-steps 8 --clip bundled"
     places = ["--model", "model", "--prompts", "prompts.txt", "--out", "out"]
     places[1::2] = [str(tmp_path / name) for name in places[1::2]]
-    done = CliRunner().invoke(cli.app, [*command.split(), *places])
+    done = CliRunner().invoke(app, [*command.split(), *places])
     assert done.exit_code == 0, (done.output, done.exception)
     records, summary = read_records(tmp_path / "out"), pd.read_csv(tmp_path / "out" / "summary.csv")
     assert len(records) == 3 * 2 * len(methods.split(","))
@@ -70,7 +70,7 @@ def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch)
         "_network",
         lambda weights, device: lambda images: images[:, :, ::32, ::32].float().flatten(1),
     )
-    monkeypatch.setattr(reference, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(reference, "cache_folder", lambda: tmp_path / "cache")
     options = {
         "prompts": "captions.tsv",
         "latents": "latents.pt",
@@ -82,7 +82,7 @@ def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch)
         part for name, value in options.items() for part in (f"--{name}", str(tmp_path / value))
     ]
     arguments += ["--count", "2", "--clip", "bundled", "--device", "cpu", "--dtype", "float32"]
-    done = CliRunner().invoke(cli.app, ["mlperf", *arguments])
+    done = CliRunner().invoke(app, ["mlperf", *arguments])
     assert done.exit_code == 1
     assert "accepted 23.01 to 23.95: WRONG" in done.output
     said = json.loads((tmp_path / "out" / "provenance.json").read_text())
@@ -91,7 +91,7 @@ def test_mlperf_s_protocol_is_run_and_judged_by_its_rules(tmp_path, monkeypatch)
     )
     assert said["setting"]["negative_prompt"].startswith("normal quality")
     monkeypatch.setattr(mlperf, "ACCEPTED", {"FID": (0, 1e9), "CLIP": (-100, 100)})
-    assert CliRunner().invoke(cli.app, ["mlperf", *arguments]).exit_code == 0
+    assert CliRunner().invoke(app, ["mlperf", *arguments]).exit_code == 0
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def flow_model(tmp_path_factory):
 def test_a_solver_that_a_flow_model_lacks_is_named(flow_model, tmp_path):
     command = "evaluate --count 2 --steps 2 --methods noise --solvers ddim"
     places = ["--model", flow_model, "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli.app, [*command.split(), *places])
+    done = CliRunner().invoke(app, [*command.split(), *places])
     line = "solver is ddim; for a flow-matching model use some of euler, unipc"
     assert line in str(done.exception)
 

@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from asddim_lib import load_pipeline
-from asddim_lib.cli import app
-from asddim_lib.cli.output import bar
 from asddim_lib.metrics import clip_cosine
 from asddim_lib.pipeline.run import draw
 from experiments import evaluate as experiment
+from experiments.cli import app
+from experiments.cli.experiment import bar
 from experiments.evaluate import evaluate, read_records
 from experiments.setting import Cell, batches
 from experiments.shards import Shard

@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from asddim_lib import calibrate
-from asddim_lib.cli import app
 from asddim_lib.pipeline.run import draw
 from experiments import memory, store
+from experiments.cli import app
 from experiments.cost import Cost, calibration, measure, plan
 from experiments.setting import Setting
 from tests.runs import SETTING, TABLE, files

@@ -67,7 +67,7 @@ def test_drawbench_keeps_its_categories(tmp_path):
 
 
 def test_a_named_set_comes_out_of_the_cache_or_says_where_to_fetch_it(tmp_path, coco, monkeypatch):
-    monkeypatch.setattr(prompts, "CACHE", tmp_path)
+    monkeypatch.setattr(prompts, "cache_folder", lambda: tmp_path)
     assert len(load_prompts("coco", 5)) == 5
     missing = (
         r"prompts is drawbench, which is not at .*drawbench\.csv; fetch https://docs\.google\."

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from asddim_lib.cli import app
+from experiments.cli import app
 from experiments.evaluate import evaluate
 from experiments.shards import Shard, joined
 from tests.runs import ONE_THREAD, ROOT, SETTING, TABLE, assert_same, files
@@ -33,7 +33,7 @@ def test_two_processes_do_what_one_does(one_thread, tmp_path):
     alone = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "one")])
     assert alone.exit_code == 0, alone.exception
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "asddim_lib.cli", *words, "--out", "two"]
+    command = [*launch, "-m", "experiments", *words, "--out", "two"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "two", tmp_path / "one")

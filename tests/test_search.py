@@ -1,21 +1,14 @@
 """Grids searched on the bundled pipeline: on its recorded path, and by trying."""
 
-import json
-
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, Profile, calibrate, timesteps
+from asddim_lib import ASDDIMScheduler, timesteps
 from asddim_lib.calibration import record
-from asddim_lib.cli import app
-from asddim_lib.cli.choose import TEMPERS
-from asddim_lib.evidence.profile import KINDS, fingerprint
 from asddim_lib.levels import noise_schedule
 from asddim_lib.paper import ddim_step
 from asddim_lib.schedulers.place import prepared
-from asddim_lib.tuning.family import DENSITIES
 from asddim_lib.tuning.search import choose, direct_search, distances, solution
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]
@@ -120,68 +113,3 @@ def test_a_fine_solution_of_no_such_number_of_steps_is_refused(pipe, steps):
     for search, grids in (direct_search, [[[999]]]), (distances, [{"a": [999]}]), (solution, []):
         with pytest.raises(ValueError, match=f"^reference_steps is {steps}; give 1 to 1000$"):
             search(pipe, PROMPTS, *grids, reference_steps=steps)
-
-
-def listed(*options):
-    """What `choose` prints: each grid's distance, name and timesteps."""
-    command = "choose --steps 3 --solver dpm++ --count 2 --guidance-scale 3"
-    done = CliRunner().invoke(app, [*command.split(), *options])
-    assert done.exit_code == 0, done.exception
-    lines = [line.rsplit("[", 1) for line in done.stdout.splitlines()]
-    rows = [(*head.split(maxsplit=1), json.loads("[" + grid)) for head, grid in lines]
-    return [(float(distance), name.strip(), grid) for distance, name, grid in rows]
-
-
-def test_choose_lists_what_it_tried_best_last(preloaded):
-    rows = listed("--reference-steps", "4", "--grids", "trailing,leading,karras")
-    assert {name for _, name, _ in rows} == {"trailing", "leading", "karras"}
-    assert [row[0] for row in rows] == sorted((row[0] for row in rows), reverse=True)
-    assert all(len(grid) == 3 and grid[0] <= 999 for *_, grid in rows)
-
-
-def test_choose_also_tries_a_profile_s_density_and_searches_on(preloaded, tmp_path):
-    how = {"guidance_scale": 3.0, "num_steps": 8, "estimator": "path"}
-    calibrate(preloaded, PROMPTS[:1], **how).save(tmp_path / "p.json")
-    options = ["--reference-steps", "9", "--profile", str(tmp_path / "p.json"), "--search"]
-    rows = listed(*options)
-    names, distances = [name for _, name, _ in rows], [distance for distance, *_ in rows]
-    assert len(names) == 5 + 4 + 1  # fixed grids, the density at four tempers, the searched one
-    assert names[-1] == "searched"
-    assert distances == sorted(distances, reverse=True)
-
-
-@pytest.fixture
-def profile_of_all(preloaded_small, tmp_path):
-    """A file of a profile that holds every kind of density, of another guidance and model."""
-    counts = {"1": [1.0, 2.0, 1.5], "2": [2.0, 1.0, 0.5]}
-    profile = Profile(
-        timesteps=[999, 600, 200],
-        g=[1.0, 2.0, 3.0],
-        stderr=[None] * 3,
-        norm="frobenius",
-        estimator="path",
-        probes=1,
-        samples=1,
-        seed=0,
-        guidance_scale=7.5,
-        model="another",
-        schedule=fingerprint(noise_schedule(preloaded_small.scheduler)),
-        evaluations=9,
-        local_error={"timesteps": [999, 600, 200, 0], **dict.fromkeys(KINDS, counts)},
-    )
-    profile.save(tmp_path / "p.json")
-    return ["--profile", str(tmp_path / "p.json"), "--reference-steps", "4"]
-
-
-def test_choose_tries_every_density_of_a_profile_that_may_be_another_s(profile_of_all):
-    rows = listed(*profile_of_all, "--grids", "trailing", "--override", "model,guidance_scale")
-    tried = [f"{name}, temper {t:g}" for name in DENSITIES.values() for t in TEMPERS]
-    assert {name for _, name, _ in rows} == {"trailing", *tried}
-
-
-def test_choose_names_what_can_be_overridden(profile_of_all):
-    command = ["choose", "--count", "2", "--guidance-scale", "3", *profile_of_all]
-    done = CliRunner().invoke(app, [*command, "--override", "model"])
-    assert "made for guidance_scale 7.5, not 3.0; calibrate again, or override" in str(
-        done.exception
-    )

@@ -10,65 +10,67 @@ from contextlib import contextmanager
 import typer
 
 from asddim_lib.cli.calibrate import calibrate
-from asddim_lib.cli.choose import choose
-from asddim_lib.cli.clock import clock
-from asddim_lib.cli.compare import compare
-from asddim_lib.cli.evaluate import evaluate
 from asddim_lib.cli.export import export
 from asddim_lib.cli.generate import generate
-from asddim_lib.cli.methods import methods
-from asddim_lib.cli.mlperf import ACCEPTED as ACCEPTED
-from asddim_lib.cli.mlperf import mlperf
-from asddim_lib.cli.options import Command
-from asddim_lib.cli.report import report
 from asddim_lib.cli.tune import tune
 from asddim_lib.errors import WrongUse
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+#: What typer, or the click that it uses, raises for unknown options and the like.
+Usage = typer.BadParameter.__mro__[1]
+
+
+def app_of(*commands: Callable[..., None], help: str) -> typer.Typer:
+    """An app of commands, in the order of its help."""
+    made = typer.Typer(
+        help=help, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+    for command in commands:
+        made.command()(command)
+    return made
+
+
+app = app_of(
+    generate,
+    calibrate,
+    tune,
+    export,
     help="Training-free step allocation for diffusion samplers.",
 )
-#: In the order of the help.
-COMMANDS: tuple[Callable[..., None], ...] = (
-    calibrate,
-    generate,
-    export,
-    methods,
-    choose,
-    tune,
-    evaluate,
-    compare,
-    report,
-    clock,
-    mlperf,
-)
-for _command in COMMANDS:
-    app.command(cls=Command)(_command)
 
 
 def main() -> None:
-    """Runs `asddim`. Wrong use and a failing disk end in one line on stderr and exit code 2.
+    """Runs `asddim`."""
+    run(app, "asddim")
+
+
+def run(commands: typer.Typer, name: str) -> None:
+    """Runs an app. Wrong use and a failing disk end in one line on stderr and exit code 2.
 
     Any other exception is a fault of ours and keeps its traceback.
     """
-    with _log_to_stderr():
+    with _log_to_stderr(name):
         try:
-            app()
-        except (WrongUse, OSError) as error:
-            line = " ".join(part.strip() for part in str(error).splitlines())
-            typer.echo(f"asddim: {line}", err=True)
+            sys.exit(commands(prog_name=name, standalone_mode=False))
+        except (WrongUse, OSError, Usage) as error:
+            said = error.format_message() if isinstance(error, Usage) else str(error)
+            if said:  # without a command the help was printed, and nothing is left to say
+                typer.echo(f"{name}: {' '.join(said.split())}", err=True)
             sys.exit(2)
+        except typer.Abort:
+            typer.echo(f"{name}: stopped", err=True)
+            sys.exit(130)
 
 
 @contextmanager
-def _log_to_stderr() -> Iterator[None]:
+def _log_to_stderr(name: str) -> Iterator[None]:
     """Shows the library's warnings in the form of its errors."""
-    handler, log = logging.StreamHandler(), logging.getLogger("asddim_lib")
-    handler.setFormatter(logging.Formatter("asddim: %(message)s"))
-    log.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    logs = [logging.getLogger(package) for package in ("asddim_lib", "experiments")]
+    for log in logs:
+        log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        for log in logs:
+            log.removeHandler(handler)

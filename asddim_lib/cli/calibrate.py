@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,22 +11,36 @@ from asddim_lib.cli.options import (
     Count,
     Device,
     Dtype,
+    EncoderName,
+    Height,
     Json,
     Model,
     PipelineClass,
     Prompts,
+    Savers,
     Scale,
     Seed,
     Truncate,
     Variant,
+    Width,
     called,
-    loading,
-    refuse_given,
-    torch_dtype,
+    check_scale,
+    check_steps,
+    given,
+    instead_of_quick,
+    load,
+    scale_of,
+    texts,
 )
 from asddim_lib.cli.output import check_file, say
+from asddim_lib.errors import WrongUse, check
 
-Out = Annotated[Path, typer.Argument(help="File for the profile (JSON).")]
+#: The allocation that each kind of measured error serves, the most telling kind first.
+ALLOCATIONS = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
+#: Below this guidance the book found the last two kinds of use, on the bundled model.
+MODERATE = 5
+
+Out = Annotated[str, typer.Argument(help="File for the profile (JSON).")]
 PathSteps = Annotated[int, typer.Option(help="Number of timesteps along the measured path.")]
 Estimator = Annotated[
     str,
@@ -47,25 +60,9 @@ FeatureProbes = Annotated[
         "need; each costs as much."
     ),
 ]
-EncoderName = Annotated[
-    str,
-    typer.Option(
-        help="A folder or hub id: CLIP, SigLIP or DINOv2.",
-        show_default="the bundled CLIP for a bundled model, else CLIP ViT-L/14",
-    ),
-]
 Quick = Annotated[
     bool,
-    typer.Option(
-        "--quick",
-        help="One prompt, 32 timesteps, estimator path: cheaper than two pictures of 20 steps.",
-    ),
-]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of finished batches, which are reused.", show_default="~/.cache/asddim"
-    ),
+    typer.Option("--quick", help="One prompt and the estimator path: less than two pictures."),
 ]
 
 
@@ -73,87 +70,104 @@ def calibrate(
     context: typer.Context,
     out: Out,
     model: Model = "bundled",
-    prompts: Prompts = "bundled-tune",
+    prompts: Prompts = "",
     count: Count = 8,
-    guidance_scale: Scale = 7.5,
+    guidance_scale: Scale = None,
     num_steps: PathSteps = 32,
     estimator: Estimator = "vjp",
     adjoint_probes: Probes = 0,
     feature_probes: FeatureProbes = 0,
     encoder: EncoderName = "",
     quick: Quick = False,
+    seed: Seed = 0,
+    width: Width = None,
+    height: Height = None,
     call: Call = "",
     truncate: Truncate = False,
     variant: Variant = "",
     pipeline_class: PipelineClass = "",
-    cache: Cache = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    save_memory: Savers = "",
     as_json: Json = False,
 ) -> None:
     """Measures how sensitive the model is, g(t), and each step's error, along its own path.
 
-    Example: asddim calibrate profile.json --guidance-scale 7.5
+    Finished batches are kept in the user's cache, so that measuring again costs nothing.
+
+    Example: asddim calibrate profile.json --adjoint-probes 1
     """
+    file, options = check_file(out), called(call, width, height)
+    if quick:
+        count = count if given(context, "count") else 1
+        estimator = estimator if given(context, "estimator") else "path"
+        instead_of_quick(context, "count", "estimator")
+    check_steps(num_steps, "num_steps")
+    check_scale(guidance_scale)
+    sentences = texts(prompts, model, count)
+
     from tqdm import tqdm
 
-    from asddim_lib.cache import CACHE
     from asddim_lib.calibration import calibrate as measure
-    from asddim_lib.models.load import load_pipeline
-    from asddim_lib.models.prompts import load_prompts
     from asddim_lib.pipeline.run import Run
 
-    check_file(out)
-    if quick:
-        count, num_steps, estimator = _quick(context)
-    kind, options = torch_dtype(dtype), _options(call, measure)
-    texts = list(load_prompts(prompts, count)["prompt"])
-    pipe = load_pipeline(model, device=device, dtype=kind, **loading(variant, pipeline_class))
-    how: dict[str, Any] = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed}
-    how |= {"estimator": estimator, "norm": "spectral" if estimator == "power" else "frobenius"}
-    how |= {"adjoint_probes": adjoint_probes, "feature_probes": feature_probes}
-    how |= {"encoder": encoder or None, "truncate": truncate, "cache": cache or CACHE}
-    how |= {"progress": lambda batches: tqdm(batches, unit="batch"), **options}
-    profile = measure(pipe, texts, **how)
-    profile.save(out)
-    schedule = Run(pipe, texts[:1], None, guidance_scale, options=options, truncate=True).schedule
-    _show(out, profile, schedule, as_json)
-
-
-def _quick(context: typer.Context) -> tuple[int, int, str]:
-    """A quick measurement's prompts, steps and estimator. Refuses those that the user gave."""
-    remedy = "--quick has 1 prompt, 32 timesteps, estimator path and no sweeps: leave one out"
-    sweeps = ("adjoint_probes", "feature_probes", "encoder")
-    refuse_given(context, ("count", "num_steps", "estimator", *sweeps), remedy)
-    return 1, 32, "path"
-
-
-def _options(call: str, measure: Any) -> dict[str, Any]:
-    """The options of the pipeline's call. Refuses what `calibrate` would take for its own."""
-    from inspect import signature
-
-    from asddim_lib.errors import check
-
-    options = called(call)
-    own = ", ".join(name for name in signature(measure).parameters if name in options)
-    check(not own, "call", call, f"{own} is no option of a pipeline's call: leave it out")
-    return options
-
-
-def _show(out: Path, profile: Any, schedule: Any, as_json: bool) -> None:
-    """Prints what was measured, and which allocation the profile serves best."""
-    names = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
-    kind = next(kind for kind in names if kind in (profile.local_error or {}))
-    best = names[kind]
-    p, lam, excess = profile.fit(schedule, kind=kind)
-    value = {"profile": str(out), "evaluations": profile.evaluations, "prompts": profile.samples}
-    value |= {"timesteps": len(profile.timesteps), "allocation": best}
-    count = f"{profile.samples} prompt{'s' if profile.samples > 1 else ''}"
-    text = (
-        f"{out}: {profile.evaluations} network evaluations, {count}, "
-        f"{len(profile.timesteps)} timesteps\n"
-        f"use --allocation {best}; the paper's combined, at its best p {p:.2f} and "
-        f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much"
+    reserved = [name for name in ("seed", "norm", "probes", "cache", "progress") if name in options]
+    check(not reserved, "call", call, f"{', '.join(reserved)} is no option of a pipeline's call")
+    pipe = load(model, device, dtype, save_memory, variant, pipeline_class)
+    scale = scale_of(pipe, guidance_scale)
+    profile = measure(
+        pipe,
+        sentences,
+        guidance_scale=scale,
+        num_steps=num_steps,
+        norm="spectral" if estimator == "power" else "frobenius",
+        estimator=estimator,
+        adjoint_probes=adjoint_probes,
+        feature_probes=feature_probes,
+        encoder=encoder or None,
+        seed=seed,
+        truncate=truncate,
+        cache=_cache(),
+        progress=lambda batches: tqdm(batches, desc="measuring", unit="batch"),
+        **options,
     )
-    say(value | {"p": p, "lam": lam, "excess": excess}, text, as_json)
+    profile.save(file)
+    run = Run(pipe, sentences[:1], None, scale, options=options, truncate=True)
+    _show(out, profile, run, as_json)
+
+
+def _cache() -> Any:
+    """The user's cache; none, said in one line, where it cannot be written."""
+    from asddim_lib.cache import cache_folder, check_writable
+
+    try:
+        check_writable("cache", folder := cache_folder())
+    except WrongUse as error:
+        typer.echo(f"asddim: measured without a cache: {error}", err=True)
+        return None
+    return folder
+
+
+def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
+    """Prints what was measured, for which allocation, and what is known of its pictures."""
+    kind = next(kind for kind in ALLOCATIONS if kind in (profile.local_error or {}))
+    allocation = ALLOCATIONS[kind]
+    p, lam, excess = profile.fit(run.schedule, kind=kind)
+    value = {"profile": out, "evaluations": profile.evaluations, "prompts": profile.samples}
+    value |= {"timesteps": len(profile.timesteps), "guidance_scale": profile.guidance_scale}
+    value |= {"allocation": allocation, "p": p, "lam": lam, "excess": excess, "mu": run.mu}
+    lines = [
+        f"{out}: {profile.evaluations} network evaluations, prompts {profile.samples}, "
+        f"timesteps {len(profile.timesteps)}, guidance {profile.guidance_scale:g}",
+        f"for --allocation {allocation}; the paper's combined, at its best p {p:.2f} and "
+        f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much",
+    ]
+    if run.mu is not None:
+        lines.append(f"mu {run.mu:.4g}, which depends on --width and --height")
+    known = profile.model == "bundled" and profile.guidance_scale < MODERATE and kind != "made"
+    value["advice"] = allocation if known else None
+    if known:
+        lines.append(f"advice: use it; at guidance below {MODERATE} its pictures won on this model")
+    else:
+        lines.append("no advice: a smaller error is no better picture; verify with asddim tune")
+    say(value, "\n".join(lines), as_json)

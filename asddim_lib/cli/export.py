@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.options import Allocation, ModelConfig, Mu, Profile, StepCount
+from asddim_lib.cli.options import Allocation, Json, Profile, check_steps
+from asddim_lib.cli.output import say
+from asddim_lib.errors import check
 
 FORMATS = ("diffusers", "comfyui", "a1111")
-Exponent = Annotated[
-    float | None,
-    typer.Option("--p", help="Exponent p of Eq 5.", show_default="the scheduler's own, or 0.5"),
+
+ModelConfig = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="As for the other commands, or a folder that tune wrote. Only its scheduler is read.",
+    ),
 ]
-Lambda = Annotated[
-    float | None,
-    typer.Option("--lam", help="λ of Eq 9.", show_default="the scheduler's own, or 1.0"),
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Number of sampling steps.", show_default="10, or those of a saved grid"),
 ]
 Order = Annotated[
     int | None,
@@ -25,6 +30,10 @@ Order = Annotated[
         help="Order of the solver that a grid of a measured density is for: 1, 2 or 3.",
         show_default="1",
     ),
+]
+Mu = Annotated[
+    float | None,
+    typer.Option(help="The shift that FLUX and others compute from a picture's size."),
 ]
 Format = Annotated[
     str,
@@ -34,52 +43,72 @@ Format = Annotated[
         "a1111 (for Extra Schedulers' custom list).",
     ),
 ]
+Listed = Annotated[
+    bool, typer.Option("--list", help="Print every allocation, what it needs and what it does.")
+]
 
 
 def export(
-    steps: StepCount = 10,
+    steps: Steps = None,
     model: ModelConfig = "bundled",
     allocation: Allocation = "",
-    p: Exponent = None,
-    lam: Lambda = None,
     order: Order = None,
-    profile: Profile = None,
+    profile: Profile = "",
     mu: Mu = None,
     form: Format = "diffusers",
+    listed: Listed = False,
+    as_json: Json = False,
 ) -> None:
     """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
 
-    Without an allocation it is the grid that the model's own scheduler lays:
-    the one that it holds, or that of its own allocation.
+    Without an allocation it is the grid of the model's own scheduler.
 
     Sigmas of a flow-matching model: for diffusers, as they are before the
-    scheduler's own shift; for the others, as the solver really uses them.
+    scheduler's own shift; for the others, as the solver uses them.
 
     Example: asddim export --steps 10 --format comfyui
     """
-    from asddim_lib.errors import check
+    if listed:
+        return _list(as_json)
+    check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
+    remedy = "give what the pipeline computes, such as 1.15"
+    check(mu is None or -20 <= mu <= 20, "mu", mu, remedy)
+    if steps is not None:
+        check_steps(steps)
+
     from asddim_lib.grids.grid import sigmas
     from asddim_lib.levels import completed, with_fixed_shift
     from asddim_lib.models.load import load_scheduler_config
 
-    check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
     config = with_fixed_shift(completed(load_scheduler_config(model)), mu)
-    how: dict[str, Any] = {"allocation": allocation or None, "p": p, "lam": lam, "order": order}
+    if steps is None:
+        steps = len(config.get("grid") or range(10))
+    how: dict[str, Any] = {"allocation": allocation or None, "order": order}
     how["profile"] = _read(profile, config)
     if form == "diffusers":
         typer.echo(json.dumps(_for_diffusers(config, steps, how)))
-        return
+        return None
     levels = _rounded(sigmas(config, steps, shifted=True, **how))
     typer.echo(", ".join(map(str, levels)) if form == "comfyui" else json.dumps(levels))
+    return None
 
 
-def _read(profile: Path | None, config: dict[str, Any]) -> Any:
+def _list(as_json: bool) -> None:
+    from asddim_lib.grids.table import METHODS
+
+    table = [(method.name, method.needs, method.summary) for method in METHODS.values()]
+    head = ("method", "needs", "summary")
+    name, needs, _ = (max(map(len, column)) for column in zip(head, *table, strict=True))
+    lines = [f"{row[0]:{name}}  {row[1]:{needs}}  {row[2]}" for row in (head, *table)]
+    keys = ("name", "needs", "summary")
+    say([dict(zip(keys, row, strict=True)) for row in table], "\n".join(lines), as_json)
+
+
+def _read(profile: str, config: dict[str, Any]) -> Any:
     from asddim_lib.evidence.profile import Profile
     from asddim_lib.levels import noise_schedule
 
-    if profile is None:
-        return None
-    return Profile.load(profile, schedule=noise_schedule(config))
+    return Profile.load(profile, schedule=noise_schedule(config)) if profile else None
 
 
 def _for_diffusers(config: dict[str, Any], steps: int, how: dict[str, Any]) -> dict[str, Any]:

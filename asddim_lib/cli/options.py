@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
 
 from asddim_lib.errors import WrongUse, check
 
 Number = TypeVar("Number", int, float)
 
 #: The dtypes that networks run in.
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 _MODEL = (
     "bundled, bundled-flow, sd15, sdxl, sd3, flux, pixart, qwen-image, wan, a folder, "
     "a single file or a Hugging Face hub id"
 )
-_GUIDANCE = "Classifier-free guidance scale; 0 or 1 turns guidance off"
-_PROMPTS = (
-    "bundled, bundled-tune, coco, drawbench, or a file: MS-COCO captions (.json), a table "
-    "(.csv, .tsv, .jsonl, .parquet), or text with one prompt per line."
-)
 
-Model = Annotated[str, typer.Option(help=f"{_MODEL}.")]
-ModelConfig = Annotated[
-    str, typer.Option("--model", help=f"{_MODEL}. Only its scheduler config is read.")
-]
+Model = Annotated[str, typer.Option(help=f"{_MODEL}; or a folder that `asddim tune` wrote.")]
 Variant = Annotated[str, typer.Option(help="Variant of the weights' files, such as fp16.")]
 PipelineClass = Annotated[
     str,
@@ -41,9 +31,13 @@ Call = Annotated[
     typer.Option(
         "--call",
         help="Further options of the pipeline's call, a JSON object such as "
-        '{"height": 512, "width": 512}.',
+        '{"negative_prompt": "blurry"}.',
     ),
 ]
+Width = Annotated[
+    int | None, typer.Option(help="Pixels.", show_default="the pipeline's")  # a shift may need it
+]
+Height = Annotated[int | None, typer.Option(help="Pixels.", show_default="the pipeline's")]
 EncoderName = Annotated[
     str,
     typer.Option(
@@ -53,105 +47,60 @@ EncoderName = Annotated[
 ]
 CheckEncoder = Annotated[
     str,
+    typer.Option(help="A second encoder: a grid that loses by it is not returned."),
+]
+Scale = Annotated[
+    float | None,
     typer.Option(
-        help="Another encoder, which may object: a grid that loses by it is not handed out."
+        help="Classifier-free guidance scale; 0 or 1 turns guidance off.",
+        show_default="the pipeline's; 3 for a bundled model",
     ),
 ]
-Mu = Annotated[
-    float | None,
-    typer.Option(help="The shift that a pipeline reckons from a picture's size, where it does."),
-]
-Scale = Annotated[float, typer.Option(help=f"{_GUIDANCE}.")]
-Scales = Annotated[str, typer.Option("--guidance-scale", help=f"{_GUIDANCE}; comma-separated.")]
-Prompts = Annotated[str, typer.Option(help=_PROMPTS)]
-Tuning = Annotated[
+Prompts = Annotated[
     str,
-    typer.Option(help="Prompts that grids and profiles are tuned on: a set as in --prompts."),
+    typer.Option(
+        help="bundled, bundled-tune, coco, drawbench, or a file: MS-COCO captions or a list "
+        "(.json), a table (.csv, .tsv, .jsonl, .parquet), or text with one prompt per line.",
+        show_default="bundled-tune for a bundled model",
+    ),
 ]
 Count = Annotated[int, typer.Option(help="Number of prompts.")]
 Truncate = Annotated[
     bool, typer.Option("--truncate", help="Cut prompts that are too long instead of refusing them.")
 ]
 StepCount = Annotated[int, typer.Option(help="Number of sampling steps, 1 to 1000.")]
-Steps = Annotated[str, typer.Option(help="Numbers of sampling steps, comma-separated.")]
 Allocation = Annotated[
     str,
     typer.Option(
-        help="Where the steps go, also instead of a held grid: {allocations}.",
-        show_default="the model's own scheduler's grid or allocation",
+        help="Where the steps go: a name of `asddim export --list`.",
+        show_default="what the model's scheduler has",
     ),
 ]
-Solver = Annotated[str, typer.Option(help="ddim, dpm++ (2M), unipc or euler.")]
-Solvers = Annotated[
-    str,
-    typer.Option(help="Comma-separated: ddim, dpm++ (2M), unipc, euler (also for flow matching)."),
-]
-Profile = Annotated[Path | None, typer.Option(help="Profile that `asddim calibrate` wrote.")]
-Override = Annotated[
+Solver = Annotated[
     str,
     typer.Option(
-        help="What may differ from what the profile was made for, comma-separated: "
-        "model, schedule, guidance_scale."
+        help="ddim, dpm++ (2M), unipc or euler.",
+        show_default="the model's own, or DDIM (Euler) where that takes no grid",
     ),
 ]
-Exponent = Annotated[float, typer.Option("--p", help="Exponent p of Eq 5.")]
-Lambda = Annotated[float, typer.Option("--lam", help="λ of Eq 9.")]
-Reading = Annotated[
-    str, typer.Option(help="How Eqs 10-12 are understood: intent, density or literal.")
-]
-Reference = Annotated[
-    int,
-    typer.Option(
-        help="Steps of a fine reference (DDIM, or Euler for flow matching) that each picture's "
-        "distance is measured from; 0 for none."
-    ),
-]
+Profile = Annotated[str, typer.Option(help="Profile that `asddim calibrate` wrote.")]
 Batch = Annotated[int, typer.Option(help="Number of pictures drawn at once.")]
-Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")]
-Seed = Annotated[int, typer.Option(help="Seed of the first picture's noise.")]
-Clip = Annotated[
-    str | None,
-    typer.Option(help="CLIP that scores pictures of your own prompts: a folder or a hub id."),
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}; auto is float16 on an accelerator, "
+        "else float32."
+    ),
 ]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …; auto is CUDA, else MPS, else the CPU.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture's noise.")]
 Savers = Annotated[
     str,
     typer.Option(help="Ways to save memory, comma-separated: vae-slicing, vae-tiling, offload."),
 ]
-Folder = Annotated[Path, typer.Option(help="Folder for pictures, records and tables.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-
-class Command(TyperCommand):
-    """A command whose help fills in the lists of `LISTS`, which only `--help` needs to import."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        for parameter in self.params:
-            text = getattr(parameter, "help", None)
-            for name, names in LISTS.items():
-                if text and name in text:
-                    text = text.replace(name, ", ".join(names()))
-                    parameter.help = text  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)
-
-
-def _allocations() -> tuple[str, ...]:
-    from asddim_lib.grids.table import ALLOCATIONS
-
-    return ALLOCATIONS
-
-
-def _methods() -> tuple[str, ...]:
-    from asddim_lib.grids.table import METHODS
-
-    return tuple(METHODS)
-
-
-#: What stands in a help text for a list from the library's table of methods.
-LISTS: dict[str, Callable[[], tuple[str, ...]]] = {
-    "{allocations}": _allocations,
-    "{methods}": _methods,
-}
 
 
 def words(name: str, text: str) -> tuple[str, ...]:
@@ -178,40 +127,93 @@ def numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     return values
 
 
-def refuse_given(context: typer.Context, names: tuple[str, ...], remedy: str) -> None:
-    """Raises WrongUse for an option that the user gave, where a switch takes another value."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        given = source is not None and source.name == "COMMANDLINE"
-        check(not given, name, context.params[name], remedy)
+def check_steps(steps: int, name: str = "steps") -> None:
+    """Raises WrongUse for a number of steps out of range."""
+    check(1 <= steps <= 1000, name, steps, "give a whole number, 1 to 1000")
 
 
-def overridden(text: str, profile: Path | None) -> tuple[str, ...]:
-    """What a profile may be made for beside what it is used for.
-
-    Raises WrongUse where there is none.
-    """
-    remedy = "there is no profile: leave it out, or give one"
-    check(not text or profile is not None, "override", text, remedy)
-    return words("override", text) if text else ()
+def check_scale(guidance_scale: float | None) -> None:
+    """Raises WrongUse for a guidance scale that is no number of at least 0."""
+    good = guidance_scale is None or (math.isfinite(guidance_scale) and guidance_scale >= 0)
+    remedy = "give a number of at least 0 (up to 1 is no guidance)"
+    check(good, "guidance_scale", guidance_scale, remedy)
 
 
-def loading(variant: str, pipeline_class: str) -> dict[str, str]:
-    """What `load_pipeline` is given of these options."""
-    given = {"variant": variant, "pipeline_class": pipeline_class}
-    return {name: value for name, value in given.items() if value}
+def given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave an option, rather than its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
-def called(text: str) -> dict[str, Any]:
+def instead_of_quick(context: typer.Context, *names: str) -> None:
+    """Says in one line which explicit options win over what --quick would choose."""
+    kept = [f"{name} {context.params[name]}" for name in names if given(context, name)]
+    if kept:
+        typer.echo(f"asddim: --quick, but {', '.join(kept)} as given", err=True)
+
+
+def called(text: str, width: int | None = None, height: int | None = None) -> dict[str, Any]:
     """The options of a pipeline's call. Raises WrongUse for what is no JSON object."""
-    from experiments.setting import Setting
+    try:
+        options = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise WrongUse(f"call is {text!r}; give a JSON object ({error})") from error
+    check(isinstance(options, dict), "call", text, "give a JSON object")
+    for name in ("guidance_scale", "prompt", "num_inference_steps", "generator"):
+        check(name not in options, "call", text, f"{name} is no option of it: leave it out")
+    for name, pixels in (("width", width), ("height", height)):
+        if pixels is not None:
+            check(pixels > 0, name, pixels, "give a number of pixels")
+            options[name] = pixels
+    return options
 
-    return Setting(call=text).options
 
-
-def torch_dtype(name: str) -> Any:
-    """The torch dtype of this name. Raises WrongUse for one that is not in `DTYPES`."""
+def torch_dtype(name: str, device: str = "cpu") -> Any:
+    """The torch dtype of this name on a device. Raises WrongUse for one not in `DTYPES`."""
     check(name in DTYPES, "dtype", name, f"use one of {', '.join(DTYPES)}")
     import torch
 
+    if name == "auto":
+        return torch.float32 if str(device).startswith("cpu") else torch.float16
     return getattr(torch, name)
+
+
+def load(
+    model: str, device: str, dtype: str, save_memory: str, variant: str, pipeline_class: str
+) -> Any:
+    """The pipeline that these options name. Raises WrongUse as `load_pipeline` does."""
+    check(dtype in DTYPES, "dtype", dtype, f"use one of {', '.join(DTYPES)}")
+    savers = words("save_memory", save_memory) if save_memory else ()
+    from asddim_lib.models import load as models
+
+    place = models.best_device() if device == "auto" else device
+    more = {"variant": variant} if variant else {}
+    return models.load_pipeline(
+        model,
+        device=place,
+        dtype=torch_dtype(dtype, place),
+        save_memory=savers,
+        pipeline_class=pipeline_class or None,
+        **more,
+    )
+
+
+def texts(prompts: str, model: str, count: int) -> list[str]:
+    """The first `count` prompts of a set: of a bundled model by default the bundled ones.
+
+    Raises WrongUse, before the model is loaded, where another model is given none.
+    """
+    from asddim_lib.models.load import BUNDLED, base_model
+    from asddim_lib.models.prompts import load_prompts
+
+    bundled = base_model(model) in BUNDLED
+    remedy = "give a file of your prompts, one per line, or a name such as drawbench"
+    check(bool(prompts) or bundled, "prompts", "not given", remedy)
+    return list(load_prompts(prompts or "bundled-tune", count)["prompt"])
+
+
+def scale_of(pipe: Any, guidance_scale: float | None) -> float | None:
+    """The guidance scale that was given, or the default of the pipeline."""
+    from asddim_lib.pipeline.calls import default_scale
+
+    return default_scale(pipe) if guidance_scale is None else guidance_scale

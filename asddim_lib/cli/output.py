@@ -1,16 +1,17 @@
-"""What commands print: JSON or text, tables, the progress bar, and failed pictures."""
+"""What commands print, where they write, and the progress line."""
 
 from __future__ import annotations
 
 import json
-import time
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 
 
 def say(value: Any, text: str, as_json: bool) -> None:
@@ -28,41 +29,58 @@ def text_of(table: Any, digits: int) -> str:
     return table.to_string(index=False, float_format=lambda value: f"{value:.{digits}g}")
 
 
-def check_file(out: Path) -> None:
-    """Raises WrongUse for a file that could not be written once it has been computed."""
-    check(out.parent.is_dir(), "out", f"{out}, in a folder that is not there", "make the folder")
-    check(not out.is_dir(), "out", f"{out}, a folder", "give the name of a file")
+def check_file(out: str) -> Path:
+    """The path of a file. Raises WrongUse for one that could not be written later."""
+    check(bool(out.strip()), "out", repr(out), "give the name of a file")
+    file = Path(out)
+    check(file.parent.is_dir(), "out", f"{out}, in a folder that is not there", "make the folder")
+    check(not file.is_dir(), "out", f"{out}, a folder", "give the name of a file")
+    _check_writable(out, file.parent)
+    return file
 
 
-def report_failures(summary: Any) -> None:
-    """Exits with 1, after one line on stderr, if some pictures failed."""
-    failed = int(summary["failed"].sum()) + summary.attrs.get("failed_references", 0)
-    if failed:
-        reason = "the network returned numbers that are not finite"
-        rest = "the figures leave them out; the next run draws them again"
-        typer.echo(f"asddim: {failed} pictures failed: {reason}; {rest}", err=True)
-        raise typer.Exit(1)
+def check_folder(out: str) -> Path:
+    """The path of a folder, made later. Raises WrongUse for one that could not be written."""
+    check(bool(out.strip()), "out", repr(out), "give the name of a folder")
+    folder = Path(out)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    check(there.is_dir(), "out", f"{out}, where {there} is a file", "name a folder")
+    _check_writable(out, there)
+    return folder
 
 
-def bar(waiting: list, shard: Any, evaluations: Callable[[Any], int]) -> Iterator:
-    """Yields batches under a progress bar.
+def _check_writable(out: str, folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"out is {out}, but nothing can be written there ({error.strerror})"
+        raise WrongUse(f"{reason}; name another place") from error
 
-    It counts network evaluations, so that the time left holds for any mixture of step counts:
-    `evaluations` says how many a picture of a cell has.
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress line: what is being done, the network evaluations of all, and the time left.
+
+    It begins when the first evaluations are spent: weights are loaded before, under lines of their
+    own.
     """
     from tqdm import tqdm
 
-    total, done, start = sum(batch.pictures for batch in waiting), 0, time.perf_counter()
-    with tqdm(
-        total=sum(batch.pictures * evaluations(batch.cell) for batch in waiting),
-        desc=f"shard {shard.number}/{shard.count} " if shard.count > 1 else "",
-        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
-        disable=not shard.speaks,
-    ) as progress:
-        for batch in waiting:
-            yield batch
-            done += batch.pictures
-            rate = done / (time.perf_counter() - start)
-            text = f"{done}/{total} images, {rate:.3g} images/s"
-            progress.set_postfix_str(text, refresh=False)
-            progress.update(batch.pictures * evaluations(batch.cell))
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left"
+    lines: list[Any] = []
+
+    def tell(doing: str, spent: int, total: int) -> None:
+        if not lines:
+            lines.append(tqdm(total=total, bar_format=shape, desc=doing))
+        line = lines[0]
+        line.total, new = total, doing != line.desc.rstrip(": ")
+        line.set_description_str(doing, refresh=False)
+        line.update(spent - line.n)
+        if new:  # a fast machine would show no other line than the last
+            line.refresh()
+
+    try:
+        yield tell
+    finally:
+        for line in lines:
+            line.close()

@@ -50,8 +50,8 @@ def timesteps(
     """K falling timesteps for any variance-preserving diffusers scheduler or its config.
 
     Without any of the other arguments they are those that the scheduler makes for K steps. They are
-    real numbers where the scheduler's are. `allocation` names one of `METHODS` (`asddim methods`
-    lists them), whose `Options` the others are; their defaults come from the config of an
+    real numbers where the scheduler's are. `allocation` names one of `METHODS` (see `asddim
+    export --list`), whose `Options` the others are; their defaults come from the config of an
     `ASDDIMScheduler`, else from `DEFAULTS`. With `begin`, no step lies above that timestep: for
     image-to-image, pass the grid to the pipeline as `timesteps`, with `strength=1.0`. Raises
     WrongUse for a value out of range, for a profile or path that the method does not use or that

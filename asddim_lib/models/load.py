@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from asddim_lib.cache import DamagedFile, sealed
 from asddim_lib.errors import WrongUse, check
 
 #: Any diffusers pipeline. Its attributes depend on its class, so a type checker cannot know them.
@@ -64,6 +65,33 @@ def data_folder() -> Path:
     raise WrongUse(f"data is not installed (bundled models, prompts and features); {remedy}")
 
 
+def best_device() -> str:
+    """CUDA where there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def tuned_setting(model: str | os.PathLike) -> dict[str, Any]:
+    """What the grid of a folder that `tune` wrote is for: model, steps, guidance_scale, …
+
+    Empty for any other model. Raises WrongUse for a damaged folder.
+    """
+    file = Path(model) / "tune.json"
+    if not file.is_file() or (Path(model) / "model_index.json").is_file():
+        return {}
+    try:
+        return dict(sealed(file)["setting"])
+    except (DamagedFile, KeyError, TypeError) as error:
+        damaged = f"model is {str(model)!r}, whose tune.json is damaged"
+        raise WrongUse(f"{damaged}; run the same asddim tune again") from error
+
+
+def base_model(model: str | os.PathLike) -> str:
+    """The model that a tuned folder is for; any other model's name as it is given."""
+    return str(tuned_setting(model).get("model", model))
+
+
 def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any]:
     """The scheduler config of `model`, named as for `load_pipeline`, without its weights.
 
@@ -95,7 +123,8 @@ def load_pipeline(
     `model` is bundled or bundled-flow, a name of `HUB` (sd15, sdxl, sd3, flux, pixart, qwen-image,
     wan), a folder, a hub id, or a single .safetensors or .ckpt file. A single file does not name
     its class: `pipeline_class` does, as a class or its name in diffusers. sd15 and sdxl have a
-    fixed revision.
+    fixed revision. Of a folder that `tune` wrote it is the model that was tuned, with the scheduler
+    of the folder.
 
     `save_memory` holds any of vae-slicing (pictures are decoded one by one), vae-tiling (each of
     them in tiles) and offload (each part is on the device only while it runs, which needs an
@@ -110,6 +139,17 @@ def load_pipeline(
     needless = "offload" in save_memory and device == "cpu"
     check(not needless, "save_memory", "offload on a CPU", "leave it out: all parts are there")
     check_device(device)
+    if base := tuned_setting(model).get("model"):
+        pipe = load_pipeline(
+            base,
+            dtype=dtype,
+            device=device,
+            save_memory=save_memory,
+            pipeline_class=pipeline_class,
+            **options,
+        )
+        pipe.scheduler = _scheduler(model)
+        return pipe
     pipe = _load(model, dtype, pipeline_class, options)
     _check_tokenizer(pipe, str(model))
     for name in ("unet", "vae"):
@@ -133,6 +173,20 @@ def _source(model: str | os.PathLike) -> tuple[str, str | None]:
     if str(model) in BUNDLED:
         return str(data_folder() / BUNDLED[str(model)]), None
     return HUB.get(str(model), (str(model), None))
+
+
+def _scheduler(folder: str | os.PathLike) -> Any:
+    """The scheduler in a tuned folder: one of ours, or of diffusers."""
+    import diffusers
+
+    from asddim_lib import schedulers
+
+    config = load_scheduler_config(folder)
+    name = config["_class_name"]
+    kind = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+    remedy = f"its scheduler, {name}, is not diffusers': load the model itself, which has it"
+    check(kind is not None, "model", repr(str(folder)), remedy)
+    return kind.from_config(config)
 
 
 def _load(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from asddim_lib.cache import CACHE
+from asddim_lib.cache import cache_folder
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.models.load import data_folder
 
@@ -78,7 +78,7 @@ def _find(source: str | os.PathLike) -> Path:
     if name in BUNDLED:
         path = data_folder() / BUNDLED[name]
     elif name in REMOTE:
-        path, remedy = CACHE / REMOTE[name][0], REMOTE[name][1]
+        path, remedy = cache_folder() / REMOTE[name][0], REMOTE[name][1]
     check(path.is_file(), "prompts", _name(source, path), remedy)
     return path
 

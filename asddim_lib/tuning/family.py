@@ -53,7 +53,7 @@ def peer_names(config: Any, names: Sequence[str] | None = None) -> list[str]:
     chosen = list(names or (FLOW_PEERS if is_flow(config) else PEERS))
     for name in chosen:
         laid = name in METHODS and METHODS[name].needs in ("nothing", "path")
-        check(laid, "peer", name, "name a grid that needs nothing or a path (asddim methods)")
+        check(laid, "peer", name, "name a grid that needs nothing or a path (asddim export --list)")
     return chosen
 
 

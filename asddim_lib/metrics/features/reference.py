@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asddim_lib.cache import CACHE, DamagedFile, load_tensors, save_tensors
+from asddim_lib.cache import DamagedFile, cache_folder, load_tensors, save_tensors
 from asddim_lib.errors import WrongUse, check
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ class Reference(ABC):
     def real(self, device: str = "cpu") -> tuple[Tensor, str]:
         """The features (n × d, float64) of the real images, and a hash of all they depend on.
 
-        They are computed once and kept in `files.CACHE` under that hash; a damaged file is named in
-        a warning, and computed again. Raises WrongUse for a folder without images, or a file that
+        They are computed once and kept in the cache under that hash; a damaged file is named in a
+        warning, and computed again. Raises WrongUse for a folder without images, or a file that
         is not an image.
         """
         files = sorted(
@@ -84,7 +84,7 @@ class Reference(ABC):
         for file in files:
             content.update(hashlib.sha256(file.read_bytes()).digest())
         name = content.hexdigest()[:16]
-        cached = CACHE / f"{self.name}-{name}.safetensors"
+        cached = cache_folder() / f"{self.name}-{name}.safetensors"
         try:
             return load_tensors(cached)[0]["features"], name
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`asddim evaluate`."""
+"""`python -m experiments evaluate`."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ from typing import Annotated
 
 import typer
 
-from asddim_lib.cli.experiment import Experiment
 from asddim_lib.cli.options import (
     Batch,
     Call,
-    Clip,
     Count,
     Device,
     Dtype,
-    Exponent,
-    Folder,
     Json,
-    Lambda,
     Model,
     PipelineClass,
+    Savers,
+    Truncate,
+    Variant,
+)
+from asddim_lib.cli.output import rows, say, text_of
+from experiments.cli.experiment import Experiment, report_failures
+from experiments.cli.options import (
+    Clip,
+    Exponent,
+    Folder,
+    Lambda,
     Prompts,
     Reading,
     Reference,
-    Savers,
     Scales,
     Solvers,
     Steps,
-    Truncate,
     Tuning,
-    Variant,
 )
-from asddim_lib.cli.output import report_failures, rows, say, text_of
 
-Methods = Annotated[str, typer.Option(help="Comma-separated: ddim, ddim-trailing, {methods}.")]
+Methods = Annotated[
+    str,
+    typer.Option(help="Comma-separated: ddim, ddim-trailing, names of `asddim export --list`."),
+]
 PromptSeed = Annotated[
     int, typer.Option(help="Seed that picks MS-COCO's images, one caption each.")
 ]
@@ -107,12 +112,12 @@ def evaluate(
 
     The same command resumes a stopped run, and draws damaged files again.
 
-    Example: asddim evaluate --count 200 --steps 20 --out results/small
+    Example: python -m experiments evaluate --count 200 --steps 20 --out results/small
 
-    On many GPUs: torchrun --nproc_per_node 4 -m asddim_lib.cli evaluate …
+    On many GPUs: torchrun --nproc_per_node 4 -m experiments evaluate …
 
-    On machines that share only a folder: asddim evaluate --shard 0/4 … to
-    3/4 in parallel, then asddim evaluate … without --shard on one of them.
+    On machines that share only a folder: python -m experiments evaluate --shard 0/4 … to
+    3/4 in parallel, then the same without --shard on one of them.
     """
     summary = Experiment(**locals()).run()  # its fields are these options
     files = {"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}

@@ -1,4 +1,4 @@
-"""`asddim compare`."""
+"""`python -m experiments compare`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.evaluate import Plan
-from asddim_lib.cli.experiment import Experiment
 from asddim_lib.cli.options import (
     Batch,
     Call,
     CheckEncoder,
-    Clip,
     Device,
     Dtype,
     EncoderName,
-    Folder,
     Json,
     Model,
     PipelineClass,
-    Prompts,
-    Reference,
     Savers,
-    Scales,
-    Solvers,
-    Steps,
     Truncate,
-    Tuning,
     Variant,
     words,
 )
-from asddim_lib.cli.output import report_failures, rows, say, text_of
+from asddim_lib.cli.output import rows, say, text_of
+from experiments.cli.evaluate import Plan
+from experiments.cli.experiment import Experiment, report_failures
+from experiments.cli.options import (
+    Clip,
+    Folder,
+    Prompts,
+    Reference,
+    Scales,
+    Solvers,
+    Steps,
+    Tuning,
+)
 
 #: Every method that is compared unless the user names others.
 GRIDS = (
@@ -45,7 +47,7 @@ FIGURES = ("distance", "distance_ci", "fid", "fid_ci", "clip", "right")
 Pictures = Annotated[
     int, typer.Option(help="Number of prompts; FID needs more than 192, the judge's features.")
 ]
-Grids = Annotated[str, typer.Option(help="Comma-separated: {methods}.")]
+Grids = Annotated[str, typer.Option(help="Comma-separated: names of `asddim export --list`.")]
 CalibrateOn = Annotated[
     int, typer.Option(help="Number of tuning prompts that profiles are measured on.")
 ]
@@ -89,7 +91,7 @@ def compare(
 
     By distance from the reference; without one, by the attributes that the pictures show.
 
-    Example: asddim compare --count 200 --steps 10 --guidance-scale 7.5 --reference-steps 200
+    Example: python -m experiments compare --count 200 --steps 10 --reference-steps 200
     """
     options = dict(locals())
     names = dict.fromkeys(("trailing", *words("grids", options.pop("grids"))))

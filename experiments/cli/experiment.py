@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from asddim_lib.cli.options import loading, numbers, torch_dtype, words
-from asddim_lib.cli.output import bar, report_failures, rows, say, text_of
+from asddim_lib.cli.options import load, numbers, words
+from asddim_lib.cli.output import rows, say, text_of
 from asddim_lib.errors import check
 
 
@@ -72,29 +74,33 @@ class Experiment:
 
         Ends the process if there is none: with `plan`, or if another process judges.
         """
-        from asddim_lib.models.load import load_pipeline
         from asddim_lib.models.prompts import load_prompts
         from experiments.evaluate import evaluate
         from experiments.setting import evaluations
         from experiments.shards import joined
 
         against = features(self.reference, self.inception, self.prepare, self.dinov2)
-        setting, dtype = self.setting(), torch_dtype(self.dtype)
-        savers = words("save_memory", self.save_memory) if self.save_memory else ()
+        setting = self.setting()
         table = load_prompts(self.prompts, self.count, self.prompt_seed)
         with joined(self.shard) as shard:
-            how: dict[str, Any] = {"dtype": dtype, "save_memory": savers}
-            how |= loading(self.variant, self.pipeline_class)
-            pipe = load_pipeline(self.model, device=shard.device(self.device), **how)
+            device, files = shard.device(self.device), (self.variant, self.pipeline_class)
+            pipe = load(self.model, device, self.dtype, self.save_memory, *files)
             if self.plan:
                 if shard.speaks:
                     show_plan(pipe, table, setting, self.as_json)
                 raise typer.Exit
-            how = {"shard": shard, "clip": self.clip, "against": against}
-            how["progress"] = lambda waiting: bar(
-                waiting, shard, lambda cell: evaluations(pipe, setting, cell)
+            summary = evaluate(
+                pipe,
+                table,
+                setting,
+                self.out,
+                shard=shard,
+                clip=self.clip,
+                against=against,
+                progress=lambda waiting: bar(
+                    waiting, shard, lambda cell: evaluations(pipe, setting, cell)
+                ),
             )
-            summary = evaluate(pipe, table, setting, self.out, **how)
         if shard.judges:
             return summary
         if shard.speaks:
@@ -105,6 +111,40 @@ class Experiment:
         after = "when all are, run the same command without --shard to judge"
         say(rows(summary), f"shard {self.shard} is drawn; {after}", self.as_json)
         report_failures(summary)
+
+
+def report_failures(summary: Any) -> None:
+    """Exits with 1, after one line on stderr, if some pictures failed."""
+    failed = int(summary["failed"].sum()) + summary.attrs.get("failed_references", 0)
+    if failed:
+        reason = "the network returned numbers that are not finite"
+        rest = "the figures leave them out; the next run draws them again"
+        typer.echo(f"experiments: {failed} pictures failed: {reason}; {rest}", err=True)
+        raise typer.Exit(1)
+
+
+def bar(waiting: list, shard: Any, evaluations: Callable[[Any], int]) -> Iterator:
+    """Yields batches under a progress bar.
+
+    It counts network evaluations, so that the time left holds for any mixture of step counts:
+    `evaluations` says how many a picture of a cell has.
+    """
+    from tqdm import tqdm
+
+    total, done, start = sum(batch.pictures for batch in waiting), 0, time.perf_counter()
+    with tqdm(
+        total=sum(batch.pictures * evaluations(batch.cell) for batch in waiting),
+        desc=f"shard {shard.number}/{shard.count} " if shard.count > 1 else "",
+        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
+        disable=not shard.speaks,
+    ) as progress:
+        for batch in waiting:
+            yield batch
+            done += batch.pictures
+            rate = done / (time.perf_counter() - start)
+            text = f"{done}/{total} images, {rate:.3g} images/s"
+            progress.set_postfix_str(text, refresh=False)
+            progress.update(batch.pictures * evaluations(batch.cell))
 
 
 def features(reference: str, inception: str, prepare: str, dinov2: str = "") -> tuple:

@@ -1,4 +1,4 @@
-"""`asddim clock`."""
+"""`python -m experiments clock`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.options import Device, Dtype, Json, Scale, Steps, numbers, torch_dtype, words
+from asddim_lib.cli.options import Device, Dtype, Json, numbers, torch_dtype, words
 from asddim_lib.cli.output import check_file, rows, say
+from experiments.cli.options import Scale, Steps
 
 Network = Annotated[
     str, typer.Option("--model", help="sd15 or sdxl: full size, with random weights.")
@@ -40,9 +41,9 @@ def clock(
 ) -> None:
     """Times the methods on the paper's networks (Tables 4-6); needs no weights.
 
-    Example: asddim clock --model sd15 --steps 20 --device cuda
+    Example: python -m experiments clock --model sd15 --steps 20 --device cuda
     """
-    check_file(out)
+    check_file(str(out))
     how: dict[str, Any] = {"steps": numbers("steps", steps, int), "repeats": repeats}
     how |= {"methods": words("methods", methods), "dtype": torch_dtype(dtype), "pixels": pixels}
     how |= {"guidance_scale": guidance_scale, "device": device}

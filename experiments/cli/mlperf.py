@@ -1,4 +1,4 @@
-"""`asddim mlperf`."""
+"""`python -m experiments mlperf`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.experiment import Experiment
-from asddim_lib.cli.options import Batch, Count, Device, Dtype, Folder, Json, Model
-from asddim_lib.cli.output import report_failures, say
+from asddim_lib.cli.options import Batch, Count, Device, Dtype, Json, Model
+from asddim_lib.cli.output import say
+from experiments.cli.experiment import Experiment, report_failures
+from experiments.cli.options import Folder
 
 #: What MLPerf Inference accepts of SDXL: FID, and CLIP score in percent.
 ACCEPTED = {"FID": (23.01, 23.95), "CLIP": (31.69, 31.81)}
@@ -55,7 +56,7 @@ def mlperf(
 
     Exit code 1 if a figure lies outside the range that the benchmark's rules accept.
 
-    Example: asddim mlperf --prompts captions_source.tsv --latents latents.pt --reference val2014
+    Example: python -m experiments mlperf --prompts captions_source.tsv --latents latents.pt …
     """
     summary = Experiment(**locals(), **PROTOCOL).run()
     right = _verdict(summary, as_json)

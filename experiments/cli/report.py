@@ -1,4 +1,4 @@
-"""`asddim report`."""
+"""`python -m experiments report`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Folders = Annotated[
 def report(folders: Folders, as_json: Json = False) -> None:
     """Prints the paper's tables (Markdown) from recorded runs, beside the paper's own figures.
 
-    Example: asddim report results/guidance-7.5/steps-20
+    Example: python -m experiments report results/guidance-7.5/steps-20
     """
     from experiments.report import markdown, read_run
 
