@@ -55,6 +55,7 @@ def calibrate(
     truncate: bool = False,
     cache: str | os.PathLike | None = None,
     progress: bool | Progress = True,
+    shift_steps: int | None = None,
     **options: Any,
 ) -> Profile:
     """Measures g(t) (Eq 8) of the guided prediction, and the error of DDIM's steps.
@@ -66,6 +67,7 @@ def calibrate(
     Prompt i starts from the noise of seed `seed` + i; g is the mean over prompts. Prompts, batches,
     `truncate` and `options` (height, negative_prompt, …) are as in `Run`. Without a
     `guidance_scale` the pipeline's default counts (`calls.default_scale`). `progress` shows a bar.
+    `shift_steps` is how many steps the grids will have, where a shift depends on it (FLUX.2).
     With a `cache` folder each batch is kept under a name made of all that it depends on, so that
     measuring again costs nothing and a stopped run goes on. The pipeline comes back as it was.
     Raises WrongUse for wrong prompts or numbers, an encoder of no use, a pipeline whose guidance
@@ -78,7 +80,8 @@ def calibrate(
         check_writable("cache", Path(cache))
     prompts, seed = listed(prompts), check_seeds([seed])[0]
     seeds = range(seed, seed + len(prompts))
-    everything = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    given = pipe, prompts, seeds, guidance_scale, batch_size, options, truncate
+    everything = Run(*given, shift_steps=shift_steps)
     check_steps(everything, num_steps)
     how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
     how |= {"adjoint_probes": adjoint_probes}
@@ -281,13 +284,15 @@ def record(
     seed: int = 0,
     truncate: bool = False,
     progress: bool | Progress = True,
+    shift_steps: int | None = None,
     **options: Any,
 ) -> Trajectory:
-    """The pipeline's path (`Run.path`), with `calibrate`'s prompts, seeds, options and progress."""
+    """The pipeline's path (`Run.path`). The other arguments are `calibrate`'s."""
     check_options(pipe, options, signature(record).parameters)
     prompts, seed = listed(prompts), check_seeds([seed])[0]
     seeds = range(seed, seed + len(prompts))
     if adjoint_probes:
         check_replay(pipe, "adjoint")
-    run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    given = pipe, prompts, seeds, guidance_scale, batch_size, options, truncate
+    run = Run(*given, shift_steps=shift_steps)
     return record_path(run, num_steps, Probes(adjoint_probes), progress=_shown(progress))

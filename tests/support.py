@@ -57,6 +57,7 @@ MODELS = {
     "lumina2": "Lumina 2",
     "flux-dev": "FLUX.1-dev",
     "flux-kontext": "FLUX.1-Kontext",
+    "flux-2": "FLUX.2 [klein]",
     "modular-flux": "FLUX.1-dev, modular",
     "chroma": "Chroma1-HD",
     "qwen-image": "Qwen-Image",
@@ -132,10 +133,11 @@ def adjoint(one):
     carry_back, recording.carry_back = recording.carry_back, keep
     try:
         how = {"guidance_scale": one.guidance, "num_steps": 4, "adjoint_probes": 1}
+        how["shift_steps"] = len(POINTS)
         path = record(one.pipe, PROMPTS[:1], **how, **one.options)
     finally:
         recording.carry_back = carry_back
-    (probe,), run, ends = kept, one.run(), []
+    (probe,), run, ends = kept, one.run(shift_steps=len(POINTS)), []
     nudge = torch.randn(probe.shape, generator=torch.Generator().manual_seed(1))
     for size in (1e-2, -1e-2):
         seen = []

@@ -30,14 +30,14 @@ from tests.zoo import ZOO
 from tests.zoo.first import built, counted, stopped
 from tests.zoo.flow import FLOWS
 
-DYNAMIC = ("flux-dev", "flux-kontext", "qwen-image", "ltx", "modular-flux")
+DYNAMIC = ("flux-dev", "flux-kontext", "flux-2", "qwen-image", "ltx", "modular-flux")
 FLOWING = (*FLOWS, "sana", "hunyuan-video", "ltx", "wan-2.1", "wan-2.2", "modular-flux")
 NUMBERS, SHARES = [990, 600, 250, 20], [1.0, 0.71, 0.33, 0.05]
 
 
 def run_of(name, **how):
     pipe, options = built(name)
-    return Run(pipe, ["a red boot", "two blue bags"], options=options, **how)
+    return Run(pipe, ["a red boot", "two blue bags"], options=options, shift_steps=4, **how)
 
 
 def call(run, scheduler, steps=4, **how):
@@ -246,7 +246,8 @@ def test_mu_is_what_the_pipeline_gives_at_each_size(name):
     pipe, options = built(name)
     found = []
     for size in (32, 64):
-        run = Run(pipe, ["a red boot"], options={**options, "height": size, "width": size})
+        larger = {**options, "height": size, "width": size}
+        run = Run(pipe, ["a red boot"], options=larger, shift_steps=4)
         with watched(pipe.scheduler) as (scheduler, seen):
             call(run, scheduler)
         assert seen == [run.mu]

@@ -40,6 +40,7 @@ EXPECTED = {
     "lumina2": ALL,
     "flux-dev": ALL,
     "flux-kontext": ALL,
+    "flux-2": ALL,
     "modular-flux": {**ALL, "decoded": BLOCKS["Flux"]},
     "chroma": ALL,
     "qwen-image": ALL,

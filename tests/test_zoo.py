@@ -26,6 +26,7 @@ CLASSES = {
     "Lumina2Pipeline",
     "FluxPipeline",
     "FluxKontextPipeline",
+    "Flux2KleinPipeline",
     "ChromaPipeline",
     "QwenImagePipeline",
     "ZImagePipeline",

@@ -85,8 +85,8 @@ def record_path(
 
 def _recorder(run: Run) -> Any:
     """The scheduler that records a run: it changes nothing on the way, and clips nothing."""
-    source = run.pipe.scheduler
-    kind = Levels.from_diffusers(source, run.mu).kind
+    source = run.config
+    kind = Levels.from_diffusers(source).kind
     remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
     check(kind in ("vp", "flow"), "pipe.scheduler", f"an {kind.upper()} one", remedy)
     if kind == "flow":

@@ -73,9 +73,10 @@ class Run:
     `options` go to the pipeline as they are; one `negative_prompt` serves all prompts. No more than
     `batch_size` prompts are run at once. `scheduler` draws, by default the pipeline's own; `end` is
     where its last step leads, "zero" or "sigma_min", by default as its config says: `prepared_with`
-    and `path` keep to it, so that candidates and reference end at the same σ. The pipeline comes
-    back as it was. Raises WrongUse for wrong prompts (too long ones, unless `truncate`), seeds,
-    guidance, or an option that the run itself sets.
+    and `path` keep to it, so that candidates and reference end at the same σ. `shift_steps` is the
+    number of steps that a dynamic shift is for, by default the pipeline's: FLUX.2's depends on it.
+    The pipeline comes back as it was. Raises WrongUse for wrong prompts (too long ones, unless
+    `truncate`), seeds, guidance, or an option that the run itself sets.
     """
 
     pipe: Pipeline
@@ -87,6 +88,7 @@ class Run:
     truncate: bool = False
     scheduler: Any = None
     end: str | None = None
+    shift_steps: int | None = None
 
     def __post_init__(self) -> None:
         prompts = tuple(listed(self.prompts))
@@ -125,7 +127,7 @@ class Run:
         scheduler = self.scheduler or self.pipe.scheduler
         settings = type(scheduler).__name__, manifest.scheduler_settings(scheduler)
         given = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
-        return [*given, self.batch_size, self.end, *settings]
+        return [*given, self.batch_size, self.end, self.shift_steps, *settings]
 
     @property
     def evaluations_per_step(self) -> int:
@@ -134,12 +136,17 @@ class Run:
 
     @cached_property
     def mu(self) -> float | None:
-        """What the pipeline reckons a flow scheduler's shift by; None where the shift is fixed."""
+        """What the pipeline computes a flow scheduler's shift from, at `shift_steps` steps.
+
+        None where the shift is fixed.
+        """
         if not completed(self.pipe.scheduler).get("use_dynamic_shifting"):
             return None
-        first = slice(0, 1)
+        first, known = slice(0, 1), calls.parameters(self.pipe)
+        default = known["num_inference_steps"].default if "num_inference_steps" in known else None
+        steps = self.shift_steps or default or 50
         with calls.asked_for_mu(self.pipe.scheduler) as (scheduler, found):
-            self.call(first, scheduler, self.generators(first), num_inference_steps=2)
+            self.call(first, scheduler, self.generators(first), num_inference_steps=steps)
         return found[0]
 
     @cached_property
@@ -163,7 +170,7 @@ class Run:
 
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""
-        return replace(self, scheduler=prepared(kind, self.pipe.scheduler, self.end))
+        return replace(self, scheduler=prepared(kind, self.config, self.end))
 
     def path(
         self,
@@ -189,12 +196,15 @@ class Run:
         given sigmas instead. Raises WrongUse where the scheduler takes none, or holds another one
         afterwards.
         """
-        scheduler, ends = hold(self.scheduler or self.pipe.scheduler, grid), []
-        how = {"num_inference_steps": len(grid), "output_type": "latent"}
-        for batch in self.batches():
-            drawn = self.call(batch, scheduler, self.generators(batch), **how)
-            ends.append(drawn.flatten(1))
-        return torch.cat(ends).float().cpu()
+        scheduler, how = (
+            hold(self.scheduler or self.pipe.scheduler, grid),
+            {"output_type": "latent"},
+        )
+        drawn = (
+            self._drawn(batch, scheduler, num_inference_steps=len(grid), **how)
+            for batch in self.batches()
+        )
+        return torch.cat([latents.flatten(1) for _, latents in drawn]).float().cpu()
 
     def pictures(self, grid: Sequence[Any] | None = None, **steps: Any) -> Drawn:
         """Pictures on a grid, as `ends` takes it.
@@ -230,31 +240,8 @@ class Run:
         if grid is not None:
             scheduler, steps = hold(scheduler, grid), {**steps, "num_inference_steps": len(grid)}
         images, latents, finite, begun = [], [], [], time.perf_counter()
-        last = torch.empty(0)
-
-        def stepped(step: Any) -> Any:
-            @functools.wraps(step)
-            def kept(*args: Any, **options: Any) -> Any:
-                nonlocal last
-                result = step(*args, **options)
-                last = result[0]
-                return result
-
-            return kept
-
-        def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict) -> dict:
-            nonlocal last
-            last = values["latents"]
-            return values
-
-        known = calls.parameters(self.pipe)
-        watch = {"callback_on_step_end": keep} if "callback_on_step_end" in known else {}
-        if not watch:
-            scheduler = copy.copy(scheduler)
-            scheduler.step = stepped(scheduler.step)
         for batch in self.batches():
-            how = {**steps, **watch, "output_type": "np"}
-            drawn = self.call(batch, scheduler, self.generators(batch), **how)
+            drawn, last = self._drawn(batch, scheduler, **steps, output_type="np")
             sound = torch.from_numpy(np.isfinite(drawn).reshape(len(drawn), -1).all(1))
             if len(last) == len(drawn):
                 sound &= last.isfinite().flatten(1).all(1).cpu()
@@ -265,6 +252,31 @@ class Run:
         seconds = (time.perf_counter() - begun) / len(self.prompts)
         at_once = min(self.batch_size, len(self.prompts))
         return Drawn(torch.cat(images), torch.cat(latents), seconds, torch.cat(finite), at_once)
+
+    def _drawn(self, batch: slice, scheduler: Any, **how: Any) -> tuple[Any, Tensor]:
+        """What the pipeline returns of a batch, and the latents after its last step.
+
+        They are as the scheduler has them: some pipelines unpack and rescale those they return.
+        """
+        latents = torch.empty(0)
+
+        def keep(pipe: Pipeline, step: int, timestep: Tensor, values: dict) -> dict:
+            nonlocal latents
+            latents = values["latents"]
+            return values
+
+        def kept(*args: Any, **options: Any) -> Any:
+            nonlocal latents
+            result = type(scheduler).step(scheduler, *args, **options)
+            latents = result[0]
+            return result
+
+        if "callback_on_step_end" in calls.parameters(self.pipe):
+            how["callback_on_step_end"] = keep
+        else:
+            scheduler = copy.copy(scheduler)
+            scheduler.step = functools.wraps(scheduler.step)(kept)
+        return self.call(batch, scheduler, self.generators(batch), **how), latents
 
     def batches(self) -> Iterator[slice]:
         """The prompts' numbers, no more than `batch_size` at once."""

@@ -50,6 +50,7 @@ def measure(run: Run, goal: Goal, plan: Plan, shelf: Shelf, meter: Meter) -> Pro
             seed=part.seeds[0],
             truncate=part.truncate,
             cache=shelf.folder,
+            shift_steps=part.shift_steps,
             **options,
         )
     except WrongUse as error:  # in the words of `tune`

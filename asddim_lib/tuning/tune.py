@@ -75,7 +75,8 @@ def tune(
     """
     prompts = listed(prompts)
     seeds, limits = range(seed, seed + len(prompts)), Limits(budget, minutes)
-    run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
+    given = pipe, prompts, seeds, guidance_scale, batch_size, options, truncate
+    run = Run(*given, shift_steps=steps)
     kind, order = _solver(run, solver, steps)
     aim = goal_of(goal, pipe, encoder, check_encoder)
     place = None if folder is None else Path(folder)

@@ -67,7 +67,7 @@ class Entry:
 
     def levels(self, grid):
         """The timesteps that stand for a grid of numbers: the same, or moved by the shift."""
-        config, mu = self.pipe.scheduler.config, self.run().mu
+        config, mu = self.pipe.scheduler.config, self.run(shift_steps=len(grid)).mu
         if not self.flow:
             return grid
         mix = (np.array(grid) + 1) / config["num_train_timesteps"]

@@ -5,10 +5,13 @@ from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -136,6 +139,39 @@ def flux_kontext():
     return FluxKontextPipeline(**flux_parts()), options
 
 
+def flux_2():
+    """FLUX.2 Klein: its shift depends on the number of steps as well as on the tokens."""
+    tokenizer = words.qwen_words()
+    torch.manual_seed(2)
+    autoencoder = AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    torch.manual_seed(4)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+        vae=autoencoder.eval(),
+        text_encoder=words.qwen3_writer(tokenizer),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+    )
+    return pipe, {**SIZE, **LETTERS, "text_encoder_out_layers": (1, 2, 3)}
+
+
 def chroma():
     """Chroma1-HD: FLUX with true guidance, and a shift that does not depend on the size."""
     text_encoder, tokenizer = words.t5()
@@ -223,6 +259,7 @@ FLOWS = {
     "lumina2": lumina2,
     "flux-dev": flux,
     "flux-kontext": flux_kontext,
+    "flux-2": flux_2,
     "chroma": chroma,
     "qwen-image": qwen_image,
     "z-image": z_image,

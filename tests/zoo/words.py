@@ -12,6 +12,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     UMT5Config,
     UMT5EncoderModel,
@@ -87,6 +88,12 @@ def decoder(tokenizer, **changes):
 def qwen3(tokenizer):
     torch.manual_seed(5)
     return Qwen3Model(Qwen3Config(**decoder(tokenizer, head_dim=8))).eval()
+
+
+def qwen3_writer(tokenizer):
+    """The whole language model, as FLUX.2 Klein loads it."""
+    torch.manual_seed(5)
+    return Qwen3ForCausalLM(Qwen3Config(**decoder(tokenizer, head_dim=8))).eval()
 
 
 def llama(tokenizer):
