@@ -18,7 +18,11 @@ from asddim_lib.paper import ddim_step
 
 #: Settings with which diffusers' Euler makes levels of its own.
 FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-GRIDS = [name for name, m in METHODS.items() if m.needs == "nothing" and name != "uniform"]
+GRIDS = [
+    name
+    for name, m in METHODS.items()
+    if m.needs == "nothing" and m.kind in (None, "flow") and name != "uniform"
+]
 CONFIGS = st.fixed_dictionaries(
     {
         "num_train_timesteps": st.sampled_from([1000, 300]),

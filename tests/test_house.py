@@ -142,8 +142,8 @@ def test_wrong_input_is_wrong_use():
 def test_every_method_is_in_the_table_and_says_what_it_is():
     for name, method in methods.METHODS.items():
         assert method.name == name
-        assert method.needs in ("nothing", "profile", "path", "adjoints", "trials")
-        assert (method.lay is None) == (method.needs == "trials")
+        assert method.needs in ("nothing", "profile", "path", "adjoints")
+        assert callable(method.grid)
         assert 10 < len(method.summary) < 90
         assert "\n" not in method.summary
 

@@ -259,5 +259,7 @@ def timesteps_of(name: str, levels: Levels, steps: int, options: Options) -> lis
         check(options.path is not None, "path", None, remedy)
     fits = method.kind in (None, levels.kind) or options.other_model
     what = f"{name}, published for a {method.kind} model, on a {levels.kind} model"
-    check(fits, "allocation", what, "use another, or say other_model=True")
+    check(
+        fits, "allocation", what, "use another, or give sigmas(…) or timesteps(…) other_model=True"
+    )
     return method.grid(levels, steps, options)
