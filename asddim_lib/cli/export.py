@@ -106,9 +106,9 @@ def _list(as_json: bool) -> None:
 
 def _read(profile: str, config: dict[str, Any]) -> Any:
     from asddim_lib.evidence.profile import Profile
-    from asddim_lib.levels import noise_schedule
+    from asddim_lib.levels import Levels
 
-    return Profile.load(profile, schedule=noise_schedule(config)) if profile else None
+    return Profile.load(profile, schedule=Levels.from_diffusers(config)) if profile else None
 
 
 def _for_diffusers(config: dict[str, Any], steps: int, how: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.fit import fit_paper
 from asddim_lib.evidence.path import fingerprint as fingerprint
 from asddim_lib.evidence.path import spread
-from asddim_lib.paper import NoiseSchedule
+from asddim_lib.levels import Levels
 
 SCHEMA = 3
 #: Where the error of a step is weighed: on the path, in the final latents, in their embedding.
@@ -91,7 +91,7 @@ class Profile:
                 check(even, name, f"{len(counts)} numbers", remedy)
                 _check_positive(name, counts)
 
-    def at(self, schedule: NoiseSchedule) -> np.ndarray:
+    def at(self, schedule: Levels) -> np.ndarray:
         """g at every training timestep, log-linear between the measured ones.
 
         It is constant beyond them. Raises WrongUse for a profile of another noise schedule.
@@ -100,7 +100,7 @@ class Profile:
         known = np.asarray(self.timesteps[::-1])
         return np.exp(np.interp(np.arange(len(schedule)), known, np.log(self.g[::-1])))
 
-    def density(self, schedule: NoiseSchedule, order: int = 1, kind: str = "made") -> np.ndarray:
+    def density(self, schedule: Levels, order: int = 1, kind: str = "made") -> np.ndarray:
         """How many steps of a solver of this order each training timestep deserves, up to a factor.
 
         `kind` is one of `KINDS`.
@@ -117,7 +117,7 @@ class Profile:
         check(str(order) in known, "profile", what, remedy)
         return spread(known[str(order)], measured["timesteps"])
 
-    def check_schedule(self, schedule: NoiseSchedule) -> None:
+    def check_schedule(self, schedule: Levels) -> None:
         """Raises WrongUse for a profile that was measured on another noise schedule."""
         same = self.schedule == fingerprint(schedule)
         what = "made on another noise schedule"
@@ -127,7 +127,7 @@ class Profile:
         check(first < len(schedule), "profile", beyond, "calibrate again")
 
     def fit(
-        self, schedule: NoiseSchedule, order: int = 1, kind: str = "carried"
+        self, schedule: Levels, order: int = 1, kind: str = "carried"
     ) -> tuple[float, float, float]:
         """The paper's p and λ whose density comes nearest to `density`.
 
@@ -163,7 +163,7 @@ class Profile:
         path: str | os.PathLike,
         *,
         model: str | None = None,
-        schedule: NoiseSchedule | None = None,
+        schedule: Levels | None = None,
         guidance_scale: float | None = None,
         override: tuple[str, ...] = (),
     ) -> Profile:

@@ -100,10 +100,10 @@ def sigmas(
     if all(value is None for value in how.values()):
         asked = _asked(scheduler, num_inference_steps, mu)
         if asked is not None:
-            grid = _sigmas_of(asked, levels)
+            own = _sigmas_of(asked, levels)
             if levels.kind == "vp" or shifted:
-                return grid.tolist()
-            return (levels.unshifted(grid[:-1]) if levels.kind == "flow" else grid[:-1]).tolist()
+                return own.tolist()
+            return (levels.unshifted(own[:-1]) if levels.kind == "flow" else own[:-1]).tolist()
     grid = numbers(config, num_inference_steps, how)
     if levels.kind == "flow":
         held = None if how.get("allocation") else config.get("grid")

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
-from asddim_lib.levels import completed, noise_schedule, with_fixed_shift
+from asddim_lib.levels import Levels, completed, with_fixed_shift
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
-from asddim_lib.paper import NoiseSchedule
 from asddim_lib.pipeline import calls, manifest
 from asddim_lib.pipeline.recording import Measure, Probes, record_path
 from asddim_lib.schedulers.place import hold, prepared
@@ -150,9 +149,9 @@ class Run:
         return found[0]
 
     @cached_property
-    def schedule(self) -> NoiseSchedule:
+    def schedule(self) -> Levels:
         """The noise schedule of the pipeline's own scheduler, at these pictures' size."""
-        return noise_schedule(self.config)
+        return Levels.from_diffusers(self.config)
 
     @cached_property
     def config(self) -> dict[str, Any]:
