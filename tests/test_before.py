@@ -1,6 +1,6 @@
 """What version 0.1 gave, kept in tests/before: grids, profiles, pictures and files stay the same.
 
-What changed on purpose, and why, is listed in CONTRIBUTING.md.
+What changed on purpose, and why, is listed in CHANGELOG.md.
 """
 
 import json
