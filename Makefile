@@ -33,14 +33,13 @@ experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 pro
 	for scale in 7.5 3; do for steps in 20 50 100; do \
 	  $(BIN)/python -m experiments evaluate --out results/guidance-$$scale/steps-$$steps --guidance-scale $$scale --steps $$steps || exit 1; \
 	done; done
-	for part in ddim second-order fifty direct; do mkdir -p results/compare/$$part/images; done
+	for part in ddim second-order fifty; do mkdir -p results/compare/$$part/images; done
 	$(BIN)/python -m experiments compare $(FEW) --steps 5,8,10,20 --out results/compare/ddim
-	for part in second-order fifty direct; do cp -n results/compare/ddim/images/*-k1000-* results/compare/ddim/images/profile-* results/compare/ddim/images/tuning.json results/compare/$$part/images; done
+	for part in second-order fifty; do cp -n results/compare/ddim/images/*-k1000-* results/compare/ddim/images/profile-* results/compare/ddim/images/tuning.json results/compare/$$part/images; done
 	$(BIN)/python -m experiments compare $(FEW) --steps 5,8,10 --solvers dpm++,unipc --out results/compare/second-order \
-	  --grids trailing,leading,karras,logsnr,beta,equidistributed,dual-weighted,chosen
+	  --grids trailing,leading,karras,logsnr,beta,equidistributed,dual-weighted
 	$(BIN)/python -m experiments compare $(FEW) --steps 50 --grids trailing,leading,beta,dual-weighted --out results/compare/fifty
-	$(BIN)/python -m experiments compare $(FEW) --steps 5 --grids equidistributed,dual-weighted,dual-path,chosen,direct --out results/compare/direct
-	$(BIN)/python -m experiments compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed,chosen --out results/compare/quality
+	$(BIN)/python -m experiments compare --count 200 --steps 5,10,20 --guidance-scale 3,7.5 --reference-steps 0 --grids leading,beta,gits,equidistributed --out results/compare/quality
 
 SEEN := leading,karras,logsnr,beta,arctan,ays-sd15,gits,tors,noise,combined,equidistributed,dual-weighted,feature-weighted# what pictures are judged of
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from asddim_lib.cache import locked, seal, short_hash, unseal, versions
 from asddim_lib.calibration import calibrate, record
+from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import numbers
@@ -20,11 +19,9 @@ from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import prepared
 from asddim_lib.schedulers.solvers import solver_of
-from asddim_lib.tuning.search import choose, direct_search, solution
 from asddim_lib.tuning.tune import tune
 from experiments.draw import claim
 from experiments.setting import (
-    FINE_STEPS,
     METHODS,
     RECORDED_STEPS,
     Cell,
@@ -50,6 +47,10 @@ def find_grids(
     for solver in setting.solvers:
         solver_of(solver, pipe.scheduler)
     check_prompts(pipe, tuning, truncate=setting.truncate)
+    for cell in cells(setting):  # chosen and direct were searched by an earlier version
+        known = needs(cell.method) != "trials" or cell.method == "tuned"
+        recorded = known or grid_file(cell, out).exists()
+        check(recorded, "method", cell.method, "it is on record alone: use tuned")
     grids: dict[Cell, Any] = {}
     profiles: dict[float, Profile] = {}
     with locked(out / "images"):
@@ -112,7 +113,6 @@ def grid_for(
     setting: Setting,
     profile: Profile | None = None,
     path: Trajectory | None = None,
-    temper: float = 1.0,
 ) -> list[int]:
     """A cell's timesteps on a scheduler's noise schedule: numbers of levels, of a flow model too.
 
@@ -122,7 +122,7 @@ def grid_for(
     order = solver_of(cell.solver, scheduler)[1]
     how |= {"order": order, "allocation": METHODS.get(cell.method, cell.method)}
     if needs(cell.method) == "profile":
-        how |= {"profile": profile, "temper": temper}
+        how["profile"] = profile
     elif needs(cell.method) != "nothing":
         how["path"] = path
     return numbers(scheduler, cell.steps, how)
@@ -133,10 +133,8 @@ class _Finder:
     """The grids of one guidance scale; what costs network evaluations is kept beside the pictures.
 
     `oracle` and `gits` are searched on a path of `teach_on` tuning prompts, `dual-path` on one of
-    `try_on` with its adjoints. `direct` searches on from the best of our own densities, whole and
-    tempered, of three fixed grids, and for DDIM of `dual-path`, to the end; `chosen` for no more
-    evaluations than the fine solution takes. Paths and that solution are made when first needed.
-    `tuned` is `tune`'s, which measures for itself.
+    `try_on` with its adjoints. Paths are recorded when first needed. `tuned` is `tune`'s, which
+    measures for itself.
     """
 
     pipe: Pipeline
@@ -154,7 +152,7 @@ class _Finder:
         file = grid_file(cell, self.out)
         values = unseal(file)
         if not values:
-            values = self._try(cell) if need == "trials" else {"timesteps": self._searched(cell)}
+            values = self._tuned(cell) if need == "trials" else {"timesteps": self._searched(cell)}
             seal(file, values)
         return values["timesteps"]
 
@@ -167,17 +165,6 @@ class _Finder:
     def swept(self) -> Trajectory:
         """A path of `try_on` prompts, with its adjoints."""
         return self._record(self.setting.try_on, adjoint_probes=SWEEPS)
-
-    @cached_property
-    def goal(self) -> Tensor:
-        """The fine solution that grids are tried against."""
-        prompts = self.prompts[: self.setting.try_on]
-        return solution(self.pipe, prompts, reference_steps=FINE_STEPS, **self._how())
-
-    def _how(self) -> dict[str, Any]:
-        setting = self.setting
-        how = {"guidance_scale": self.scale, "seed": setting.tuning_seed, "end": setting.end}
-        return how | {"truncate": setting.truncate, "options": setting.options}
 
     def _record(self, count: int, adjoint_probes: int = 0) -> Trajectory:
         return record(
@@ -203,58 +190,27 @@ class _Finder:
     def _grid(self, cell: Cell, **more: Any) -> Any:
         return grid_for(self.config, cell, self.setting, self.profile, **more)
 
-    def _starts(self, cell: Cell) -> dict[str, Any]:
-        """The grids that a search may start from, by name."""
-        tempers = (1.0, 0.75, 0.5, 0.25)
-        ours = [("equidistributed", 1.0), *(("dual-weighted", temper) for temper in tempers)]
-        starts = {
-            f"{name} {temper}": self._grid(replace(cell, method=name), temper=temper)
-            for name, temper in ours
-        }
-        first_order = solver_of(cell.solver, self.config)[1] == 1
-        if first_order and cell.steps <= RECORDED_STEPS:  # it counts DDIM's own errors
-            starts["dual-path"] = self(replace(cell, method="dual-path"))
-        second = "leading" if first_order else "karras"
-        for name in ("trailing", second, "beta"):
-            starts[name] = self._grid(replace(cell, method=name))
-        return starts
-
-    def _try(self, cell: Cell) -> dict[str, Any]:
-        return self._tuned(cell) if cell.method == "tuned" else self._moved(cell)
-
     def _tuned(self, cell: Cell) -> dict[str, Any]:
-        """What `tune` hands out for a cell."""
-        setting = self.setting
-        found = tune(
-            self.pipe,
-            self.prompts[: setting.tune_on],
-            steps=cell.steps,
-            guidance_scale=self.scale,
-            solver=cell.solver,
-            encoder=setting.encoder or None,
-            check_encoder=setting.check_encoder or None,
-            seed=setting.tuning_seed,
-            truncate=setting.truncate,
-            folder=self.out / "images" / "tune",
-            options=setting.options,
-        )
-        return {"timesteps": found.grid, "tuned": found.to_dict()}
-
-    def _moved(self, cell: Cell) -> dict[str, Any]:
-        starts, own = self._starts(cell), self.pipe.scheduler
-        prompts = self.prompts[: self.setting.try_on]
-        how = {**self._how(), "goal": self.goal}
+        """What `tune` returns for a cell, where the cell's solver on its own grid is current."""
+        setting, own = self.setting, self.pipe.scheduler
+        kind = solver_of(cell.solver, own)[0]
+        self.pipe.scheduler = prepared(kind, own, setting.end)
         try:
-            kind = solver_of(cell.solver, own)[0]
-            self.pipe.scheduler = prepared(kind, own, self.setting.end)
-            if cell.method == "direct":
-                return direct_search(self.pipe, prompts, list(starts.values()), **how)._asdict()
-            name, best = choose(self.pipe, prompts, starts, **how)
-            moved = direct_search(self.pipe, prompts, [best.timesteps], budget=FINE_STEPS, **how)
-            spent = best.evaluations + moved.evaluations
-            return {"name": name, **moved._asdict(), "evaluations": spent}
+            found = tune(
+                self.pipe,
+                self.prompts[: setting.tune_on],
+                steps=cell.steps,
+                guidance_scale=self.scale,
+                encoder=setting.encoder or None,
+                check_encoder=setting.check_encoder or None,
+                seed=setting.tuning_seed,
+                truncate=setting.truncate,
+                folder=self.out / "images" / f"tune-{cell.name}",
+                options=setting.options,
+            )
         finally:
             self.pipe.scheduler = own
+        return {"timesteps": found.grid, "tuned": found.to_dict()}
 
 
 def grid_file(cell: Cell, out: Path) -> Path:

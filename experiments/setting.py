@@ -30,8 +30,6 @@ METHODS: dict[str, str] = {
 TRIED = ("chosen", "direct", "tuned")
 #: Points of the path that grids are searched on, as GITS' authors have it.
 RECORDED_STEPS = 60
-#: Steps of the solution that grids are tried against.
-FINE_STEPS = 200
 
 
 def needs(method: str) -> str:
@@ -120,8 +118,7 @@ class Setting:
     @property
     def profiled(self) -> bool:
         """Whether a method needs a profile."""
-        searched = any(needs(m) == "trials" and m != "tuned" for m in self.methods)
-        return searched or any(needs(method) == "profile" for method in self.methods)
+        return any(needs(method) == "profile" for method in self.methods)
 
     @property
     def options(self) -> dict[str, Any]:

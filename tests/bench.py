@@ -28,10 +28,8 @@ from asddim_lib.models.prompts import load_prompts
 from asddim_lib.models.quick import quicken
 from asddim_lib.pipeline.run import Run, draw
 from asddim_lib.sensitivity import COST
-from asddim_lib.tuning.search import direct_search, solution
 from experiments.dmn import dmn, least_bound
 from experiments.searches import dual_path, oracle
-from experiments.setting import FINE_STEPS
 
 RECORDS = Path(__file__).parents[1] / "results" / "compare"
 
@@ -159,8 +157,8 @@ class Costs:
         print(f"{name:42s} {evaluations:7d} evaluations {seconds:7.1f} s;", end=" ")
         print(f"then {then * 1e3:8.1f} ms for each step count", flush=True)
 
-    def profiles(self) -> list[int]:
-        """Grids from a profile. Returns the last one, dual-weighted, of 10 steps."""
+    def profiles(self) -> None:
+        """Grids from a profile."""
         for name, count, how in (
             ("equidistributed, quick (1 prompt, 32 steps)", 1, {"num_steps": 32}),
             ("equidistributed (16, 64)", 16, {"num_steps": 64}),
@@ -171,7 +169,6 @@ class Costs:
             kind = name.split()[0].strip(",")
             again = partial(timesteps, self.own, 10, allocation=kind, profile=profile)
             self.add(name, profile.evaluations, seconds, again)
-        return again()
 
     def searches(self) -> None:
         """Grids from a recorded path, and the one that needs no model."""
@@ -190,30 +187,12 @@ class Costs:
 
         self.add("dmn (the noise schedule alone)", 0, 0.0, fresh)
 
-    def chosen(self, start: list[int]) -> None:
-        """The direct search."""
-        prompts = self.prompts[:32]
-        self.pipe.scheduler = ASDDIMScheduler.from_config(self.own.config)
-        try:
-            goal, seconds = timed(partial(solution, self.pipe, prompts))
-            label = "a solution to compare with (32, 200 steps)"
-            self.add(label, 32 * 200 * 2, seconds, lambda: None)
-            search = partial(
-                direct_search, self.pipe, prompts, [start], budget=FINE_STEPS, goal=goal
-            )
-            result, seconds = timed(search)
-            label = "chosen, from one start (32, that solution)"
-            self.add(label, result.evaluations, seconds, search)
-        finally:
-            self.pipe.scheduler = self.own
-
 
 def grids(pipe: Pipeline) -> None:
     """Writes results/compare/cost.csv."""
     costs = Costs(pipe)
-    start = costs.profiles()
+    costs.profiles()
     costs.searches()
-    costs.chosen(start)
     write("cost.csv", costs.rows)
 
 

@@ -24,9 +24,8 @@ from asddim_lib.evidence.profile import Profile
 from asddim_lib.metrics.intervals import paired_difference
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.solvers import own_scheduler
+from asddim_lib.tuning.draw import Setup
 from asddim_lib.tuning.goals import goal_of
-from asddim_lib.tuning.trials import Trials
 
 FILE = Path(__file__).parents[1] / "results" / "compare" / "effort.csv"
 SCALE = 3.0  # the bundled model's best guidance
@@ -68,9 +67,13 @@ def rows(count: int) -> list[dict]:
     pipe.set_progress_bar_config(disable=True)
     tuning, unseen = prompts_of(count)
     run = Run(pipe, unseen, range(SEED, SEED + count), SCALE, 32)
-    run = run.prepared_with(own_scheduler(pipe.scheduler))
-    trials = Trials(run, goal_of("embedding", pipe), 64)
-    even = {k: trials(timesteps(pipe.scheduler, k, allocation="trailing")) for k in STEPS}
+    setups = {k: Setup(run, k, goal_of("embedding", pipe), "ddim") for k in STEPS}
+    trials = {k: setup.trials(range(count)) for k, setup in setups.items()}
+
+    def losses(grid: list[int]) -> torch.Tensor:
+        return trials[len(grid)].losses(setups[len(grid)].sampler(grid))
+
+    even = {k: losses(timesteps(pipe.scheduler, k, allocation="trailing")) for k in STEPS}
     found, best = [], {}
     for effort in [MOST, *EFFORTS]:
         for draw, profile in enumerate(profiles(pipe, tuning, effort)):
@@ -78,7 +81,7 @@ def rows(count: int) -> list[dict]:
             how |= {"draw": draw, "evaluations": profile.evaluations, "unseen": count}
             for k in STEPS:
                 grid = timesteps(pipe.scheduler, k, allocation="feature-weighted", profile=profile)
-                values = trials(grid)
+                values = losses(grid)
                 rivals = {"even": even[k], "most": best.setdefault(k, values)}
                 pairs = {name: paired_difference(values, other) for name, other in rivals.items()}
                 said = {

@@ -6,51 +6,51 @@ from diffusers import DDIMScheduler
 
 from asddim_lib.pipeline.manifest import of_values
 from asddim_lib.tuning.goals import Goal
-from asddim_lib.tuning.plan import Plan
+from asddim_lib.tuning.proposals import Plan
 from tests.tiny import PLAIN, autoencoder, coarse, parts, unet
 
 WORDS = [f"a red boot, number {n}" for n in range(24)]
-#: Of what a tiny pipeline needs: three peers, so that seven prompts may show a win.
+#: What a tiny pipeline needs.
 SMALL = Plan(
     profile_prompts=1,
     profile_steps=5,
     path_prompts=0,
     trials=24,
     reference_steps=6,
-    peers=("trailing", "beta"),
+    baselines=("trailing", "beta"),
     shown=1,
 )
 
 
 class Planted(Goal):
-    """The loss is how far a grid lies from a given one, and noise of prompts, and of each grid."""
+    """The loss is how far a grid lies from a given one, and noise of prompts, and of each grid.
+
+    A scheduler without a grid in its config, such as a pipeline's own, lies `current` away.
+    """
 
     name = "planted"
 
-    def __init__(self, best, shared=0.1, own=1e-4):
-        self.best, self.shared, self.own, self.looks = list(best), shared, own, 0
-
-    @property
-    def fine(self):
-        return False
+    def __init__(self, best, shared=0.1, own=1e-4, current=0.5):
+        self.best, self.shared, self.own, self.current = list(best), shared, own, current
+        self.looks = 0
 
     @property
     def identity(self):
-        return of_values(self.name, self.best, self.shared, self.own)
+        return of_values(self.name, self.best, self.shared, self.own, self.current)
 
-    def look(self, run, grid):
+    def look(self, run, steps):
         self.looks += 1
-        apart = np.mean(np.abs(np.subtract(grid, self.best))) / 1000
-        noise = [np.random.default_rng([seed, *grid]).standard_normal() for seed in run.seeds]
-        prompt = [np.random.default_rng(seed).standard_normal() for seed in run.seeds]
+        grid = run.scheduler.config.get("grid")
+        apart = self.current
+        if grid is not None and len(grid) == len(self.best):
+            apart = np.mean(np.abs(np.subtract(grid, self.best))) / 1000
+        noise = [np.random.default_rng([s, *(grid or [])]).standard_normal() for s in run.seeds]
+        prompt = [np.random.default_rng([s]).standard_normal() for s in run.seeds]
         losses = 1 + apart + self.shared * np.array(prompt) + self.own * np.array(noise)
         return {"seen": torch.from_numpy(losses)[:, None]}
 
-    def losses(self, seen, wanted):
+    def losses(self, seen, fine):
         return seen[:, 0]
-
-    def wanted(self, run, steps):
-        return {"seen": torch.zeros(len(run.prompts), 1)}
 
 
 #: Timesteps evenly spaced in arctan σ, from nearly π / 2.

@@ -8,7 +8,9 @@ WrongUse where the library refuses.
 """
 
 import csv
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline import recording
 from asddim_lib.pipeline.decoding import decode
-from asddim_lib.tuning.search import direct_search, distances, solution
+from asddim_lib.tuning.draw import Setup
+from asddim_lib.tuning.goals import Latents
 from tests import zoo
 from tests.zoo.entry import ENTRIES as ENTRIES
 from tests.zoo.entry import PROMPTS, entry
@@ -167,17 +170,19 @@ def decoded(one):
     assert float(above - below) / 2e-2 == pytest.approx(float(gradient.norm()), rel=0.1)
 
 
-def search(one):
-    """A search of a few steps ends no farther from the fine solution than its starts."""
-    starts = {"even": [999, 666, 333], "low": [900, 400, 50]}
-    how = {"guidance_scale": one.guidance, "options": one.options}
-    with one.drawn_by():
-        how["goal"] = solution(one.pipe, PROMPTS, reference_steps=4, **how)
-        apart = distances(one.pipe, PROMPTS, starts, **how)
-        found = direct_search(one.pipe, PROMPTS, list(starts.values()), budget=6, **how)
-        again = distances(one.pipe, PROMPTS, {"found": found.timesteps}, **how)["found"]
-    assert found.distance <= min(apart.values())
-    assert abs(again - found.distance) < 1e-6
+def tuned(one):
+    """What `tune` judges of a grid is what its scheduler draws in the pipeline, bit for bit."""
+    setup = Setup(one.run(2), len(GRID), Latents())
+    sampler = setup.sampler(GRID)
+    judged = Latents().look(replace(setup.run, scheduler=sampler.scheduler), len(GRID))["seen"]
+    own, config = one.pipe.scheduler, json.loads(sampler.scheduler.to_json_string())
+    one.pipe.scheduler = type(sampler.scheduler).from_config(config)  # as it is loaded
+    try:
+        drawn = Latents().look(replace(setup.run, scheduler=one.pipe.scheduler), len(GRID))["seen"]
+    finally:
+        one.pipe.scheduler = own
+    assert judged.isfinite().all()
+    assert torch.equal(judged, drawn)
 
 
 #: What is tried, under its heading in the table.
@@ -188,7 +193,7 @@ COLUMNS = {
     "g": g,
     "adjoint": adjoint,
     "decoded": decoded,
-    "search": search,
+    "tuned": tuned,
 }
 WORKS = "✓"
 

@@ -32,11 +32,12 @@ from asddim_lib.cache import unseal
 from asddim_lib.calibration import record
 from asddim_lib.grids.table import METHODS
 from asddim_lib.models.load import data_folder, load_scheduler_config
-from asddim_lib.pipeline.run import draw
-from asddim_lib.tuning.search import direct_search
+from asddim_lib.pipeline.run import Run, draw
+from asddim_lib.tuning.search import pattern_search
 from experiments import rivals as rivals  # its grids are in the table then
 from experiments import store
 from experiments.evaluate import read_records
+from experiments.near import distances, fine_ends
 from tests.dmn import check_as_good
 
 BEFORE = Path(__file__).with_name("before")
@@ -119,13 +120,17 @@ def test_a_search_finds_what_it_found(pipe):
     own = pipe.scheduler
     pipe.scheduler = ASDDIMScheduler.from_config(own.config)
     try:
-        starts = [[999, 600, 200]]
-        found = direct_search(pipe, PROMPTS, starts, guidance_scale=3.0, reference_steps=20)
+        run, tried = Run(pipe, PROMPTS, range(len(PROMPTS)), 3.0, 32), {}
+        fine = fine_ends(run, 20)
+
+        def cost(grid):
+            return tried.setdefault(tuple(grid), distances(run, {"": grid}, fine)[""])
+
+        found = pattern_search(cost, [999, 600, 200], 1000)
     finally:
         pipe.scheduler = own
-    assert found.timesteps == GRIDS["searched"]["timesteps"]
-    assert found.evaluations == GRIDS["searched"]["evaluations"]
-    assert found.distance == pytest.approx(GRIDS["searched"]["distance"], rel=1e-3)
+    assert found == GRIDS["searched"]["timesteps"]
+    assert tried[tuple(found)] == pytest.approx(GRIDS["searched"]["distance"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["uniform", "noise", "dual-weighted", "dpm++", "unipc", "euler"])

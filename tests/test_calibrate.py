@@ -5,10 +5,9 @@ from functools import wraps
 import pytest
 import torch
 
-from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib import calibrate
 from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
-from asddim_lib.tuning.search import direct_search, solution
 
 PROMPTS = [
     "a red boot on a white ground",
@@ -118,11 +117,6 @@ def test_a_string_is_one_prompt(small):
     assert one == same
     one, same = (record(small, p, **how) for p in (PROMPTS[0], PROMPTS[:1]))
     assert torch.equal(one.end, same.end)
-    one, same = (solution(small, p, reference_steps=3) for p in (PROMPTS[0], PROMPTS[:1]))
-    assert torch.equal(one, same)
-    small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config)
-    with pytest.raises(WrongUse, match=r"^prompts is 1 prompt; give at least two"):
-        direct_search(small, PROMPTS[0], [[900, 500]])
 
 
 @pytest.mark.parametrize("estimator", [None, "path"])

@@ -25,11 +25,9 @@ from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.pipeline import recorder
 from asddim_lib.pipeline.run import Run
 from asddim_lib.sensitivity import PRODUCTS
-from asddim_lib.tuning import measured
+from asddim_lib.tuning.draw import Setup
 from asddim_lib.tuning.goals import Latents
-from asddim_lib.tuning.plan import Plan
-from asddim_lib.tuning.search import direct_search, distances
-from asddim_lib.tuning.trials import Meter, Shelf
+from asddim_lib.tuning.proposals import Plan, measured
 from asddim_lib.tuning.tune import tune
 from tests import tiny
 from tests.tiny import PICTURE, PLAIN, controlnet, img2img, inpaint, parts, sd, sdxl, unet
@@ -238,8 +236,7 @@ def test_a_guidance_scale_that_is_given_twice_is_refused():
             act(pipe, PROMPTS, guidance_scale=1.0, options=options)
     run = Run(pipe, PROMPTS, None, options={**options, "height": 16, "width": 16})
     plan = Plan(profile_prompts=1, profile_steps=3, sweeps=0)
-    tools = Shelf(None, ""), Meter(lambda doing, spent, total: None)
-    assert measured.measure(run, Latents(), plan, *tools).guidance_scale == 9.0
+    assert measured(Setup(run, 4, Latents()), run, plan).guidance_scale == 9.0
 
 
 def test_a_pipeline_that_moves_its_samples_is_refused():
@@ -271,23 +268,19 @@ def test_a_path_that_begins_lower_makes_grids_that_begin_lower():
         timesteps(pipe.scheduler, 5, profile=profile)
 
 
-def test_errors_need_two_prompts_and_finite_latents():
+def test_latents_that_are_not_finite_are_named():
     pipe = quiet(sd()[0])
-    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(WrongUse, match="prompts is 1 prompt; give at least two"):
-        direct_search(pipe, PROMPTS[:1], [[999, 500]], reference_steps=4)
     forward = pipe.unet.forward
-    pipe.scheduler.strict = False
-    calls = []
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 
     def spoil(sample, timestep, *rest, **more):
-        calls.append(int(timestep))
         out = forward(sample, timestep, *rest, **more)
-        return (out[0] * torch.nan,) if calls[-1] == 501 else out
+        return (out[0] * torch.nan,) if int(timestep) == 501 else out
 
     pipe.unet.forward = spoil
-    with pytest.raises(WrongUse, match="not finite"):
-        distances(pipe, PROMPTS, {"bad": [999, 501]}, reference_steps=4)
+    setup = Setup(Run(pipe, PROMPTS, None, 1.0), 2, Latents(), reference_steps=4)
+    with pytest.raises(WrongUse, match="999 501"):
+        setup.trials([0, 1]).losses(setup.sampler([999, 501]))
 
 
 def test_local_errors_of_a_recorded_path_are_the_solver_s_own():

@@ -1,15 +1,19 @@
 """Grids searched on the bundled pipeline: on its recorded path, and by trying."""
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asddim_lib import ASDDIMScheduler, timesteps
 from asddim_lib.calibration import record
+from asddim_lib.errors import WrongUse
 from asddim_lib.levels import noise_schedule
 from asddim_lib.paper import ddim_step
-from asddim_lib.schedulers.place import prepared
-from asddim_lib.tuning.search import choose, direct_search, distances, solution
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.search import pattern_search, race, race_cost, rounds
+from experiments.near import distances, fine_ends
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]
 SMALL = {"height": 32, "width": 32}
@@ -43,73 +47,72 @@ def test_a_recorded_path_is_the_one_that_ddim_takes(pipe, prediction_type):
         timesteps(pipe.scheduler, 14, allocation="gits", path=path)
 
 
-STARTS = [[999, 200], [999, 50]]
-#: Evaluations of the reference and both starts: two per step and prompt.
-FIXED = (12 + 2 * 2) * 2 * 2
+# pattern search and race
 
 
-@pytest.fixture(params=[ASDDIMScheduler, DPMSolverMultistepScheduler])
-def solver(request, pipe):
-    """The pipeline's scheduler, of each class in turn."""
-    pipe.scheduler = request.param.from_config(pipe.scheduler.config)
-    return pipe.scheduler
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True), st.data())
+def test_a_pattern_search_ends_where_no_first_move_helps_and_never_higher(best, data):
+    best = sorted(best, reverse=True)
+    start = data.draw(
+        st.lists(st.integers(0, 99), min_size=len(best), max_size=len(best), unique=True)
+    )
+    start, tried = sorted(start, reverse=True), []
+
+    def cost(grid):
+        assert sorted(set(grid), reverse=True) == grid
+        assert 0 <= grid[-1] <= grid[0] <= 99
+        tried.append(tuple(grid))
+        return float(np.square(np.subtract(grid, best)).sum())
+
+    found = pattern_search(cost, start, 100)
+    assert tried[0] == tuple(start)
+    assert cost(found) == min(cost(list(grid)) for grid in list(tried))
 
 
-@pytest.fixture
-def how(pipe):
-    return {"guidance_scale": 3.0, "reference_steps": 12, "options": SMALL}
+def test_no_trial_is_made_that_is_not_affordable():
+    left = iter([True] * 5)
+    tried = []
+
+    def cost(grid):
+        tried.append(grid)
+        return float(sum(grid))
+
+    pattern_search(cost, [90, 50, 10], 100, lambda: next(left, False))
+    assert len(tried) <= 5
 
 
-@pytest.fixture
-def distance(pipe, solver):
-    """A grid's mean distance from the fine solution, from calls of the pipeline itself."""
+@pytest.mark.parametrize("sizes", [[8], [8, 8, 8, 4], [2] * 9, [30]])
+@pytest.mark.parametrize("count", [1, 2, 7, 17])
+def test_a_race_names_the_best_and_draws_what_its_cost_says(count, sizes):
+    grids, drawn = {str(n): [n] for n in range(count)}, set()
 
-    def ends(kind, grid):
-        pipe.scheduler = prepared(kind, solver)
+    def cost(grid, batches):
+        drawn.update((grid[0], batch) for batch in range(batches))
+        return abs(grid[0] - 3)
+
+    assert race(cost, grids, sizes) == str(min(3, count - 1))
+    assert sum(sizes[batch] for _, batch in drawn) == race_cost(count, sizes)
+    first, begun = rounds(count, sizes)[0]
+    assert first == count
+    assert rounds(count, sizes)[-1][1] == len(sizes)
+    assert sum(sizes[:begun]) >= min(8, sum(sizes))
+
+
+def test_distances_are_those_of_the_pipeline_s_own_latents(pipe):
+    scheduler = pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
+    run = Run(pipe, PROMPTS, (0, 1), 3.0, options=SMALL)
+
+    def ends(grid):
         how = {"guidance_scale": 3.0, "output_type": "latent", **SMALL}
-        latents = pipe(PROMPTS, timesteps=grid, generator=generators(2), **how).images
-        pipe.scheduler = solver
-        return latents.flatten(1)
+        return pipe(PROMPTS, timesteps=grid, generator=generators(2), **how).images.flatten(1)
 
-    goal = ends(ASDDIMScheduler, timesteps(solver, 12, allocation="trailing"))
+    goal = ends(timesteps(scheduler, 12, allocation="trailing"))
     spread = (goal - goal.mean(0)).square().sum(1).mean().sqrt()
-    return lambda grid: float((ends(type(solver), grid) - goal).norm(dim=1).mean() / spread)
-
-
-def test_direct_search_improves_its_start(pipe, solver, how, distance):
-    best = direct_search(pipe, PROMPTS, STARTS, **how)
-    assert pipe.scheduler is solver
-    assert best.distance == pytest.approx(distance(best.timesteps), rel=1e-5)
-    assert best.distance < min(distance(start) for start in STARTS)
-    assert best.evaluations > FIXED
-    within = direct_search(pipe, PROMPTS, STARTS, budget=10, **how)
-    # Ten steps hold five trials of two steps.
-    assert within.evaluations == FIXED + 5 * 2 * 2 * 2
-    assert best.distance <= within.distance <= min(distance(start) for start in STARTS)
-
-
-def test_choose_takes_the_nearest(pipe, solver, how, distance):
-    grids = dict(zip("ab", STARTS, strict=True))
-    distances = {name: distance(grid) for name, grid in grids.items()}
-    nearest = min(distances, key=distances.__getitem__)
-    name, best = choose(pipe, PROMPTS, grids, **how)
-    assert name == nearest
-    assert best == (grids[nearest], pytest.approx(distances[nearest], rel=1e-5), FIXED)
-
-
-def test_wrong_use_of_a_search_is_named(pipe):
-    with pytest.raises(ValueError, match=r"pipe\.scheduler is DDIMScheduler; .* ASDDIMScheduler"):
-        direct_search(pipe, PROMPTS, [[999, 500]])
-    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match="strictly decreasing"):
-        direct_search(pipe, PROMPTS, [[5, 600]], reference_steps=1, options=SMALL)
-    with pytest.raises(ValueError, match="prompts is 1 prompt; give at least two"):
-        direct_search(pipe, PROMPTS[:1], [[999, 500]])
-
-
-@pytest.mark.parametrize("steps", [-1, 0, 1001])
-def test_a_fine_solution_of_no_such_number_of_steps_is_refused(pipe, steps):
-    pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config)
-    for search, grids in (direct_search, [[[999]]]), (distances, [{"a": [999]}]), (solution, []):
-        with pytest.raises(ValueError, match=f"^reference_steps is {steps}; give 1 to 1000$"):
-            search(pipe, PROMPTS, *grids, reference_steps=steps)
+    expected = float((ends([999, 200]) - goal).norm(dim=1).mean() / spread)
+    found = distances(run, {"one": [999, 200]}, fine_ends(run, 12))
+    assert found == {"one": pytest.approx(expected, rel=1e-5)}
+    assert pipe.scheduler is scheduler
+    for steps in (-1, 0, 1001):
+        with pytest.raises(WrongUse, match="steps"):
+            fine_ends(run, steps)

@@ -1,8 +1,8 @@
 """`tune` on tiny pipelines of several kinds: what it hands out draws; what it cannot do is said."""
 
-import re
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,16 +10,22 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler, timesteps, tune
+from asddim_lib import ASDDIMScheduler, tune
 from asddim_lib.cache import unseal
-from asddim_lib.levels import is_flow
+from asddim_lib.errors import WrongUse
+from asddim_lib.levels import completed, is_flow
 from asddim_lib.pipeline.run import Run
-from asddim_lib.tuning.family import OWN, needing_a_path, own_grid, peer_names, peers
+from asddim_lib.tuning.draw import Setup
+from asddim_lib.tuning.goals import Latents
+from asddim_lib.tuning.proposals import baseline_names, baselines, needing_a_path
 from experiments import grids
 from experiments.setting import Cell, Setting
 from tests import tiny
@@ -39,158 +45,158 @@ def tuned(name, goal, **more):
 
 @pytest.mark.parametrize("goal", ["latents", "embedding"])
 @pytest.mark.parametrize("name", ["sd15", "sd3", "wan-2.1"])
-def test_a_tuned_scheduler_draws_in_its_pipeline(name, goal, encoders):
+def test_what_is_judged_is_returned_in_every_kind_of_pipeline(name, goal, encoders):
     sees = {} if goal == "latents" else {"encoder": encoders[0]}
     made, found = tuned(name, goal, **sees)
     flow = is_flow(made.pipe.scheduler)
     assert found.setting["flow"] == flow
     assert ("shift" in found.setting) == flow
     assert (found.setting["encoder"] == "") == (goal == "latents")
-    run = made.run(1, seeds=(3,))
-    expected = replace(run, scheduler=run.prepared_with(type(found.scheduler)).scheduler)
-    expected = expected.ends(found.grid)
-    held = Run(made.pipe, run.prompts, (3,), run.guidance_scale, options=made.options)
-    own, made.pipe.scheduler = made.pipe.scheduler, found.scheduler
-    how = {"num_inference_steps": 2, "output_type": "latent"}
-    try:
-        drawn = held.call(slice(0, 1), found.scheduler, held.generators(slice(0, 1)), **how)
-    finally:
-        made.pipe.scheduler = own
-    torch.testing.assert_close(drawn.flatten(1).float(), expected, rtol=1e-3, atol=1e-3)
+    assert len(found.candidate) == 2
+    if not found.changed:
+        assert found.scheduler is made.pipe.scheduler
 
 
-def test_a_shift_that_depends_on_the_size_is_held_with_the_grid(encoders):
-    made, found = tuned("flux-dev", "latents")
+def stepping(monkeypatch):
+    """A tiny FLUX whose shift depends on the number of steps, as FLUX.2's does."""
+    from diffusers.pipelines.flux import pipeline_flux
+
+    retrieve = pipeline_flux.retrieve_timesteps
+
+    def by_steps(scheduler, num_inference_steps=None, *args, mu=None, **kwargs):
+        mu += 0.3 / num_inference_steps
+        return retrieve(scheduler, num_inference_steps, *args, mu=mu, **kwargs)
+
+    monkeypatch.setattr(pipeline_flux, "retrieve_timesteps", by_steps)
+    return entry("flux-dev")
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_a_shift_that_depends_on_size_or_steps_is_that_of_k_steps(by_steps, monkeypatch):
+    made = stepping(monkeypatch) if by_steps else entry("flux-dev")
+    run, steps = made.run(2), 4
+    setup = Setup(run, steps, Latents())
+    grid = setup.current_grid
+    even = [(1 - k / steps) for k in range(steps)]
+    assert grid == [round(1000 * mix) - 1 for mix in even]
+    judged = Latents().look(replace(run, scheduler=setup.sampler(grid).scheduler), steps)["seen"]
+    own = Latents().look(replace(run, scheduler=setup.current.scheduler), steps)["seen"]
+    torch.testing.assert_close(judged, own, rtol=1e-4, atol=1e-4)
+    how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN}
+    found = tune(made.pipe, WORDS[:8], steps=steps, goal="latents", **how)
+    assert found.skipped["trailing"] == "it is the current sampler's grid"
+    mix = np.array([(t + 1) / 1000 for t in found.candidate])
+    held = setup.sampler(found.candidate).scheduler
     shift = found.setting["shift"]
-    mix = [(t + 1) / 1000 for t in found.grid]
-    assert found.sigmas == mix
-    meant = [shift * s / (1 + (shift - 1) * s) for s in mix]
-    assert found.scheduler_config["grid"] == pytest.approx(meant, rel=1e-6)
-    assert shift == pytest.approx(torch.tensor(made.run().mu).exp().item(), rel=1e-6)
+    np.testing.assert_allclose(held.config["grid"], shift * mix / (1 + (shift - 1) * mix), 1e-6)
+    assert setup.mu == pytest.approx(np.log(shift))
+
+
+def test_a_pipeline_that_sets_its_own_levels_is_refused_before_any_work(monkeypatch):
+    from diffusers.pipelines.flux import pipeline_flux
+
+    made = entry("flux-dev")
+    retrieve = pipeline_flux.retrieve_timesteps
+
+    def own(scheduler, num_inference_steps=None, device=None, sigmas=None, **kwargs):
+        levels = np.geomspace(1, 0.01, num_inference_steps or len(sigmas))
+        return retrieve(scheduler, None, device, sigmas=levels, **kwargs)
+
+    monkeypatch.setattr(pipeline_flux, "retrieve_timesteps", own)
+    with pytest.raises(WrongUse, match=r"pipe is FluxPipeline"):
+        Setup(made.run(2), 4, Latents())
 
 
 def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
-    words = r"^pipe is .*; its blocks have no derivative for an encoder: use goal latents, the ord"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(WrongUse, match=r"pipe is .*goal latents"):
         tuned("modular-sdxl", "embedding", encoder=encoders[0])
     _, found = tuned("modular-sdxl", "latents")
-    assert len(found.grid) == 2
+    assert len(found.candidate) == 2
     plan = replace(PLAN, sweeps=0)
     _, found = tuned("modular-sdxl", "embedding", encoder=encoders[0], plan=plan)
-    assert len(found.grid) == 2
-
-
-def test_a_prompt_that_clip_would_have_to_cut_is_refused_before_anything_is_drawn():
-    """T5 reads more of it than a CLIP that scores the pictures."""
-    made, drawn = entry("sd3"), []
-    words = [f"{word} {'boot ' * 40}" for word in WORDS[:8]]
-    how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN}
-    hook = made.pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
-    try:
-        with pytest.raises(ValueError, match=r"^prompt is .* tokens; shorten it to"):
-            tune(made.pipe, words, steps=2, goal="score", encoder="bundled", **how)
-    finally:
-        hook.remove()
-    assert not drawn
+    assert len(found.candidate) == 2
 
 
 def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):
     from asddim_lib.pipeline import guiding as guidance
 
     monkeypatch.setattr(guidance, "_known", lambda *_: iter(()))
-    words = (
-        r"^pipe is .*, whose way of guiding is not known here; measure without derivatives: plan"
-    )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(WrongUse, match=r"pipe is .*plan="):
         tuned("sd15", "latents")
     _, found = tuned("sd15", "latents", plan=replace(PLAN, sweeps=0))
-    assert len(found.grid) == 2
+    assert len(found.candidate) == 2
 
 
 def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
     pipe, options = tiny.img2img()
     pipe.set_progress_bar_config(disable=True)
     how = {"steps": 2, "guidance_scale": 2.0, "goal": "latents", "plan": PLAN}
-    words = "^pipe is .*, whose samples begin at timestep 499; give strength=1, or"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(WrongUse, match=r"pipe is .*499"):
         tune(pipe, WORDS[:8], options=options, **how)
-    assert len(tune(pipe, WORDS[:8], options={**options, "strength": 1.0}, **how).grid) == 2
+    found = tune(pipe, WORDS[:8], options={**options, "strength": 1.0}, **how)
+    assert len(found.candidate) == 2
 
 
-@pytest.mark.parametrize("kind", [ASDDIMScheduler, ASFlowScheduler])
-def test_every_peer_of_a_default_plan_is_known_and_laid(kind):
-    config = kind().config
-    names = peer_names(config)
-    found, left_out = peers(config, 8, names, None, [990, 800, 600, 500, 300, 200, 100, 3])
-    assert OWN in found
-    assert set(left_out) <= {*needing_a_path(names), OWN}
-    assert {*found, *left_out} == {*names, OWN}
-
-
-KARRAS = {"use_karras_sigmas": True}
-SOLVERS = [(DPMSolverMultistepScheduler, {}), (DPMSolverMultistepScheduler, KARRAS)]
-SOLVERS += [(UniPCMultistepScheduler, {}), (EulerDiscreteScheduler, KARRAS)]
-SOLVERS += [(ASDDIMScheduler, {"allocation": "logsnr"})]
+@pytest.mark.parametrize("kind", [DDIMScheduler, FlowMatchEulerDiscreteScheduler])
+def test_every_baseline_of_a_default_plan_is_drawn_or_skipped_with_a_reason(kind):
+    names = baseline_names(kind().config)
+    setup = SimpleNamespace(config=completed(kind()), steps=8, order=1, current_grid=None)
+    found, skipped = baselines(setup, names, None)
+    assert set(skipped) <= set(needing_a_path(names))
+    assert {*found, *skipped} == set(names)
+    setup.current_grid = found["trailing"]
+    again, skipped = baselines(setup, names, None)
+    assert again == {name: grid for name, grid in found.items() if name != "trailing"}
+    assert "trailing" in skipped
 
 
 def of_tiny(kind, **how):
     """A run of a tiny Stable Diffusion with a scheduler of this class."""
     pipe, _ = tiny.sd()
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = kind(**tiny.SD, **how) if kind is DDIMScheduler else kind(**LEVELS, **how)
-    return Run(pipe, ["a boot"], None, 1.0)
+    pipe.scheduler = kind(**LEVELS, **how)
+    return Run(pipe, ["a boot", "a bag"], None, 1.0)
 
 
 LEVELS = {name: tiny.SD[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+KARRAS = {"use_karras_sigmas": True}
+SAME = [(DPMSolverMultistepScheduler, {}), (DPMSolverMultistepScheduler, KARRAS)]
+SAME += [(UniPCMultistepScheduler, {}), (ASDDIMScheduler, {"allocation": "logsnr"})]
+SAME += [(DDIMScheduler, {"timestep_spacing": name}) for name in ("leading", "trailing")]
+OTHERS = [(PNDMScheduler, {"skip_prk_steps": True}), (EulerDiscreteScheduler, KARRAS)]
+OTHERS += [(EulerAncestralDiscreteScheduler, {}), (HeunDiscreteScheduler, {})]
+OTHERS += [(DDIMScheduler, {"timestep_spacing": "linspace"})]  # which steps by T // K
 
 
-@pytest.mark.parametrize(("kind", "how"), SOLVERS, ids=str)
-def test_a_peer_is_what_the_pipeline_s_own_scheduler_lays(kind, how):
-    run = of_tiny(kind, **how)
-    grid, own = own_grid(run, 5), run.pipe.scheduler
-    run.call(slice(0, 1), own, run.generators(slice(0, 1)), num_inference_steps=5)
-    laid = getattr(own, "numbers", own.timesteps.round().int().tolist())
-    assert max(abs(a - b) for a, b in zip(grid, laid, strict=True)) <= 1
-    found, _ = peers(run.config, 5, ("trailing",), None, grid)
-    assert found[OWN] == grid
+@pytest.mark.parametrize(("kind", "how"), SAME, ids=str)
+def test_the_current_grid_draws_what_the_current_scheduler_does(kind, how):
+    setup = Setup(of_tiny(kind, **how), 5, Latents())
+    assert setup.current_grid is not None
+    looks = [
+        Latents().look(replace(setup.run, scheduler=one.scheduler), 5)["seen"]
+        for one in (setup.current, setup.sampler(setup.current_grid))
+    ]
+    atol = 0.02 if how.get("use_karras_sigmas") else 1e-4  # whole timesteps
+    torch.testing.assert_close(*looks, rtol=atol, atol=atol)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_of_ddim_it_is_its_own_spacing(spacing):
-    run = of_tiny(DDIMScheduler, timestep_spacing=spacing)
-    for steps in (1, 5, 61):  # 61 trailing steps of diffusers end in −1
-        assert own_grid(run, steps) == timesteps(run.config, steps)
+@pytest.mark.parametrize(("kind", "how"), OTHERS, ids=str)
+def test_another_solver_s_levels_are_no_grid_of_ours(kind, how):
+    assert Setup(of_tiny(kind, **how), 5, Latents()).current_grid is None
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux-dev", "wan-2.1", "z-image"])
-def test_of_a_flow_model_it_is_what_the_pipeline_asks_for(name):
-    run = entry(name).run(1)
-    grid, own = own_grid(run, 4), run.pipe.scheduler
-    run.call(slice(0, 1), own, run.generators(slice(0, 1)), num_inference_steps=4)
-    levels = run.schedule.finite_sigmas[grid]
-    np.testing.assert_allclose(levels / (1 + levels), own.sigmas[:-1], atol=2e-3)
+def test_a_scheduler_with_a_grid_of_another_length_cannot_draw_k_steps():
+    with pytest.raises(WrongUse, match="num_inference_steps"):
+        _ = Setup(of_tiny(ASDDIMScheduler, grid=[900, 500]), 5, Latents()).current
 
 
-@pytest.mark.parametrize(
-    ("kind", "how", "reason"),
-    [
-        (PNDMScheduler, {"skip_prk_steps": True}, "its scheduler lays .*, which are not 5 times"),
-        (ASDDIMScheduler, {"grid": [900, 500]}, "num_inference_steps is 5; .* holds a grid of 2"),
-    ],
-)
-def test_where_it_lays_no_such_grid_the_peer_is_left_out_with_the_reason(kind, how, reason):
-    run = of_tiny(kind, **how)
-    found, left_out = peers(run.config, 5, ("trailing",), None, own_grid(run, 5))
-    assert set(found) == {"trailing"}
-    assert re.match(reason, left_out[OWN])
-
-
-def test_what_tune_hands_out_is_a_method_of_the_experiment(tmp_path, monkeypatch):
+def test_what_tune_returns_is_a_method_of_the_experiment(tmp_path, monkeypatch):
     """It is found once, kept with its report, and read by the next process."""
     made = entry("sd15")
     small = partial(tune, plan=PLAN, goal="latents")
     monkeypatch.setattr(grids, "tune", small)
     setting = Setting(
+        solvers=("dpm++",),
         methods=("tuned",),
         steps=(2,),
         guidance_scales=(made.guidance,),
@@ -199,10 +205,13 @@ def test_what_tune_hands_out_is_a_method_of_the_experiment(tmp_path, monkeypatch
         truncate=True,
     )
     (tmp_path / "images").mkdir()
-    cell = Cell("tuned", 2, made.guidance)
+    cell = Cell("tuned", 2, made.guidance, "dpm++")
     found, _ = grids.find_grids(made.pipe, setting, tmp_path, WORDS[:8])
     kept = unseal(grids.grid_file(cell, tmp_path))
     assert kept["timesteps"] == kept["tuned"]["grid"] == found[cell]
-    assert kept["tuned"]["acceptance"]["comparisons"]
+    assert kept["tuned"]["decision"]["comparisons"]
+    assert kept["tuned"]["setting"]["solver"] == "DPMSolverGridScheduler"
     monkeypatch.delattr(grids, "tune")  # a second search would fail
     assert grids.find_grids(made.pipe, setting, tmp_path, WORDS[:8])[0] == found
+    with pytest.raises(WrongUse, match="method is direct"):
+        grids.find_grids(made.pipe, replace(setting, methods=("direct",)), tmp_path, WORDS[:8])

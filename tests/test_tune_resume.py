@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from asddim_lib import tune
+from asddim_lib.errors import WrongUse
 from asddim_lib.tuning.goals import Embedding
 from tests.planted import SMALL, WORDS
 from tests.runs import flip
 from tests.test_goals import encoders as encoders
 
-PLAN = replace(SMALL, peers=("trailing", "gits"), path_prompts=2, path_steps=6, trials=16)
+PLAN = replace(SMALL, baselines=("trailing", "gits"), path_prompts=2, path_steps=6, trials=16)
 KILLS = 10
 
 
@@ -68,7 +69,7 @@ def test_what_was_drawn_is_not_drawn_again(find, tmp_path, monkeypatch):
 
 def test_each_damaged_file_is_named_and_made_again(find, tmp_path, warnings_of_the_library):
     whole = find(tmp_path)
-    files = sorted(tmp_path.glob("*.safetensors"))
+    files = sorted(tmp_path.glob("drawn/*.safetensors"))
     rng = random.Random(2)
     damaged = rng.sample(files, 6)
     for file in damaged:
@@ -81,15 +82,14 @@ def test_each_damaged_file_is_named_and_made_again(find, tmp_path, warnings_of_t
     assert not warnings_of_the_library.text
 
 
-def test_another_model_s_files_are_not_taken(find, small, tmp_path):
+def test_another_model_is_refused_in_the_same_folder(find, small, tmp_path):
     find(tmp_path)
-    before = set(tmp_path.iterdir())
     weight = small.unet.conv_out.weight
     with torch.no_grad():
         weight.mul_(1.5)
     try:
-        find(tmp_path)
+        with pytest.raises(WrongUse, match="folder"):
+            find(tmp_path)
     finally:
         with torch.no_grad():
             weight.div_(1.5)
-    assert len(set(tmp_path.iterdir()) - before) > 10

@@ -102,7 +102,6 @@ def tune(
         instead_of_quick(context, "count")
     sentences = texts(prompts, model, count)
 
-    from asddim_lib.tuning.plan import QUICK, Plan
     from asddim_lib.tuning.tune import tune as search
 
     pipe = load(model, device, dtype, save_memory, variant, pipeline_class)
@@ -117,11 +116,11 @@ def tune(
             encoder=encoder or None,
             check_encoder=check_encoder or None,
             budget=budget,
-            plan=QUICK if quick else Plan(),
+            quick=quick,
             batch_size=batch_size,
             seed=SEED,
             truncate=truncate,
-            folder=folder / "drawn",
+            folder=folder,
             progress=progress,
             options=options,
         )
@@ -146,9 +145,10 @@ def check_choices(
 
 def show(tuned: Any, folder: Path, as_json: bool) -> None:
     """Prints the verdict, the cost, and where the report and the scheduler are."""
-    value = {"out": str(folder), "accepted": tuned.accepted, "name": tuned.name}
-    value |= {"timesteps": tuned.grid, "skipped": tuned.left_out}
+    value = {"out": str(folder), "changed": tuned.changed, "name": tuned.name}
+    value |= {"timesteps": tuned.grid, "skipped": tuned.skipped}
     value |= {"evaluations": tuned.evaluations, "rows": rows(tuned.table())}
-    text = f"{tuned.summary()}\n{tuned.evaluations} network evaluations; {folder / 'report.md'}"
-    text += f" has the verdicts. Draw: asddim generate PROMPT --model {folder}"
+    text = f"{tuned.summary()}\n{tuned.evaluations} network evaluations, as many as "
+    text += f"{tuned.pictures:.0f} pictures now; {folder / 'report.md'} has every comparison."
+    text += f" Draw: asddim generate PROMPT --model {folder}"
     say(value, text, as_json)

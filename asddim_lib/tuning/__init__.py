@@ -1,1 +1,1 @@
-"""The best grid for a pipeline, by drawing with it."""
+"""The sampler whose pictures are best for a pipeline, a number of steps and a guidance scale."""

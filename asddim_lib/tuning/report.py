@@ -1,62 +1,65 @@
-"""What a tuning shows of itself: a page in Markdown, and pictures side by side."""
+"""What a tuning shows: its verdict in words, a page in Markdown, and pictures side by side."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from asddim_lib.pipeline.run import Run
-from asddim_lib.tuning.ahead import PLAIN
-from asddim_lib.tuning.goals import even, fine_run
-from asddim_lib.tuning.trials import Meter, Shelf
+from asddim_lib.tuning.draw import Sampler, Trials
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, Comparison
 
 if TYPE_CHECKING:
     from asddim_lib.tuning.result import Tuned
-    from asddim_lib.tuning.verify import Comparison
 
 #: A picture on the sheet is at least so wide, in pixels.
 WIDE = 144
 LABEL = 18
-#: A picture's steps where a cost is told in pictures.
-PICTURE_STEPS = 50
 
 
 def examples(
-    columns: Mapping[str, tuple[Run, list[int]]], fine_steps: int, shelf: Shelf, meter: Meter
-) -> tuple[bytes, int, int]:
-    """The sheet of runs of the same prompts on their grids, and of the fine one.
+    trials: Trials, samplers: Mapping[str, Sampler], count: int
+) -> tuple[bytes, dict[str, Any]]:
+    """A sheet (PNG) of the first prompts, a column for each sampler and the fine one.
 
-    Returns the PNG, and a picture's width and height.
+    With it, as the setting says it: a picture's width and height, and the prompts that are shown.
     """
-    meter.doing = "drawing examples"
-    run = next(iter(columns.values()))[0]
-    steps = sum(len(grid) for _, grid in columns.values()) + fine_steps
-    meter.spend(steps * run.evaluations_per_step)
+    if not count:
+        return b"", {}
+    setup, run = trials.setup, trials.run.part(slice(0, count))
+    setup.work.doing = "drawing examples"
+    fine = setup.reference
+    columns = {**samplers, f"{fine.steps} steps": fine}
 
     def drawn() -> dict[str, Tensor]:
-        pictures = {name: one.pictures(grid).images for name, (one, grid) in columns.items()}
-        pictures[f"{fine_steps} steps"] = fine_run(run).pictures(even(run, fine_steps)).images
+        pictures = {
+            name: replace(run, scheduler=one.scheduler)
+            .pictures(num_inference_steps=one.steps)
+            .images
+            for name, one in columns.items()
+        }
         height, width = next(iter(pictures.values())).shape[-2:]
         content = torch.frombuffer(bytearray(sheet(pictures)), dtype=torch.uint8)
         return {"sheet": content, "size": torch.tensor([width, height])}
 
-    depends = {name: [one.inputs, grid] for name, (one, grid) in columns.items()}
-    found = shelf.kept(drawn, depends, "sheet", fine_steps)
+    cost = sum(one.calls for one in columns.values()) * run.evaluations_per_step
+    depends = [[n, replace(run, scheduler=one.scheduler).inputs] for n, one in columns.items()]
+    found = setup.work.do(cost, drawn, depends, "sheet")
     width, height = found["size"].tolist()
-    return found["sheet"].numpy().tobytes(), width, height
+    content = found["sheet"].numpy().tobytes()
+    return content, {"width": width, "height": height, "shown": list(run.prompts)}
 
 
 def sheet(columns: dict[str, Tensor]) -> bytes:
     """A PNG of pictures side by side: a column for each name, a row for each prompt.
 
-    A column holds n × 3 × h × w, uint8; of a video, n × frames × 3 × h × w, the middle frame is
+    A column has n × 3 × h × w, uint8; of a video, n × frames × 3 × h × w, the middle frame is
     shown. Small pictures are enlarged by a whole number.
     """
     still = {n: v if v.ndim == 4 else v[:, v.shape[1] // 2] for n, v in columns.items()}
@@ -76,100 +79,157 @@ def sheet(columns: dict[str, Tensor]) -> bytes:
     return content.getvalue()
 
 
+def summary(tuned: Tuned) -> str:
+    """What is returned, and how sure that is, in a few sentences."""
+    setting, decision = tuned.setting, tuned.decision
+    on, current = prompts(setting), setting["current"]
+    if tuned.changed:
+        pairs = decision.of(decision.returned)
+        others = len(pairs) - 1
+        over = f"the current sampler, {current}"
+        over += f", and over {_several(others, 'other baseline')}" if others else ""
+        own = decision.between(decision.returned, CURRENT)
+        gain = f"{change(own, setting['relative'])} against {current}"
+        return f"{tuned.name} replaces {current}: it wins over {over}, on {on}. Its loss: {gain}."
+    stays = f"so nothing changes: the pipeline keeps its {current}"
+    if decision.objections:
+        seen = decision.objections[0]
+        text = f"{seen.first} wins, but the second encoder, {setting['check_encoder']}, sees it "
+        return f"{text}lose to {_named(seen.second, current)} on {on}, {stays}."
+    pairs = decision.of(CANDIDATE) or decision.comparisons
+    open_ = [_named(one.second, current) for one in pairs if one.verdict != "win"]
+    if not decision.of(CANDIDATE) and tuned.candidate is not None:
+        return f"No grid was found that is better than those compared on {on}, {stays}."
+    if not decision.of(CANDIDATE):
+        text = f"No grid is proven better than {current} and every other on {on}, {stays}."
+    else:
+        text = f"Not proven better than {_listed(open_)} on {on}, {stays}."
+    if tuned.advice is None:
+        return text
+    minutes = None if tuned.minutes is None else max(1, round(tuned.minutes))
+    time = "" if minutes is None else f", about {_several(minutes, 'minute')}"
+    return f"{text} To decide, run with {tuned.advice} prompts (--count {tuned.advice}){time}."
+
+
+def prompts(setting: Mapping[str, Any]) -> str:
+    """How many prompts the verdict has, and pictures where these are more."""
+    several = _several(setting["prompts"], "prompt")
+    if setting["pictures"] == setting["prompts"]:
+        return several
+    return f"{setting['pictures']} pictures of {several}"
+
+
+def change(one: Comparison, relative: bool) -> str:
+    """A difference and its interval: of logarithms as a percentage of the second's loss."""
+    ends = (one.difference, one.difference - one.half, one.difference + one.half)
+    if not relative:
+        return f"{one.difference:+.4f} ± {one.half:.4f}"
+    middle, low, high = (100 * math.expm1(min(value, 700.0)) for value in ends)
+    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
 def markdown(tuned: Tuned) -> str:
-    """The page: what is handed out, the verdicts, what it is for, and what it cost."""
-    kind = "geometric mean" if tuned.setting["relative"] else "mean"
+    """The page: the verdict, every comparison, what it is for, what it cost, and its use."""
+    setting = tuned.setting
+    kind = "geometric mean" if setting["relative"] else "mean"
+    grid = [] if tuned.grid is None else [f"Timesteps: {tuned.grid}"]
     parts = [
-        f"# A grid of {len(tuned.grid)} steps for {tuned.setting['model'] or 'a pipeline'}",
-        tuned.summary(),
-        f"Timesteps: {tuned.grid}",
-        "## Against every peer at the same steps",
-        f"{_tally(tuned.acceptance.comparisons)} of {len(tuned.rivals)}. A loss is the {kind} over "
-        f"{tuned.setting['verified_on']} prompts that served no choice; lower is better. A win or "
-        "a loss is a paired interval without 0, and p after Holm's correction below 0.05.",
-        _verdicts(tuned),
-        *_checked(tuned),
-        *_told(tuned),
-        *_left_out(tuned),
+        f"# {setting['steps']} steps of {setting['model'] or 'a pipeline'}",
+        summary(tuned),
+        *grid,
+        "## Every comparison",
+        f"On {prompts(setting)} that served no choice, from the same noise. The loss is a distance "
+        f"from the picture of {setting['reference_steps']} steps, {_seen(setting)}, as a "
+        f"{kind}; lower is better. The interval is a 95 % t interval of the paired difference. A "
+        "win or a loss is an interval without 0. Only what wins over the current sampler and over "
+        "every baseline replaces it.",
+        _table(tuned),
+        *_skipped(tuned),
         *_shown(tuned),
         "## What it is for",
         "Another model, solver, number of steps, guidance, size or shift needs a grid of its own.",
-        "\n".join(f"- {name}: {value}" for name, value in tuned.setting.items() if value != ""),
+        "\n".join(f"- {name}: {value}" for name, value in setting.items() if value not in ("", [])),
         "## What it cost",
-        f"{tuned.evaluations} network evaluations, as many as {tuned.pictures:.0f} pictures of "
-        f"{PICTURE_STEPS} steps.",
-        "## Use it",
-        "```python\nimport asddim_lib  # which knows the scheduler's class\n"
-        f"from asddim_lib import {tuned.scheduler_config['_class_name']} as Scheduler\n\n"
-        'pipe.scheduler = Scheduler.from_pretrained("this folder", subfolder="scheduler")\n'
-        f"pipe(prompt, num_inference_steps={len(tuned.grid)})\n```",
+        f"{tuned.evaluations:,} network evaluations, as many as {tuned.pictures:,.0f} pictures of "
+        f"the current sampler ({setting['current']}, {setting['steps']} steps).",
+        *_use(tuned),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def change(one: Comparison, relative: bool) -> str:
-    """A difference and its interval: of logarithms as a share of the peer's loss, else as it is."""
-    ends = (one.difference, one.difference - one.half, one.difference + one.half)
-    if not relative:
-        return f"{one.difference:+.4f} ± {one.half:.4f}"
-    middle, low, high = (100 * math.expm1(value) for value in ends)
-    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+def _table(tuned: Tuned) -> str:
+    current, relative = tuned.setting["current"], tuned.setting["relative"]
+    grids = {**tuned.grids, CANDIDATE: tuned.candidate}
+    lines = ["| sampler | against | loss of that | difference | verdict |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for one in tuned.decision.comparisons:
+        loss = math.exp(one.loss) if relative else one.loss
+        pair = f"| {one.first} | {_named(one.second, current)} | {loss:.4f} "
+        lines.append(f"{pair}| {change(one, relative)} | {one.verdict} |")
+    drawn = "\n".join(f"- {name}: {grid}" for name, grid in grids.items() if grid)
+    return "\n".join(lines) + f"\n\nTheir timesteps:\n\n{drawn}"
 
 
-def loss(one: Comparison, relative: bool) -> str:
-    """A peer's mean loss, or its geometric mean."""
-    return f"{math.exp(one.loss) if relative else one.loss:.4f}"
+def _use(tuned: Tuned) -> list[str]:
+    """How the result is used, with this library and without it."""
+    setting, name = tuned.setting, tuned.scheduler_config["_class_name"]
+    if not tuned.changed:
+        call = f"pipe(prompt, num_inference_steps={setting['steps']})"
+        return ["## Use it", f"Nothing changes: `{call}`."]
+    lines = [
+        "import asddim_lib  # which knows the scheduler's class",
+        f"from asddim_lib import {name} as Scheduler",
+        "",
+        'pipe.scheduler = Scheduler.from_pretrained("this folder", subfolder="scheduler")',
+        f"pipe(prompt, num_inference_steps={setting['steps']})",
+    ]
+    found = tuned.without_us()
+    if found is None:
+        why = "No scheduler of diffusers, or no argument of the pipeline, takes this grid."
+        return ["## Use it", _code(lines), "## Without asddim_lib", why]
+    scheduler, how = found
+    plain = type(scheduler).__name__
+    (argument, grid), *_ = how.items()
+    spacing = ', timestep_spacing="leading"' if plain.startswith("Euler") else ""
+    stock = [
+        f"from diffusers import {plain}",
+        "",
+        f"pipe.scheduler = {plain}.from_config(pipe.scheduler.config{spacing})",
+        f"pipe(prompt, {argument}={grid})",
+    ]
+    return ["## Use it", _code(lines), "## Without asddim_lib", _code(stock)]
 
 
-def _tally(comparisons: list[Comparison]) -> str:
-    counts = Counter(one.verdict for one in comparisons)
-    wins, ties, losses = (counts[kind] for kind in ("win", "tie", "loss"))
-    words = [(wins, "win", "wins"), (ties, "tie", "ties"), (losses, "loss", "losses")]
-    return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in words)
+def _code(lines: list[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
 
 
-def _verdicts(tuned: Tuned) -> str:
-    relative = tuned.setting["relative"]
-    lines = ["| peer | its loss | the candidate's, against that | p | verdict | timesteps |"]
-    lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for one in sorted(tuned.acceptance.comparisons, key=lambda one: one.loss):
-        rest = f"{one.p_value:.3f} | {one.verdict} | {tuned.rivals[one.peer]}"
-        figures = f"{loss(one, relative)} | {change(one, relative)}"
-        lines.append(f"| {one.peer} | {figures} | {rest} |")
-    return "\n".join(lines)
+def _seen(setting: Mapping[str, Any]) -> str:
+    name = setting["encoder"]
+    return f"in the embedding of {name}" if name else f"by the goal {setting['goal']}"
 
 
-def _checked(tuned: Tuned) -> list[str]:
-    second = tuned.acceptance.check
-    if second is None:
+def _skipped(tuned: Tuned) -> list[str]:
+    if not tuned.skipped:
         return []
-    text = f"The second encoder, {tuned.setting['check_encoder']}, which served no choice"
-    figures = f"{change(second, True)} against {second.peer}'s {loss(second, True)}"
-    return [f"{text}: {figures}, a {second.verdict}."]
-
-
-def _told(tuned: Tuned) -> list[str]:
-    """What telling the network other times gains over the same grid without it."""
-    if tuned.told is None:
-        return []
-    own = next(one for one in tuned.told.comparisons if one.peer == PLAIN)
-    relative = tuned.setting["relative"]
-    figures = f"{change(own, relative)} against {loss(own, relative)}, p {own.p_value:.3f}"
-    text = f"The network told the time of a point {tuned.share:+g} of a step ahead: {figures}, "
-    text += f"of the same grid without it, a {own.verdict}."
-    handed = "It is handed out." if tuned.look_ahead else "It is left out."
-    return ["## Other times", f"{text} {handed}"]
-
-
-def _left_out(tuned: Tuned) -> list[str]:
-    if not tuned.left_out:
-        return []
-    lines = [f"- {name}: {reason}" for name, reason in tuned.left_out.items()]
-    return ["Peers that were left out:", "\n".join(lines)]
+    lines = [f"- {name}: {reason}" for name, reason in tuned.skipped.items()]
+    return ["Baselines that were skipped:", "\n".join(lines)]
 
 
 def _shown(tuned: Tuned) -> list[str]:
     if not tuned.sheet:
         return []
-    prompts = "; ".join(tuned.setting["shown"])
-    return ["![Pictures side by side.](sheet.png)", f"From the same noise, row by row: {prompts}."]
+    shown = "; ".join(tuned.setting["shown"])
+    return ["![Pictures side by side.](sheet.png)", f"From the same noise, row by row: {shown}."]
+
+
+def _named(name: str, current: str) -> str:
+    return f"the current {current}" if name == CURRENT else name
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

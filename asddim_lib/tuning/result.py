@@ -1,122 +1,151 @@
-"""What a tuning hands out: a grid, the scheduler that holds it, and why."""
+"""What a tuning returns: a scheduler, its grid, and why."""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pandas as pd
 
 from asddim_lib import schedulers
 from asddim_lib.cache import DamagedFile, seal, sealed, write_whole
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.tuning.report import PICTURE_STEPS, change, markdown
-from asddim_lib.tuning.verify import Acceptance, Comparison
+from asddim_lib.schedulers.place import prepared
+from asddim_lib.tuning.draw import Sampler, Setup, Trials
+from asddim_lib.tuning.report import markdown, summary
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST, Comparison, Decision
 
 FILES = ("tune.json", "report.md", "sheet.png", "scheduler/scheduler_config.json")
+#: diffusers' class that draws a grid of ours by the same method, and the call's argument for it.
+STOCK = {
+    "ASDDIMScheduler": ("EulerDiscreteScheduler", "timesteps"),
+    "DPMSolverGridScheduler": ("DPMSolverMultistepScheduler", "timesteps"),
+    "ASFlowScheduler": ("FlowMatchEulerDiscreteScheduler", "sigmas"),
+}
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned grid: timesteps, numbers of levels for a flow model too.
+    """What `tune` or `compare` returns: the sampler that replaces the current one, or that one.
 
-    `name` says where it comes from: a density of ours, moved or not, or the peer that the
-    `candidate` did not win over. `rivals` are the peers' grids, and `left_out` says why others have
-    none; `acceptance` compares the candidate with them on prompts that served no choice.
-    `setting` is what the grid is for: model, solver, steps, guidance and options. `evaluations`
-    counts the network's. `sheet` is a PNG of pictures side by side. Where it was asked for, `share`
-    is the best `look_ahead` found, `told` its verdict against the same grid without it and the
-    peers, and `look_ahead` what is handed out: the share, or 0 unless it wins.
+    `name` is "current", a named grid's, or the candidate's origin: a density, moved or not. `grid`
+    has its timesteps, numbers of levels for a flow model too; None where the current scheduler's
+    levels are no whole timesteps of the solver's. `candidate` is what `tune` proposed. `grids` are
+    the named ones, and `skipped` says why others were not drawn. `decision` compares all of them on
+    prompts that served no choice. `setting` is what the result is for. `advice` is how many prompts
+    would decide, and after how many minutes, where it is open. `evaluations` counts the network's.
+    `sheet` is a PNG of pictures side by side.
     """
 
-    grid: list[int]
     name: str
-    candidate: list[int]
-    rivals: dict[str, list[int]]
-    left_out: dict[str, str]
-    acceptance: Acceptance
-    evaluations: int
+    grid: list[int] | None
+    candidate: list[int] | None
+    grids: dict[str, list[int]]
+    skipped: dict[str, str]
+    decision: Decision
     setting: dict[str, Any]
+    evaluations: int
     scheduler_config: dict[str, Any]
+    advice: int | None = None
     sheet: bytes = b""
-    look_ahead: float = 0.0
-    share: float = 0.0
-    told: Acceptance | None = None
+    minutes: float | None = field(default=None, compare=False)
+    _current: Any = field(default=None, compare=False, repr=False)
 
     @property
-    def accepted(self) -> bool:
-        """Whether the candidate won, and is handed out; otherwise the best peer is."""
-        return self.acceptance.accepted
+    def changed(self) -> bool:
+        """Whether another sampler replaces the current one."""
+        return self.decision.returned != CURRENT
 
     @property
     def scheduler(self) -> Any:
-        """A scheduler that holds the grid, for `pipe.scheduler`: it is saved with the pipeline.
+        """The scheduler for `pipe.scheduler`, ready and as it was judged; it can be saved.
 
-        Call the pipeline with `num_inference_steps` of as many steps as the grid has.
+        It is the pipeline's own where nothing changes. Call the pipeline with `num_inference_steps`
+        of the setting's steps. Raises WrongUse for a class that a loaded result does not know.
         """
-        kind = getattr(schedulers, self.scheduler_config["_class_name"])
+        if self._current is not None and not self.changed:
+            return self._current
+        name = self.scheduler_config["_class_name"]
+        kind = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+        remedy = "nothing changes: keep the pipeline's own scheduler"
+        check(kind is not None, "scheduler", f"{name}, which is not diffusers'", remedy)
         return kind.from_config(self.scheduler_config)
 
     @property
     def sigmas(self) -> list[float]:
         """The grid as a flow-matching pipeline takes it, by `sigmas=`: before the shift.
 
-        Raises WrongUse for another kind of model, which takes the grid by `timesteps=`.
+        Raises WrongUse for another kind of model, which takes `grid` by `timesteps=`, and where
+        there is no grid.
         """
-        check(self.setting["flow"], "model", "no flow-matching one", "use grid, by timesteps=")
-        size = self.setting["num_train_timesteps"]
-        return [(t + 1) / size for t in self.grid]
+        flow, size = self.setting["flow"], self.setting["num_train_timesteps"]
+        check(flow, "model", "no flow-matching one", "use grid, by timesteps=")
+        remedy = "nothing changes: call the pipeline with num_inference_steps alone"
+        check(self.grid is not None, "grid", None, remedy)
+        return [(t + 1) / size for t in self.grid or []]
+
+    def without_us(self) -> tuple[Any, dict[str, Any]] | None:
+        """A diffusers scheduler and the call's arguments that draw the grid without this library.
+
+        None where nothing changes, and where diffusers has no scheduler, or the pipeline no
+        argument, that takes it. `DDIM` is drawn by Euler, the same method in other variables.
+        """
+        name, argument = STOCK.get(self.scheduler_config["_class_name"], ("", ""))
+        config = self.scheduler_config
+        clips = name.startswith("Euler") and (config["clip_sample"] or config["thresholding"])
+        flow_dpm = self.setting["flow"] and argument == "timesteps"
+        usable = argument in self.setting["takes"] and not clips and not flow_dpm
+        if not (self.changed and usable):
+            return None
+        scheduler = prepared(getattr(diffusers, name), config)
+        if name.startswith("Euler"):  # whose first sample then has DDIM's scale
+            scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading")
+        return scheduler, {argument: self.grid if argument == "timesteps" else self.sigmas}
 
     @property
     def pictures(self) -> float:
-        """The cost in pictures of 50 steps of the same pipeline and guidance."""
-        return self.evaluations / (PICTURE_STEPS * self.setting["evaluations_per_step"])
+        """The cost in pictures of the current sampler."""
+        return self.evaluations / self.setting["evaluations_per_picture"]
 
     def table(self) -> pd.DataFrame:
-        """The candidate against each peer, the best peer first."""
-        rows = [asdict(one) for one in self.acceptance.comparisons]
-        return pd.DataFrame(rows).sort_values("loss", ignore_index=True)
+        """Each comparison that was made, in a row."""
+        return pd.DataFrame([asdict(one) for one in self.decision.comparisons])
 
     def summary(self) -> str:
-        """What is handed out, and how sure that is, in a few sentences."""
-        best = next(c for c in self.acceptance.comparisons if c.peer == self.acceptance.best)
-        by = f"{_of(best, self.setting['relative'])}, over {self.setting['verified_on']} prompts"
-        if self.accepted:
-            return f"{self.name} wins over the best peer, {best.peer}: {by}."
-        if self.candidate == self.rivals[best.peer]:
-            return f"No grid was found that is better than {best.peer}, which is handed out."
-        second = self.acceptance.check
-        if best.verdict == "win" and second is not None:
-            text = f"The candidate, {self.candidate}, wins over {best.peer} ({by}), but the second"
-            text += f" encoder, {self.setting['check_encoder']}, sees it lose: {_of(second, True)}."
-            return f"{text} {best.peer} is handed out."
-        text = f"The candidate, {self.candidate}, does not win over {best.peer}: {by}. "
-        text += f"{best.peer} is handed out."
-        if best.difference < 0 and best.needed is not None:
-            text += f" About {best.needed} prompts for the verdict would settle such a difference."
-        return text
+        """What is returned, and how sure that is, in a few sentences."""
+        return summary(self)
+
+    def report(self) -> str:
+        """A page in Markdown: the verdict, every comparison, the setting, the costs, the use."""
+        return markdown(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the sheet, as JSON holds it."""
-        return {name: part for name, part in asdict(self).items() if name != "sheet"}
+        parts = {n: v for n, v in vars(self).items() if n not in ("sheet", "_current")}
+        return parts | {"decision": asdict(self.decision)}
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a folder: tune.json with its hash, report.md, sheet.png and scheduler/.
 
         A scheduler's `from_pretrained(folder, subfolder="scheduler")` loads the last. Raises
-        OSError where a file could not be written.
+        WrongUse for a folder with a result for another setting, and OSError where a file could not
+        be written.
         """
         place = Path(folder)
+        _check_same(place, self.setting)
         (place / "scheduler").mkdir(parents=True, exist_ok=True)
-        config = self.scheduler.to_json_string()
-        write_whole(place / FILES[3], lambda part: part.write_text(config))
+        config = json.dumps(self.scheduler_config, indent=2, sort_keys=True) + "\n"
+        _write(place / FILES[3], config.encode())
         if self.sheet:
-            write_whole(place / FILES[2], lambda part: part.write_bytes(self.sheet))
+            _write(place / FILES[2], self.sheet)
         else:  # an older result's would be taken for this one's
             (place / FILES[2]).unlink(missing_ok=True)
-        write_whole(place / FILES[1], lambda part: part.write_text(markdown(self)))
+        _write(place / FILES[1], self.report().encode())
         seal(place / FILES[0], self.to_dict())
 
     @classmethod
@@ -128,27 +157,93 @@ class Tuned:
         try:
             value = sealed(file)
         except DamagedFile as error:
-            remedy = "run the same asddim tune again: it is made again"
             damaged = f"folder is {folder}, whose {file.name} is damaged"
-            raise WrongUse(f"{damaged}; {remedy}") from error
-        value["acceptance"] = _acceptance(value["acceptance"])
-        if value.get("told"):  # older files have none
-            value["told"] = _acceptance(value["told"])
-        return cls(**value, sheet=picture.read_bytes() if picture.is_file() else b"")
+            raise WrongUse(f"{damaged}; run the same asddim tune again") from error
+        older = f"{folder}, which an earlier version wrote"
+        check("decision" in value, "folder", older, "its scheduler/ loads by from_pretrained")
+        said = value.pop("decision")
+        pairs = [
+            [Comparison(**one) for one in said[name]] for name in ("comparisons", "objections")
+        ]
+        sheet = picture.read_bytes() if picture.is_file() else b""
+        return cls(**value, decision=Decision(said["returned"], *pairs), sheet=sheet)
 
 
-def _acceptance(found: dict[str, Any]) -> Acceptance:
-    """A verdict as it was before it became JSON."""
-    parts = [Comparison(**one) for one in found["comparisons"]]
-    second = Comparison(**found["check"]) if found["check"] else None
-    return Acceptance(found["accepted"], found["best"], parts, second)
+def result(
+    setup: Setup,
+    trials: Trials,
+    samplers: Mapping[str, Sampler],
+    decision: Decision,
+    grids: Mapping[str, list[int]],
+    *,
+    skipped: dict[str, str],
+    sheet: tuple[bytes, dict[str, Any]],
+    needed: Callable[[int], int],
+    origin: str = "",
+    chosen_on: int = 0,
+) -> Tuned:
+    """The result of a decision among samplers; `needed` prompts leave so many for a verdict."""
+    setup.work.doing, setup.work.total = "done", setup.work.spent
+    setup.work.report()
+    returned = decision.returned
+    texts = trials.run.prompts
+    setting = setup.described() | sheet[1]
+    setting |= {"chosen_on": chosen_on, "pictures": len(texts), "prompts": len(set(texts))}
+    config = json.loads(samplers[returned].scheduler.to_json_string())
+    tuned = Tuned(
+        name=origin if returned == CANDIDATE else returned,
+        grid=setup.current_grid if returned == CURRENT else list(grids[returned]),
+        candidate=grids.get(CANDIDATE),
+        grids={name: grid for name, grid in grids.items() if name != CANDIDATE},
+        skipped=skipped,
+        decision=decision,
+        setting=setting,
+        evaluations=setup.work.spent,
+        scheduler_config=config,
+        sheet=sheet[0],
+        _current=setup.run.pipe.scheduler if returned == CURRENT else None,
+    )
+    count = undecided(tuned)
+    if count is None:
+        return tuned
+    total, work = needed(max(count, LEAST)), setup.work
+    times = total / len(set(setup.run.prompts))
+    each = work.seconds / work.drawn if work.drawn else None
+    minutes = None if each is None else each * work.spent * times / 60
+    return replace(tuned, advice=total, minutes=minutes)
 
 
-def _of(one: Comparison, relative: bool) -> str:
-    """A difference as a share of the peer's loss, or as it is where that is 0."""
-    if relative:
-        return f"{change(one, relative)} of its loss"
-    if one.loss == 0:
-        return f"{one.difference:+.3g} ± {one.half:.3g} on its loss of 0"
-    share, half = (100 * value / abs(one.loss) for value in (one.difference, one.half))
-    return f"{share:+.1f} ± {half:.1f} % of its loss"
+def undecided(tuned: Tuned) -> int | None:
+    """How many prompts for the verdict would decide; None where it is decided.
+
+    A sampler is worth more prompts if it seems better than every other that it does not win over.
+    """
+    if tuned.changed or tuned.decision.objections:
+        return None
+    pairs = (
+        tuned.decision.of(CANDIDATE)
+        or sorted(tuned.decision.comparisons, key=lambda one: one.difference)[:1]
+    )
+    ties = [one for one in pairs if one.verdict != "win"]
+    if not ties or any(one.difference >= 0 or one.needed is None for one in ties):
+        return None
+    return max(one.needed or 0 for one in ties)
+
+
+def _write(file: Path, content: bytes) -> None:
+    write_whole(file, lambda part: part.write_bytes(content))
+
+
+def _check_same(place: Path, setting: dict[str, Any]) -> None:
+    """Raises WrongUse where a folder has the result of another setting."""
+    file = place / FILES[0]
+    if not file.is_file():
+        return
+    try:
+        before = sealed(file).get("setting", {})
+    except DamagedFile:
+        return
+    for name in ("model", "pipeline", "solver", "steps", "guidance_scale", "options", "goal"):
+        same = before.get(name) == setting[name]
+        what = f"{place}, which has a result for {name} {before.get(name)}"
+        check(same, "folder", what, "name another folder, or remove this one")

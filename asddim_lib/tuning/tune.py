@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
 from asddim_lib.errors import check
-from asddim_lib.grids.grid import numbers
-from asddim_lib.levels import Levels, completed, is_flow
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
-from asddim_lib.models.prompts import listed
-from asddim_lib.pipeline.manifest import of_pipeline
-from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import holding, prepared, takes
-from asddim_lib.schedulers.solvers import own_scheduler, solver_of
-from asddim_lib.tuning.ahead import MOST as MOST_SHARES
-from asddim_lib.tuning.ahead import best_share, check_told, verified
-from asddim_lib.tuning.family import MOST, family, needing_a_path, own_grid, peer_names, peers
+from asddim_lib.tuning.draw import Progress, Sampler, Setup, Trials, Work, begun, claimed, split
 from asddim_lib.tuning.goals import Goal, goal_of
-from asddim_lib.tuning.measured import check_derivatives, measure, recorded
-from asddim_lib.tuning.plan import QUICK, Limits, Plan, evaluations_in
-from asddim_lib.tuning.race import race_cost, searched
+from asddim_lib.tuning.proposals import (
+    MOST,
+    QUICK,
+    Plan,
+    baseline_names,
+    baselines,
+    check_derivatives,
+    family,
+    measured,
+    needing_a_path,
+    recorded,
+)
 from asddim_lib.tuning.report import examples
-from asddim_lib.tuning.result import Tuned
-from asddim_lib.tuning.trials import Meter, Progress, Shelf, Trials
-from asddim_lib.tuning.verify import Acceptance, accept, confirm, least_pairs
+from asddim_lib.tuning.result import Tuned, result
+from asddim_lib.tuning.search import pattern_search, race, race_cost
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, decide
 
 
 def tune(
@@ -39,235 +35,143 @@ def tune(
     prompts: str | Sequence[str],
     *,
     steps: int,
-    guidance_scale: float | None = 7.5,
+    guidance_scale: float | None = None,
     solver: str | None = None,
     goal: str | Goal = "embedding",
     encoder: str | Encoder | None = None,
     check_encoder: str | Encoder | None = None,
     budget: int | None = None,
-    minutes: float | None = None,
     quick: bool = False,
-    look_ahead: bool = False,
     plan: Plan | None = None,
     batch_size: int = 8,
     seed: int = 0,
     truncate: bool = False,
     folder: str | os.PathLike | None = None,
-    progress: Progress = lambda doing, spent, total: None,
+    progress: Progress | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tuned:
-    """Finds K timesteps for a pipeline, and hands them out only if their pictures win.
+    """Finds K timesteps for a pipeline, and replaces its scheduler only if their pictures win.
 
-    A profile of a few prompts proposes a family of grids; half of the prompts choose among them and
-    search on from the best; the other half compares the result with every peer's grid. Unless it
-    wins over the best peer, that peer is handed out: the result says which, and why.
+    A profile of a few prompts proposes a family of grids; half of the distinct prompts choose among
+    them and search on from the best; the other half compares the result with the pipeline's own
+    scheduler, drawn as it is at K steps, and with the grids that others would take. It is returned
+    if it wins over each of them. A named grid is returned if it does. Otherwise nothing changes.
 
-    `solver` is a name of `schedulers.solvers`; by default the pipeline's scheduler draws, or DDIM
-    (Euler) where that takes no grid. `goal` is one of `tune.goals`, its `encoder` as `encoder_for`
-    takes it; a candidate that loses by the `check_encoder` is not handed out. `budget` bounds the
-    network evaluations, or `minutes` do, by `evaluations_in`. `quick` is the plan `QUICK`, about
-    ten pictures. With `look_ahead` it is also tried to tell the network other times than the steps'
-    own: one number, handed out if it wins over the same grid without it. Prompt i starts from the
-    noise of seed `seed` + i; `options` go to the pipeline. In a `folder` what was drawn is kept: a
-    run that was stopped goes on to the same grid. `progress` is told what is done. Raises WrongUse
-    for wrong use, and, before anything is drawn, for too few prompts and too small a budget, with
-    how many are needed.
+    - `steps`: K. `guidance_scale`: by default the pipeline's.
+    - `solver`: one of `schedulers.solvers` for the grids; by default the pipeline's own, or DDIM
+      (Euler) where that takes no grid.
+    - `goal`: what pictures are compared by, "embedding" (of an `encoder`, as `encoder_for` takes
+      it), "latents", or a `Goal`. A sampler that loses by the `check_encoder` is not returned.
+    - `budget`: network evaluations to spend at most. `quick`: for 9 prompts, without a
+      search (`QUICK`). `plan`: how much is measured, instead.
+    - `batch_size`: pictures that are drawn at once. `seed`: prompt i starts from the noise of seed
+      `seed` + i. `truncate`: cuts prompts that are too long, which are refused otherwise.
+    - `folder`: for one setting; what is drawn is kept in it, so that a stopped run continues, and
+      `Tuned.save` may write there.
+    - `progress`: called with what is being done, the evaluations spent, and those of the whole.
+    - `options`: further arguments of the pipeline's call.
+
+    Raises WrongUse for wrong use before anything is drawn, also for too few prompts and too small a
+    budget, with how many are needed.
     """
-    prompts = listed(prompts)
-    seeds, limits = range(seed, seed + len(prompts)), Limits(budget, minutes)
-    given = pipe, prompts, seeds, guidance_scale, batch_size, options, truncate
-    run = Run(*given, shift_steps=steps)
-    kind, order = _solver(run, solver, steps)
+    plan = plan or (QUICK if quick else Plan())
+    run = begun(pipe, prompts, guidance_scale, batch_size, seed, truncate, options)
+    whole = budget is None or (isinstance(budget, int) and budget > 0)
+    check(whole, "budget", budget, "give a positive number of network evaluations")
     aim = goal_of(goal, pipe, encoder, check_encoder)
-    place = None if folder is None else Path(folder)
-    shelf = Shelf(place, "" if place is None else of_pipeline(pipe))
-    plan, meter = plan or (QUICK if quick else Plan()), Meter(progress)
-    drawn = run.prepared_with(kind)
-    return _Tuning(drawn, steps, order, aim, plan, shelf, meter, look_ahead).tuned(limits)
+    setup = Setup(run, steps, aim, solver, plan.reference_steps, Work(progress=progress))
+    check_derivatives(run, aim, plan)
+    tuning = _Tuning(setup, plan)
+    limit = tuning.limit(budget)
+    setup.work.open(claimed(folder, setup), pipe)
+    return tuning.tuned(limit)
 
 
-def _solver(run: Run, solver: str | None, steps: int) -> tuple[Any, int]:
-    """The scheduler class that draws, and its order.
-
-    It is the one of ours that can hold a grid. Raises WrongUse where there is none.
-    """
-    own = run.pipe.scheduler
-    grid = numbers(run.config, steps, {"allocation": "trailing"})
-    if solver is None and takes(own):
-        return type(holding(own, grid, run.mu)), min(2, completed(own).get("solver_order", 1))
-    kind, order = (own_scheduler(own), 1) if solver is None else solver_of(solver, own)
-    return type(holding(prepared(kind, own, run.end), grid, run.mu)), order
-
-
-@dataclass
 class _Tuning:
-    """One call of `tune`, whose run draws with the scheduler class that is handed out."""
+    """One call of `tune`."""
 
-    run: Run
-    steps: int
-    order: int
-    goal: Goal
-    plan: Plan
-    shelf: Shelf
-    meter: Meter
-    look_ahead: bool = False
+    def __init__(self, setup: Setup, plan: Plan) -> None:
+        self.setup, self.plan, prompts = setup, plan, setup.run.prompts
+        self.names = baseline_names(setup.config, plan.baselines)
+        known, _ = baselines(setup, self.names, None)
+        self.most = len(known) + (len(needing_a_path(self.names)) if plan.path_prompts else 0)
+        first, second = split(prompts, plan.for_choice(len(set(prompts))))
+        self.choice, self.verdict = setup.trials(first), setup.trials(second)
 
-    def __post_init__(self) -> None:
-        plan, count = self.plan, len(self.run.prompts)
-        if self.look_ahead:
-            check_told(self.run.scheduler, plan.trials)
-        check_derivatives(self.run, self.goal, plan)
-        self.goal.check_prompts(self.run)
-        self.fine_steps = min(max(plan.reference_steps, 2 * self.steps), len(self.run.schedule))
-        self.rows = self.run.evaluations_per_step // count
-        self.names = peer_names(self.run.config, plan.peers)
-        self.own = own_grid(self.run, self.steps)
-        known, _ = peers(self.run.config, self.steps, self.names, None, self.own)
-        waiting = needing_a_path(self.names) if plan.path_prompts else []
-        self.most_peers = len(known) + len(waiting)
-        apart, least = plan.kept_apart(count), least_pairs(self.most_peers)
-        remedy = f"fewer cannot show a win over {self.most_peers} peers"
-        remedy = f"give at least {plan.needed(least)}: {remedy}"
-        check(count - apart >= least, "prompts", f"{count} in number", remedy)
-        self.fit = self._trials(slice(0, apart)) if plan.trials else None
-        self.held = self._trials(slice(apart, None))
-
-    def _trials(self, part: slice) -> Trials:
-        return Trials(self.run.part(part), self.goal, self.fine_steps, self.shelf, self.meter)
-
-    def tuned(self, limits: Limits) -> Tuned:
-        """The whole tuning."""
-        limit, tools = self._limit(limits), (self.plan, self.shelf, self.meter)
-        profile = measure(self.run, self.goal, *tools)
-        path, config = recorded(self.run, *tools), self.run.config
-        rivals, left_out = peers(config, self.steps, self.names, path, self.own, self.order)
-        ours = family(config, self.steps, profile, self.order)
-        name, grid = next(iter(ours.items()))
-        if self.fit is not None:
-            name, grid = searched(self.fit, {**ours, **rivals}, limit)
-        accepted = self._verified(grid, rivals)
-        best_name = "tuned" if accepted.accepted else accepted.best
-        best = grid if accepted.accepted else rivals[accepted.best]
-        share, told = self._told(best, rivals)
-        ahead = share if told is not None and told.accepted else 0.0
-        teller = self.held.telling(ahead) if ahead else self.held
-        columns = {"tuned" if accepted.accepted else "candidate": (self.held, grid)}
-        columns |= {f"{best_name}, told {ahead:+g}": (teller, best)} if ahead else {}
-        page, shown = self._shown(rivals, accepted.best, columns)
-        scheduler = holding(teller.run.scheduler, best, self.run.mu)
-        self.meter.end()
-        return Tuned(
-            grid=best,
-            name=name if accepted.accepted else accepted.best,
-            candidate=grid,
-            rivals=rivals,
-            left_out=left_out,
-            acceptance=accepted,
-            evaluations=self.meter.spent,
-            setting={**self._setting(), **shown},
-            look_ahead=ahead,
-            share=share,
-            told=told,
-            scheduler_config=json.loads(scheduler.to_json_string()),
-            sheet=page,
-        )
-
-    def _limit(self, limits: Limits) -> int:
+    def limit(self, budget: int | None) -> int:
         """How many evaluations may have been spent when the choice ends.
 
         Raises WrongUse where no verdict could be afforded, with the least that is needed.
         """
-        plan, budget = self.plan, limits.budget
-        if limits.minutes is not None:
-            tools = self.steps, self.shelf, self.meter
-            budget = evaluations_in(limits.minutes, self.held.run, self.goal, *tools)
-        before = self.meter.spent + plan.measuring_cost(self.rows, self.goal)
-        later = self.held.wanted_cost + self.held.cost((self.most_peers + 1) * self.steps)
-        later += plan.shown * self.rows * (4 * self.steps + self.fine_steps) + self._told_cost
-        least, most = 0, 0
-        if self.fit is not None:
-            race = race_cost(self.fit.run, self.most_peers + MOST, self.steps)
-            least = self.fit.wanted_cost + race
-            most = self.fit.wanted_cost + max(race, self.fit.cost(plan.trials * self.steps))
+        setup, plan, steps = self.setup, self.plan, self.setup.steps
+        before = plan.measuring_cost(setup.rows, setup.goal)
+        verdict = setup.current.calls + (self.most + 1) * steps + setup.reference.steps
+        later = self.verdict.cost(verdict)
+        later += plan.shown * setup.rows * (setup.current.calls + 2 * steps + setup.reference.steps)
+        least = most = 0
+        if plan.trials:
+            sizes = self.choice.sizes
+            racing = setup.rows * steps * race_cost(self.most + 1 + MOST, sizes)
+            fine = self.choice.cost(setup.reference.steps)
+            least = fine + racing
+            most = fine + max(racing, self.choice.cost(plan.trials * steps))
         if budget is not None:
-            limits.check(budget, before + least + later)
+            needed = before + least + later
+            check(budget >= needed, "budget", budget, f"give at least {needed}, or fewer prompts")
             most = min(most, budget - before - later)
-        self.meter.total = before + most + later
+        setup.work.total = before + most + later
         return before + most
 
-    def _verified(self, grid: list[int], rivals: dict[str, list[int]]) -> Acceptance:
-        """The verdict on the prompts that were held out."""
-        self.meter.doing = "verifying"
-        others = {name: self.held(laid) for name, laid in rivals.items()}
-        found = accept(self.held(grid), others, self.goal.test)
-        if getattr(self.goal, "check", None) is None:
-            return found
-        return confirm(found, self.held.checked(grid), self.held.checked(rivals[found.best]))
+    def tuned(self, limit: int) -> Tuned:
+        """The whole tuning."""
+        setup, plan, work = self.setup, self.plan, self.setup.work
+        profile = measured(setup, self.choice.run, plan)
+        path = recorded(setup, self.choice.run, plan.path_prompts, plan.path_steps)
+        named, skipped = baselines(setup, self.names, path)
+        ours = family(setup, profile)
+        origin, grid = next(iter(ours.items()))
+        if plan.trials:
+            own = {} if setup.current_grid is None else {CURRENT: setup.current_grid}
+            origin, grid = self._searched({**ours, **named, **own}, limit)
+        work.doing = "verifying"
+        samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in named.items()}}
+        if grid not in (*named.values(), setup.current_grid):
+            samplers[CANDIDATE] = setup.sampler(grid)
+        decision = verdict(self.verdict, samplers)
+        shown = {n: s for n, s in samplers.items() if n in (CURRENT, CANDIDATE, decision.returned)}
+        sheet = examples(self.verdict, shown, plan.shown)
+        return result(
+            setup,
+            self.verdict,
+            samplers,
+            decision,
+            {**named, CANDIDATE: grid},
+            origin=origin,
+            skipped=skipped,
+            chosen_on=len(self.choice.run.prompts) if plan.trials else 0,
+            needed=plan.needed,
+            sheet=sheet,
+        )
 
-    @property
-    def _told_cost(self) -> int:
-        """The network evaluations of all that is tried of other times, and of the verdict."""
-        if not self.look_ahead or self.fit is None:
-            return 0
-        return MOST_SHARES * self.fit.cost(self.steps) + self.held.cost(self.steps)
+    def _searched(self, grids: dict[str, list[int]], limit: int) -> tuple[str, list[int]]:
+        """The best of some grids, moved while that helps and the limit of evaluations allows."""
+        trials, work, steps = self.choice, self.setup.work, self.setup.steps
 
-    def _told(
-        self, grid: list[int], rivals: dict[str, list[int]]
-    ) -> tuple[float, Acceptance | None]:
-        """The best share to look ahead by on a grid, and the verdict on it, if it is not 0."""
-        if not self.look_ahead or self.fit is None:
-            return 0.0, None
-        self.meter.doing = "telling other times"
-        share = best_share(self.fit, grid)
-        if share == 0:
-            return 0.0, None
-        self.meter.doing = "verifying"
-        checked = getattr(self.goal, "check", None) is not None
-        return share, verified(self.held, grid, share, rivals, checked)
+        def cost(grid: list[int], batches: int | None = None) -> float:
+            return float(trials.losses(self.setup.sampler(grid), batches).mean())
 
-    def _shown(
-        self,
-        rivals: dict[str, list[int]],
-        best: str,
-        ours: dict[str, tuple[Trials, list[int]]],
-    ) -> tuple[bytes, dict[str, Any]]:
-        """The sheet of a few held-out prompts, and what is on it."""
-        if not self.plan.shown:
-            return b"", {}
-        few = slice(0, self.plan.shown)
-        columns = {f"{best}, best peer": (self.held, rivals[best])}
-        if "trailing" in rivals:
-            columns["trailing"] = (self.held, rivals["trailing"])
-        different: dict[str, tuple[Run, list[int]]] = {}
-        for name, (drawn, grid) in {**columns, **ours}.items():
-            seen = any(grid == other and drawn is self.held for _, other in different.values())
-            if not seen:
-                different[name] = (drawn.run.part(few), grid)
-        page, width, height = examples(different, self.fine_steps, self.shelf, self.meter)
-        shown = self.held.run.part(few).prompts
-        return page, {"width": width, "height": height, "shown": list(shown)}
+        work.doing = "comparing grids"
+        name = race(cost, grids, trials.sizes)
+        work.doing = "moving timesteps"
+        room = limit - trials.cost(steps)
+        found = pattern_search(cost, grids[name], self.setup.size, lambda: work.spent <= room)
+        return (name if found == grids[name] else f"{name}, moved"), found
 
-    def _setting(self) -> dict[str, Any]:
-        """What the grid is for, and on what it was chosen."""
-        run, config = self.run, self.run.config
-        encoder, second = (getattr(self.goal, name, None) for name in ("encoder", "check"))
-        shift = {"shift": Levels.from_diffusers(config).shift} if is_flow(config) else {}
-        return {
-            "model": str(getattr(run.pipe, "name_or_path", None) or ""),
-            "pipeline": type(run.pipe).__name__,
-            "solver": type(run.scheduler).__name__,
-            "steps": self.steps,
-            "guidance_scale": run.guidance_scale,
-            "options": {name: shorten(str(value), 80) for name, value in run.options.items()},
-            "flow": is_flow(config),
-            **shift,
-            "num_train_timesteps": len(run.schedule),
-            "evaluations_per_step": self.rows,
-            "goal": self.goal.name,
-            "relative": self.goal.relative,
-            "encoder": getattr(encoder, "name", ""),
-            "check_encoder": getattr(second, "name", ""),
-            "reference_steps": self.fine_steps,
-            "chosen_on": len(self.fit.run.prompts) if self.fit else 0,
-            "verified_on": len(self.held.run.prompts),
-        }
+
+def verdict(trials: Trials, samplers: Mapping[str, Sampler]) -> Any:
+    """Which of some samplers is returned, by the pictures of prompts that served no choice."""
+    texts = trials.run.prompts
+    losses = {name: by_text(trials.losses(one), texts) for name, one in samplers.items()}
+    if getattr(trials.setup.goal, "check", None) is None:
+        return decide(losses)
+    return decide(losses, {n: by_text(trials.checked(one), texts) for n, one in samplers.items()})

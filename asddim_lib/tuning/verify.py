@@ -1,33 +1,45 @@
-"""Whether a grid that was tuned is handed out: only if it wins on prompts that it has not seen."""
+"""Which sampler `tune` returns: the user's own, unless another wins over it and every baseline.
+
+Samplers draw the same prompts from the same noise. One wins over another if the 95 % t interval of
+the mean paired difference lies below 0. To replace the current sampler, one must win over it and
+over every other baseline. Such an intersection of tests needs no correction: it falls in error at
+most as often as the test against the one baseline that is truly as good.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.metrics.intervals import ALPHA, Test, Verdict, holm, paired_difference, verdict
+from asddim_lib.metrics.intervals import ALPHA, Verdict, paired_difference
 
+#: The pipeline as the user has it.
+CURRENT = "current"
+#: What `tune` proposes.
+CANDIDATE = "candidate"
 #: The chance with which an effect as large as the one seen should be found.
 POWER = 0.8
+#: Distinct prompts that a verdict needs: a t interval of fewer says little.
+LEAST = 7
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate against one peer: the paired difference of their losses, and the verdict.
+    """One sampler against another: the mean paired difference of their losses, and the verdict.
 
-    `loss` is the peer's mean; `difference` is the candidate's less the peer's, ± `half`. All three
-    are of logarithms where the goal's losses are `relative`. `p_value` is corrected for all peers
-    that were compared. `needed` is how many prompts would find a difference as large as this one in
-    four of five tries; None where there is none.
+    `loss` is the second one's mean; `difference` is the first's less the second's, ± `half`. All
+    are of logarithms where the goal's losses are `relative`. `needed` is how many prompts would
+    show a difference as large as this one in four of five tries; None where there is none.
     """
 
-    peer: str
+    first: str
+    second: str
     loss: float
     difference: float
     half: float
@@ -37,76 +49,85 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """What is handed out: `accepted` says whether it is the candidate, `best` is the best peer.
+class Decision:
+    """Which sampler is `returned`, and why.
 
-    `check` is a second encoder's comparison with that peer, where there is one.
+    `comparisons` are those of the candidate with every baseline, of every named baseline with the
+    current sampler, and of a baseline that is returned with the others. `objections` are losses
+    that a second encoder sees, for which a sampler that won was not returned.
     """
 
-    accepted: bool
-    best: str
+    returned: str
     comparisons: list[Comparison]
-    check: Comparison | None = None
+    objections: list[Comparison] = field(default_factory=list)
+
+    def between(self, first: str, second: str) -> Comparison:
+        """The comparison of one sampler with another."""
+        both = (first, second)
+        return next(one for one in self.comparisons if (one.first, one.second) == both)
+
+    def of(self, first: str) -> list[Comparison]:
+        """One sampler's comparisons."""
+        return [one for one in self.comparisons if one.first == first]
 
 
-def accept(candidate: Tensor, peers: Mapping[str, Tensor], test: Test = "wilcoxon") -> Acceptance:
-    """Whether a candidate's losses (n) win over the best peer's, and so lose to no peer's.
+def compared(first: str, second: str, losses: Mapping[str, Tensor]) -> Comparison:
+    """One sampler's losses (n) against another's."""
+    change = np.asarray(losses[first] - losses[second], np.float64)
+    pair = paired_difference(losses[first], losses[second], "t")
+    verdict: Verdict = "tie"
+    if abs(pair.difference) > pair.half:
+        verdict = "win" if pair.difference < 0 else "loss"
+    loss, needed = float(losses[second].mean()), prompts_needed(change)
+    return Comparison(first, second, loss, *pair, verdict, needed)
 
-    The same pictures' losses are compared in pairs, on prompts that served no choice of the
-    candidate. The best peer is the one with the least mean loss on those very prompts: a choice
-    that favours the peer. A win is an interval without 0 and a p below 0.05 after Holm's
-    correction for all peers; ties and losses are named in the answer, too. The `test` is the
-    goal's. Raises WrongUse without a peer.
+
+def decide(losses: Mapping[str, Tensor], checked: Mapping[str, Tensor] | None = None) -> Decision:
+    """Which sampler replaces the current one, if any, by the losses (n) of each.
+
+    The names are CURRENT, baselines, and mostly CANDIDATE, whose choice saw none of these prompts.
+    The candidate comes first: a named baseline replaces the current sampler only where the
+    candidate does not. `checked` are losses by a second encoder. Whoever loses there to the current
+    sampler or a baseline is not returned. Raises WrongUse without a current sampler.
     """
-    check(len(peers) > 0, "peers", "none", "give at least one grid to compare with")
-    found = _compared(candidate, peers, test)
-    best = min(found, key=lambda one: one.loss)
-    return Acceptance(best.verdict == "win", best.peer, found)
+    check(CURRENT in losses, "losses", ", ".join(losses), f"give those of {CURRENT}")
+    baselines = [name for name in losses if name != CANDIDATE]
+    challengers = [name for name in (CANDIDATE, *baselines) if name in losses and name != CURRENT]
+    found, objections, returned = [], [], CURRENT
+    for name in challengers:
+        others = [other for other in baselines if other != name]
+        pairs = [compared(name, other, losses) for other in others]
+        won = returned == CURRENT and all(pair.verdict == "win" for pair in pairs)
+        if won and checked is not None:
+            seen = [compared(name, other, checked) for other in others]
+            objected = [pair for pair in seen if pair.verdict == "loss"]
+            objections += objected
+            won = not objected
+        returned = name if won else returned
+        found += pairs if won or name == CANDIDATE else [p for p in pairs if p.second == CURRENT]
+    return Decision(returned, found, objections)
 
 
-def confirm(acceptance: Acceptance, candidate: Tensor, best: Tensor) -> Acceptance:
-    """The same after a second encoder's losses (n) of candidate and best peer are compared.
+def by_text(losses: Tensor, texts: Sequence[str]) -> Tensor:
+    """The mean loss of each distinct text, in the order of the first: pictures of one text depend.
 
-    A candidate that loses there is not accepted. A tie is enough: the first encoder has seen a win.
+    Losses are (n), one for each of `texts`; the result has one for each text.
     """
-    (second,) = _compared(candidate, {acceptance.best: best})
-    accepted = acceptance.accepted and second.verdict != "loss"
-    return replace(acceptance, accepted=accepted, check=second)
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, []).append(place)
+    return losses.new_tensor([float(losses[rows].mean()) for rows in places.values()])
 
 
-def _compared(
-    candidate: Tensor, peers: Mapping[str, Tensor], test: Test = "wilcoxon"
-) -> list[Comparison]:
-    """A candidate against each peer, with Holm's correction for all of them."""
-    pairs = {name: paired_difference(candidate, rest, test) for name, rest in peers.items()}
-    adjusted = holm([pair.p_value for pair in pairs.values()])
-    found = []
-    for (name, pair), p_value in zip(pairs.items(), adjusted, strict=True):
-        change = np.asarray(candidate - peers[name], np.float64)
-        said = verdict(pair.difference, pair.half, float(p_value), "lower")
-        needed = prompts_needed(change, len(peers))
-        row = (pair.difference, pair.half, float(p_value), said, needed)
-        found.append(Comparison(name, float(peers[name].mean()), *row))
-    return found
-
-
-def prompts_needed(change: np.ndarray, comparisons: int = 1) -> int | None:
+def prompts_needed(change: np.ndarray) -> int | None:
     """How many pairs would show a mean change as large as that of `change` (n), by a t test.
 
-    The power is 80 %, and the level 5 % over the number of comparisons. None where the mean is 0 or
-    the spread is unknown. With z the normal quantiles it is (z_level + z_power)² / effect² +
-    z_level² / 2, whose second part makes up for the t distribution's wider tails.
+    The power is 80 %, and the level 5 %. None where the mean is 0 or the spread is unknown. With z
+    the normal quantiles it is (z_level + z_power)² / effect² + z_level² / 2, whose second part
+    makes up for the t distribution's wider tails.
     """
     if len(change) < 2 or change.mean() == 0:
         return None
     spread = change.std(ddof=1) / abs(change.mean())
-    sure, found = stats.norm.ppf(1 - ALPHA / comparisons / 2), stats.norm.ppf(POWER)
-    return max(2, math.ceil(((sure + found) * spread) ** 2 + sure**2 / 2))
-
-
-def least_pairs(peers: int) -> int:
-    """The fewest pairs of which Wilcoxon's test can call a difference significant at all.
-
-    The least p of n pairs is 2 / 2ⁿ, which Holm's correction multiplies by the number of peers.
-    """
-    return math.ceil(1 + math.log2(peers / ALPHA))
+    level, power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
+    return max(2, math.ceil(((level + power) * spread) ** 2 + level**2 / 2))
