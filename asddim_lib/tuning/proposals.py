@@ -119,7 +119,7 @@ def baseline_names(config: Any, names: Sequence[str] | None = None) -> list[str]
     chosen = list(names or (FLOW_BASELINES if is_flow(config) else BASELINES))
     for name in chosen:
         known = name in METHODS and METHODS[name].needs in ("nothing", "path")
-        remedy = "name a grid that needs nothing or a path (asddim methods)"
+        remedy = "name a grid that needs nothing or a path (asddim export --list)"
         check(known, "baseline", name, remedy)
     return chosen
 
