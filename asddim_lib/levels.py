@@ -114,8 +114,8 @@ class Levels:
 
     @property
     def fingerprint(self) -> str:
-        """A short name, equal for equal betas (to 12 decimals): profiles and paths carry it."""
-        return hashlib.sha256(np.round(self.betas, 12).tobytes()).hexdigest()[:16]
+        """A short name for profiles and paths: equal for equal betas."""
+        return fingerprint(self.betas)
 
     def below(self, begin: int | None) -> Levels:
         """The levels of timesteps 0 … `begin`; all of them where it is None."""
@@ -211,6 +211,11 @@ def noise_schedule(scheduler: Any, mu: float | None = None) -> NoiseSchedule:
     return NoiseSchedule(Levels.from_diffusers(scheduler, mu).betas)
 
 
+def fingerprint(betas: np.ndarray) -> str:
+    """16 hex digits, equal for betas that are equal to 12 decimals."""
+    return hashlib.sha256(np.round(betas, 12).tobytes()).hexdigest()[:16]
+
+
 def share_of(sigma: Any) -> Any:
     """The share of noise s = σ / (1 + σ); 1 where σ is infinite."""
     with np.errstate(divide="ignore"):
@@ -261,12 +266,6 @@ def flow_shift(share: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
     """s after a flow config's static shift, from s before it (`Levels.shifted`)."""
     shift = shift_of(config)
     return shift * share / (1 + (shift - 1) * share)
-
-
-def flow_unshift(share: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """s before a flow config's static shift, from s after it (`Levels.unshifted`)."""
-    shift = shift_of(config)
-    return share / (shift - (shift - 1) * share)
 
 
 def with_boundary(shares: np.ndarray, boundary: float) -> np.ndarray:

@@ -13,8 +13,8 @@ from diffusers import SchedulerMixin
 
 from asddim_lib import ASDDIMScheduler, timesteps
 from asddim_lib.errors import WrongUse
+from asddim_lib.evidence.path import fingerprint
 from asddim_lib.levels import Levels, noise_schedule
-from asddim_lib.paper import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
 BETAS = [{}, *({"beta_schedule": name} for name in ("linear", "scaled_linear"))]
@@ -144,7 +144,7 @@ def test_levels_are_the_scheduler_s_own(name, flags):
     coordinates = Levels.from_diffusers(scheduler)
     assert coordinates.kind == TABLE[name][0]
     assert vars(Levels.from_diffusers(scheduler.config))["kind"] == coordinates.kind
-    ours, theirs = NoiseSchedule(coordinates.betas).finite_sigmas, own_levels(scheduler)
+    ours, theirs = coordinates.finite_sigmas, own_levels(scheduler)
     if coordinates.kind == "edm":  # what it holds is a grid: its ends are the levels' ends
         scheduler.set_timesteps(50)
         theirs = own_levels(scheduler)
@@ -153,6 +153,22 @@ def test_levels_are_the_scheduler_s_own(name, flags):
     assert len(ours) == len(theirs)
     some = slice(0, -1)  # the last may be infinite, and is cut off in float32 in many ways
     np.testing.assert_allclose(ours[some], theirs[some], rtol=5e-3)
+
+
+#: What version 0.2 called these models' levels: its profiles are known by that.
+FINGERPRINTS = [
+    ("DDIMScheduler", {}, "ed6e10405a9ef0f4"),
+    ("DDIMScheduler", ZERO, "488d7d2a5111a57f"),
+    ("CogVideoXDDIMScheduler", {}, "7dc9681ad16b1b44"),
+    ("EDMEulerScheduler", {}, "58563fdde0b92aa5"),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "bc6f335d78851759"),
+]
+
+
+@pytest.mark.parametrize(("name", "flags", "known"), FINGERPRINTS, ids=str)
+def test_profiles_of_an_earlier_version_know_their_model(name, flags, known):
+    levels = Levels.from_diffusers(built(name, flags))
+    assert levels.fingerprint == fingerprint(levels) == known
 
 
 @pytest.mark.parametrize("name", [n for n, (kind, *_) in TABLE.items() if kind == "vp"])

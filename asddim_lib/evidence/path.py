@@ -1,17 +1,14 @@
-"""A sampling path and the error of a step on it: where it is made, and how much reaches the end.
+"""A sampling path, the local error of a step on it, and that error's size at the path's end.
 
 In y = x / √ᾱ, the scale of clean data, and σ = √((1 − ᾱ)/ᾱ), the path obeys dy/dσ = ε. A solver of
 order p replaces ε by a polynomial of degree p − 1 in the half-log-SNR λ = −log σ; its step of
-length h has an error of about `h^(p+1) σ |d^p ε / dλ^p|`, up to a factor that is the same
-everywhere. The sum of the errors of K steps is least when all are equal (equidistribution;
-de Boor 1973): the best density of steps is proportional to the (p + 1)th root.
-
-The adjoint sweep: how an error made along the path arrives at its end.
+length h has an error of about `h^(p+1) σ |d^p ε / dλ^p|`, up to a constant factor. The sum of the
+errors of K steps is least when all are equal (equidistribution; de Boor 1973): the best density of
+steps is proportional to the (p + 1)th root.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.levels import Levels
+from asddim_lib.levels import fingerprint as fingerprint_of
 from asddim_lib.paper import ddim_step
 
 ORDERS = (1, 2, 3)
@@ -30,10 +28,10 @@ ORDERS = (1, 2, 3)
 class Trajectory:
     """A reference path: N falling timesteps, and the samples and the predicted noise there.
 
-    `samples` and `noises` are N × n × d. `end` (n × d) is the last point: clean data, or the sample
-    at `alpha_end` where a scheduler's ᾱ stops short of 1. `adjoints` (probes × N × n × d), where
-    they were measured, are those of `carry_back`. `schedule` is the `fingerprint` of the noise
-    schedule that it was recorded with, or None where that is not known. The length is N.
+    `samples` and `noises` are N × n × d, in the scale of the variance-preserving model. `end`
+    (n × d) is the last point: clean data, or the sample at `alpha_end` where a scheduler's ᾱ stops
+    short of 1. `adjoints` (probes × N × n × d) are those of `carry_back`, or None. `schedule` is
+    the `fingerprint` of the levels that it was recorded with, or None if unknown. Its length is N.
     """
 
     timesteps: list[int]
@@ -70,8 +68,8 @@ class Trajectory:
 
 
 def fingerprint(levels: Levels) -> str:
-    """A short name of a noise schedule: equal for equal betas."""
-    return hashlib.sha256(np.round(levels.betas, 12).tobytes()).hexdigest()[:16]
+    """The fingerprint of a model's levels (`Levels.fingerprint`)."""
+    return fingerprint_of(levels.betas)
 
 
 def follow(
