@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book colab look pdf test coverage experiment pictures full bench inception lock clean
+.PHONY: book chromium colab look pdf test coverage experiment pictures full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -27,6 +27,9 @@ test: .venv/.ready ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COV) --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
+
+chromium: .venv/.ready ## a Chromium for the tests of pages, where the system has none
+	$(BIN)/python -m playwright install --with-deps chromium
 
 experiment: .venv/.ready ## the best guidance, the paper's ablation on 1,000 prompts, every grid beside every peer; goes on where it was stopped
 	$(BIN)/python -m experiments evaluate --out results/tune --prompts bundled-tune --count 256 --steps 20 --methods ddim-trailing --guidance-scale 1.5,2,3,4,5

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 REPOSITORY = "{repository}"
 COMMIT = "{commit}"  # what this notebook was made from
 KEPT = {"torch", "numpy", "transformers"}  # never changed, whatever their version
-ALSO = ["ipywidgets", "matplotlib", "pyyaml", "seaborn"]  # what the chapters draw with
+ALSO = ["ipywidgets", "matplotlib", "seaborn"]  # what the chapters draw with
 
 
 def run(failure, *command):

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from asddim_lib import metrics
+from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.features import reference
 from asddim_lib.metrics.features.inception import Inception, cropped
 from experiments.cli import app
@@ -23,9 +24,15 @@ from experiments.evaluate import commit
 from tests.runs import COMMAND, flip
 
 pytestmark = pytest.mark.usefixtures("no_cache")
-REAL = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="needs torchvision: make inception"
-)
+LACKING = importlib.util.find_spec("torchvision") is None
+
+
+def REAL(test):  # noqa: N802
+    """Marks a test that needs torchvision, which `make inception` brings."""
+    needs = pytest.mark.skipif(LACKING, reason="there is no torchvision; `make inception` has it")
+    return pytest.mark.inception(needs(test))
+
+
 PICTURES = torch.randint(
     0, 256, (12, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
@@ -118,11 +125,9 @@ def test_a_checkpoint_without_real_pictures_is_refused():
     assert "reference is ; give a folder of real pictures, too" in str(done.exception)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torch_fidelity") is not None, reason="it is installed"
-)
-def test_without_torch_fidelity_the_remedy_is_named(folder):
-    with pytest.raises(ValueError, match=r"pip install 'asddim-lib\[inception\]'"):
+def test_without_torch_fidelity_the_remedy_is_named(folder, monkeypatch):
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(WrongUse, match="torch-fidelity"):
         Inception(folder).network()
 
 

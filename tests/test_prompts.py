@@ -1,5 +1,7 @@
 """Prompts in the formats of their publishers, and their length."""
 
+import csv
+import io
 import json
 import string
 
@@ -10,6 +12,8 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionXLImg2ImgPipeline,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from asddim_lib import load_pipeline
@@ -17,7 +21,7 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.clip import load_clip
 from asddim_lib.models import prompts
 from asddim_lib.models.load import data_folder
-from asddim_lib.models.prompts import check_prompts, load_prompts
+from asddim_lib.models.prompts import _unquoted, check_prompts, listed, load_prompts
 
 DRAWBENCH = """"Prompts","Category"
 "A red colored car.","Colors"
@@ -94,12 +98,76 @@ def test_any_table_loads(tmp_path, column):
     assert list(load_prompts(tmp_path / "a.txt")["prompt"]) == ["a boot", "2020-01-01"]
 
 
+#: Prompts of one line, with what separates lines or fields elsewhere.
+TEXTS = st.lists(
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n\0\ufeff"), min_size=1
+    ).filter(lambda text: text.strip() and _unquoted(text) == text),
+    min_size=1,
+    max_size=5,
+)
+
+
+def written(kind, texts):
+    """A file's content of one kind, as other programs write it."""
+    if kind == ".csv":
+        file = io.StringIO()
+        rows = csv.writer(file, quoting=csv.QUOTE_ALL)
+        rows.writerows([["Prompt", "n"], *([text, "1"] for text in texts)])
+        return file.getvalue()
+    objects = [{"caption": text, "n": 1} for text in texts]
+    return {
+        ".txt": "\n".join(texts),
+        ".tsv": "\n".join(["Prompt\tn", *(f"{text}\t1" for text in texts)]),
+        ".json": json.dumps(texts, ensure_ascii=False),
+        ".jsonl": "\n".join(json.dumps(one, ensure_ascii=False) for one in objects),
+    }[kind]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=TEXTS, upper=st.booleans(), mark=st.booleans(), windows=st.booleans())
+@pytest.mark.parametrize("kind", [".txt", ".csv", ".tsv", ".json", ".jsonl"])
+def test_prompts_come_back_from_every_kind_of_file(kind, texts, upper, mark, windows, tmp_path):
+    content = written(kind, texts)
+    if windows and kind != ".csv":
+        content = content.replace("\n", "\r\n")
+    file = tmp_path / f"p{kind.upper() if upper else kind}"
+    file.write_bytes((b"\xef\xbb\xbf" if mark else b"") + content.encode())
+    assert list(load_prompts(file)["prompt"]) == texts
+
+
+def test_quotes_of_a_tsv_are_its_text_unless_they_are_doubled(tmp_path):
+    lines = ['"Hello" on a "sign"', '"a boot', '"a ""red"" boot"', '5" of rain']
+    (tmp_path / "p.tsv").write_text("Prompt\n" + "\n".join(lines))
+    expected = ['"Hello" on a "sign"', '"a boot', 'a "red" boot', '5" of rain']
+    assert list(load_prompts(tmp_path / "p.tsv")["prompt"]) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [["a", "b"], [{"text": "a"}, {"text": "b"}], {"prompts": ["a", "b"]}]
+)
+def test_a_list_in_json_is_a_list_of_prompts(value, tmp_path):
+    (tmp_path / "p.JSON").write_text(json.dumps(value))
+    table = load_prompts(tmp_path / "p.JSON")
+    assert list(table["prompt"]) == ["a", "b"]
+    assert table.attrs["prompts_seed"] is None
+
+
+@pytest.mark.parametrize("value", [{"prompt": ["a"]}, pd.DataFrame({"prompt": ["a"]})])
+def test_a_table_is_no_list_of_prompts(value):
+    with pytest.raises(WrongUse, match="prompts"):
+        listed(value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.csv", "words\na boot\n", "needs a column named prompt"),
         ("a.json", "{", "could not be read as .json"),
         ("a.json", "[1]", "could not be read as .json"),
+        ("a.json", '{"a": 1}', "could not be read as .json"),
+        ("a.tsv", "prompt\tb\nx\n", "could not be read as .tsv"),
+        ("a.tsv", "", "could not be read as .tsv"),
         ("a.jsonl", "{", "could not be read as .jsonl"),
         ("a.parquet", "PAR1", "could not be read as .parquet"),
         ("a.txt", "a boot\n", "count is 2; .* has 1 prompts"),

@@ -2,6 +2,9 @@
 
 from types import SimpleNamespace
 
+import pytest
+
+from tests import conftest
 from tests.conftest import skipped
 
 pytest_plugins = ["pytester"]
@@ -26,6 +29,15 @@ def test_the_last_line_counts_what_was_skipped_with_what_would_run_it(pytester):
     pytester.makepyfile(test_skips="def test_that_runs(): pass")
     lines = pytester.runpytest_inprocess("-k", "that_runs").outlines
     assert "NOT TESTED" not in lines[-1]
+
+
+@pytest.mark.parametrize(("ci", "code"), [(True, 1), (False, 0)])
+def test_a_skip_fails_in_ci_alone(ci, code, pytester, monkeypatch):
+    monkeypatch.setattr(conftest, "CI", ci)
+    pytester.makeconftest("from tests.conftest import pytest_sessionfinish")
+    pytester.makepyfile(SKIPS)
+    assert pytester.runpytest_inprocess("-p", "no:cacheprovider").ret == code
+    assert pytester.runpytest_inprocess("-k", "that_runs").ret == 0
 
 
 def test_without_a_skip_there_is_no_line():

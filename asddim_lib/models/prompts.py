@@ -33,12 +33,6 @@ REMOTE = {
         f"fetch {_DRAWBENCH} to there, or give the path of your copy",
     ),
 }
-READERS: dict[str, Any] = {
-    ".csv": lambda path: pd.read_csv(path, keep_default_na=False),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t", keep_default_na=False),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False, convert_dates=False),
-    ".parquet": pd.read_parquet,
-}
 #: Names that sets give to the column of prompts.
 NAMES = ("prompt", "prompts", "caption", "text")
 #: The tokens that a pipeline keeps if neither it nor its tokenizer states a limit.
@@ -52,11 +46,11 @@ def load_prompts(
 
     The set's other columns, such as `category`, are kept. `source` is bundled (1,000, for
     reporting), bundled-tune (256 others, for choosing settings), coco, drawbench, or a file:
-    MS-COCO's captions (.json), a table (.csv, .tsv, .jsonl, .parquet) with a column prompt,
-    prompts, caption or text, or a text with one prompt per line. The images of MS-COCO are taken
-    in a random order that `seed` fixes, each with its first caption; a larger count adds to a
-    smaller one. The table's `attrs` record the source and the seed. Raises WrongUse for a file
-    that is missing or unreadable, a missing column, too few prompts, or a negative seed.
+    MS-COCO's captions or a list of prompts (.json), a table (.csv, .tsv, .jsonl, .parquet) with a
+    column prompt, prompts, caption or text, or a text with one prompt per line. The images of
+    MS-COCO are taken in a random order that `seed` fixes, each with its first caption; a larger
+    count adds to a smaller one. The table's `attrs` record the source and the seed. Raises WrongUse
+    for a file that is missing or unreadable, a missing column, too few prompts, or a negative seed.
     """
     check(seed >= 0, "prompt_seed", seed, "give at least 0")
     path = _find(source)
@@ -67,7 +61,7 @@ def load_prompts(
     named = str(source) in (*BUNDLED, *REMOTE)
     table.attrs = {
         "prompts_from": str(source) if named else path.name,
-        "prompts_seed": seed if path.suffix == ".json" else None,
+        "prompts_seed": seed if "image_id" in table else None,
     }
     return table
 
@@ -89,15 +83,62 @@ def _name(source: str | os.PathLike, path: Path) -> str:
 
 
 def _read(path: Path, source: str | os.PathLike, seed: int) -> pd.DataFrame:
+    kind = path.suffix.lower()
     try:
-        if path.suffix == ".json":
-            return _coco(path, seed)
-        return READERS.get(path.suffix, _lines)(path)
-    except (ValueError, KeyError, TypeError) as error:  # from json, pandas and Arrow
+        if kind == ".parquet":
+            return pd.read_parquet(path)
+        if kind == ".csv":
+            head = pd.read_csv(path, nrows=0, encoding="utf-8-sig")
+            texts = {name: str for name in head if str(name).strip().lower() in NAMES}
+            return pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", dtype=texts)
+        text = path.read_text(encoding="utf-8-sig")
+        if kind == ".json":
+            return _json(json.loads(text), seed)
+        # Not splitlines: a prompt may contain U+2028 and other ends of lines.
+        lines = [line for line in text.split("\n") if line.strip()]
+        if kind == ".jsonl":
+            return _rows([json.loads(line) for line in lines])
+        return _tsv(lines) if kind == ".tsv" else pd.DataFrame({"prompt": lines})
+    except (ValueError, KeyError, TypeError, IndexError, ImportError) as error:
         reason = f"{path.suffix or 'text'} ({str(error).splitlines()[0]})"
         raise WrongUse(
             f"prompts is {source}, which could not be read as {reason}; fetch it again"
         ) from error
+
+
+def _tsv(lines: list[str]) -> pd.DataFrame:
+    """A table whose fields no quotation marks enclose, as PartiPrompts has it.
+
+    A field is unquoted only if all marks in it are doubled, as some writers leave them.
+    """
+    head, *rows = [[_unquoted(part) for part in line.split("\t")] for line in lines]
+    return pd.DataFrame([dict(zip(head, row, strict=True)) for row in rows], columns=head)
+
+
+def _unquoted(field: str) -> str:
+    inner = field[1:-1]
+    doubled = len(field) > 1 and field[0] == field[-1] == '"' and '"' in inner
+    whole = doubled and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if whole else field
+
+
+def _rows(values: list[Any]) -> pd.DataFrame:
+    """A table of JSON values: each a prompt, or an object with one."""
+    objects = [{"prompt": value} if isinstance(value, str) else value for value in values]
+    if not all(isinstance(value, dict) for value in objects):
+        raise TypeError("a value is neither a text nor an object")
+    return pd.DataFrame(objects)
+
+
+def _json(value: Any, seed: int) -> pd.DataFrame:
+    """MS-COCO's captions, or a list of prompts or of objects, also under a name of `NAMES`."""
+    if isinstance(value, dict) and "annotations" in value:
+        return _coco(value["annotations"], seed)
+    if isinstance(value, dict):
+        value = next((value[name] for name in NAMES if name in value), None)
+    if not isinstance(value, list):
+        raise TypeError("it is no list of prompts")
+    return _rows(value)
 
 
 def _prompt_column(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -111,18 +152,13 @@ def _prompt_column(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table.rename(columns={column: "prompt"})
 
 
-def _coco(path: Path, seed: int) -> pd.DataFrame:
+def _coco(annotations: list[dict[str, Any]], seed: int) -> pd.DataFrame:
     """One caption per image, the one with the lowest id; images in a random order."""
-    table = pd.DataFrame(json.loads(path.read_text())["annotations"])[["image_id", "id", "caption"]]
+    table = pd.DataFrame(annotations)[["image_id", "id", "caption"]]
     first = table.sort_values(["image_id", "id"]).drop_duplicates("image_id")
     first["caption"] = first["caption"].str.split().str.join(" ")  # some end in a line break
     order = np.random.default_rng(seed).permutation(len(first))
     return first.iloc[order].drop(columns="id").reset_index(drop=True)
-
-
-def _lines(path: Path) -> pd.DataFrame:
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    return pd.DataFrame({"prompt": lines})
 
 
 def listed(prompts: str | Sequence[str]) -> list[str]:
