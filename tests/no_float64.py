@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -61,10 +62,25 @@ class _Factories(TorchDispatchMode):
         return _computed(function, args, kwargs or {})
 
 
+class _Values(TorchFunctionMode):
+    """torch.tensor and its like put values on a device without a dispatched operation."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function not in (torch.tensor, torch.as_tensor, torch.asarray):
+            return function(*args, **kwargs)
+        if kwargs.get("device") is None or torch.device(kwargs["device"]).type != DEVICE.type:
+            return function(*args, **kwargs)
+        del kwargs["device"]
+        return function(*args, **kwargs).to(DEVICE)
+
+
 @contextmanager
 def no_float64() -> Iterator[torch.device]:
     """Within it, the pretend device exists. Raises TypeError where float64 reaches it."""
-    with _Factories():
+    with _Factories(), _Values():
         yield DEVICE
 
 
