@@ -133,18 +133,20 @@ class Levels:
         """The distinct whole timesteps nearest to K falling σ, of which the first may be inf."""
         return distinct(self.timesteps_at(sigmas))
 
-    def grid_of(self, values: Any, name: str = "grid", *, shifted: bool = True) -> np.ndarray:
+    def grid_of(
+        self, values: Any, name: str = "grid", *, shifted: bool = True, whole: bool = True
+    ) -> np.ndarray:
         """A grid that somebody gave, as K + 1 falling σ (float64), with the end of the last step.
 
         `values` (a list, array or tensor) are whole timesteps, or sigmas as ComfyUI, A1111 and
         diffusers print them: σ for `vp` and `edm`, s for `flow` (`shifted=False`: s before the
         model's shift). A 0 after the last sigma may be left out. Whole floats are timesteps for
-        `vp` alone. The first σ may be infinite. The end is 0, or timestep 0's σ unless
-        `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid falls strictly, also in
-        float32, within the model's range.
+        `vp` alone; with `whole=False` nothing is. The first σ may be infinite. The end is 0, or
+        timestep 0's σ unless `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid falls
+        strictly, also in float32, within the model's range.
         """
         numbers = _numbers(values, name)
-        if self.are_timesteps(numbers):
+        if whole and self.are_timesteps(numbers):
             sigmas = self.sigmas[check_timesteps(numbers, len(self), name)]
             return np.append(sigmas, 0.0 if self.ends_at_zero else self.sigmas[0])
         given = numbers.astype(np.float64)

@@ -6,7 +6,7 @@ The levels below σ_stop take no step.
 
 The grids of the table let the last of K steps begin at σ_stop and lead to the scheduler's own end,
 as the authors' scheduler does where it is told to make no use of the decoder. `stopping` gives the
-K timesteps whose last step ends at σ_stop; draw them with `schedulers.stopping.stopped`. The
+K timesteps whose last step ends at σ_stop; draw them with `stopped`. The
 paper's changes to the network (Free-U) and its analytical first step are no part of a grid.
 
 A scheduler whose last step stops above clean data, at a level that is given.
@@ -14,7 +14,6 @@ A scheduler whose last step stops above clean data, at a level that is given.
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from asddim_lib.errors import check
 from asddim_lib.grids.rules import Rule, karras
 from asddim_lib.levels import Levels
 from asddim_lib.paper import distinct
-from asddim_lib.schedulers.place import passing
+from asddim_lib.schedulers.place import intercepted
 
 #: p₁ of Eq 10, in all of the authors' programs.
 TIME_POWER = 1.2
@@ -104,15 +103,14 @@ def stopped(scheduler: Any, sigma: float) -> Any:
     """A copy of a scheduler whose last step leads to σ, noise over signal, and no further.
 
     Its samples end with that noise in them, in the scale that the model has there: a decoder is
-    left to take it for picture. Lay a grid in it as in any other (`laying.lay`, or `Run` with
+    left to take it for picture. Lay a grid in it as in any other (`set_grid`, or `Run` with
     `scheduler=`). It cannot be saved. Raises WrongUse for a σ that is not positive and finite; when
     a grid is laid, for one whose last node does not lie above σ.
     """
-    right = bool(0 < sigma < float("inf"))
-    check(right, "sigma", sigma, "give a positive number: where the last step is to end")
-    kind, changed = type(scheduler), copy.copy(scheduler)
-    changed.stops_at = float(sigma)  # what a fingerprint knows it by
-    flow = Levels.from_diffusers(scheduler, mu=1.0).kind == "flow"
+    positive = bool(0 < sigma < float("inf"))
+    check(positive, "sigma", sigma, "give a positive number: where the last step is to end")
+    kind = type(scheduler)
+    flow = Levels.from_diffusers(scheduler, 1.0).kind == "flow"
     level = sigma / (1 + sigma) if flow else sigma
 
     @functools.wraps(kind.set_timesteps)
@@ -125,10 +123,11 @@ def stopped(scheduler: Any, sigma: float) -> Any:
             last = float(self.alphas_cumprod[int(self.timesteps[-1])])
             _check_above(((1 - last) / last) ** 0.5, level)
 
+    how = f"stopped at {sigma:g}; save it, or give it a grid, before it is stopped"
+    changed = intercepted(scheduler, set_timesteps, how)
+    changed.stops_at = float(sigma)  # what a fingerprint knows it by
     if getattr(scheduler, "final_alpha_cumprod", None) is not None:  # DDIM's own end
         changed.final_alpha_cumprod = torch.tensor(1 / (1 + sigma**2))
-    remedy = "its end is not in its config: save the scheduler itself, and stop it after loading"
-    changed.__class__ = passing(kind, set_timesteps, remedy)
     return changed
 
 

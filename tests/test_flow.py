@@ -98,8 +98,7 @@ def test_without_a_grid_it_is_diffusers_own_to_the_bit(config, flag, ask, data):
 
 def test_it_has_diffusers_defaults_and_refuses_what_it_refuses():
     ours, theirs = ASFlowScheduler(), FlowMatchEulerDiscreteScheduler()
-    own = {"allocation", "p", "lam", "eps", "reading", "profile"}
-    own |= {"grid", "boundary"}
+    own = {"allocation", "profile", "grid"}
     keys = {key for key in theirs.config if not key.startswith("_")}
     assert {key for key in ours.config if not key.startswith("_")} - keys == own
     assert all(ours.config[key] == theirs.config[key] for key in keys)
@@ -165,12 +164,12 @@ def test_each_run_begins_anew(allocation):
         scheduler.step(x, scheduler.timesteps[1], x)
 
 
-@pytest.mark.parametrize("how", [{}, {"allocation": "logsnr"}, {"grid": [1.0, 0.5]}])
+@pytest.mark.parametrize("how", [{}, {"allocation": "logsnr"}])
 def test_a_missing_mu_is_one_line(how):
     scheduler = ASFlowScheduler(use_dynamic_shifting=True, **how)
-    with pytest.raises(WrongUse, match=r"^mu is None; this scheduler's shift depends on") as error:
+    with pytest.raises(WrongUse, match=r"^mu is None; ") as error:
         scheduler.set_timesteps(2)
-    assert "pipeline gives it" in line(error)
+    line(error)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 28, 50])
@@ -208,9 +207,8 @@ def test_other_given_sigmas_or_timesteps_go_before_the_allocation(values):
 
 @pytest.mark.parametrize("how", [{"allocation": "trailing"}, {"grid": [0.9, 0.5]}])
 def test_inverted_levels_are_refused_where_they_would_not_be_turned_round(how):
-    scheduler = ASFlowScheduler(invert_sigmas=True, **how)
     with pytest.raises(WrongUse, match=r"^invert_sigmas is True; ") as error:
-        scheduler.set_timesteps(2)
+        ASFlowScheduler(invert_sigmas=True, **how)
     line(error)
 
 

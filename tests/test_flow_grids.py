@@ -24,7 +24,7 @@ from asddim_lib import (
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import Levels, with_boundary
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import hold, lay, prepared
+from asddim_lib.schedulers.place import hold, prepared, set_grid
 from tests.tiny import SD
 from tests.zoo import ZOO
 from tests.zoo.first import built, counted, stopped
@@ -94,7 +94,7 @@ def test_a_wrong_number_of_steps_is_one_line(how, steps, words):
 def test_what_is_no_grid_is_not_laid(kind):
     for wrong, name in (([990.0, 600.0], "grid"), ([0.5, 0.9], "grid"), ([600, 990], "timesteps")):
         with pytest.raises(WrongUse, match=f"^{name} is [^\n]*$"):
-            lay(kind(shift=3.0), wrong)
+            set_grid(kind(shift=3.0), wrong)
 
 
 # a boundary between two networks

@@ -30,7 +30,7 @@ from asddim_lib import (
 )
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import noise_schedule
-from asddim_lib.schedulers.place import check_laid, lay, prepared
+from asddim_lib.schedulers.place import check_set, prepared, set_grid
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -75,7 +75,7 @@ def test_a_scheduler_holds_the_grid_that_was_laid(kind, grid, data):
         grid = sorted({t % 1000 for t in (19 + 20 * (g // 20) for g in grid)}, reverse=True)
     spacing = data.draw(st.sampled_from(["leading", "trailing", "linspace"]))
     scheduler = prepared(kind, configured(kind, flag, spacing), "zero")
-    lay(scheduler, grid)
+    set_grid(scheduler, grid)
     asked = scheduler.timesteps.tolist()
     asked = asked[:1] + asked[1::2] if kind is HeunDiscreteScheduler else asked
     assert asked == grid
@@ -96,7 +96,7 @@ def test_a_flow_scheduler_holds_the_shifted_grid(allocation, shift, steps, flag)
         sigmas(config, steps, allocation=allocation)
     scheduler = prepared(FlowMatchEulerDiscreteScheduler, config)
     grid = sigmas(scheduler, steps, allocation=allocation)
-    lay(scheduler, grid)
+    set_grid(scheduler, grid)
     used = sigmas(scheduler, steps, allocation=allocation, shifted=True)
     np.testing.assert_allclose(scheduler.sigmas, used, rtol=1e-5)
     assert used[-1] == 0.0
@@ -120,13 +120,13 @@ def test_an_edm_grid_lies_within_its_own_levels():
 def test_a_scheduler_that_holds_another_grid_is_found_out():
     scheduler = EulerDiscreteScheduler(**SD)
     scheduler.set_timesteps(timesteps=[900, 500, 100])
-    check_laid(scheduler, [900, 500, 100])
+    check_set(scheduler, [900, 500, 100])
     with pytest.raises(WrongUse, match="scheduler is EulerDiscreteScheduler, which holds"):
-        check_laid(scheduler, [900, 400, 100])
+        check_set(scheduler, [900, 400, 100])
     with pytest.raises(WrongUse, match="scheduler is PNDMScheduler; it takes no grid"):
-        lay(PNDMScheduler(**SD), [900, 500])
+        set_grid(PNDMScheduler(**SD), [900, 500])
     with pytest.raises(WrongUse, match="scheduler is UniPCMultistepScheduler"):
-        lay(UniPCMultistepScheduler(**SD), [900, 500])
+        set_grid(UniPCMultistepScheduler(**SD), [900, 500])
     with pytest.raises(WrongUse, match="end is sigma_min; HeunDiscreteScheduler always ends"):
         prepared(HeunDiscreteScheduler, SD, "sigma_min")
     with pytest.raises(WrongUse, match="end is nowhere; use one of zero, sigma_min"):

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.levels import Levels, completed
-from asddim_lib.schedulers.place import check_laid, holding, prepared
+from asddim_lib.schedulers.place import check_set, holding, prepared
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
 WAN = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
@@ -48,7 +48,7 @@ def test_the_shift_is_the_scheduler_s_own_and_not_an_earlier_class_s(from_file):
     assert Levels.from_diffusers(made.config).shift == 7.0
     assert ASFlowScheduler.from_config(made.config).shift == 7.0
     made.set_timesteps(sigmas=[1.0, 0.5])
-    check_laid(made, [1.0, 0.5])
+    check_set(made, [1.0, 0.5])
 
 
 def test_a_shift_that_was_set_later_is_the_one_in_force():
@@ -57,7 +57,7 @@ def test_a_shift_that_was_set_later_is_the_one_in_force():
         made.set_shift(7.0)
         assert list(shifts(made)) == pytest.approx([7.0] * 5)
         made.set_timesteps(sigmas=[1.0, 0.5])
-        check_laid(made, [1.0, 0.5])
+        check_set(made, [1.0, 0.5])
 
 
 @pytest.mark.parametrize("from_file", [False, True])

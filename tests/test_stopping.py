@@ -14,8 +14,8 @@ import experiments.rivals  # noqa: F401 - its methods join the table
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import holding, lay, prepared
-from asddim_lib.schedulers.unipc import UniPCGridScheduler
+from asddim_lib.schedulers.multistep import UniPCGridScheduler
+from asddim_lib.schedulers.place import holding, prepared, set_grid
 from experiments.stopping import EIGHT, FEW, XL, Stop, stopped, stopping
 from tests.tiny import SD, easy, sd3
 
@@ -78,7 +78,7 @@ def test_wrong_stops_are_named():
     with pytest.raises(ValueError, match="sigma is 0; give a positive number"):
         stopped(ASDDIMScheduler(**SD), 0)
     with pytest.raises(ValueError, match="the last step begins below it"):
-        lay(stopped(ASDDIMScheduler(**SD), 1.0), [999, 10])
+        set_grid(stopped(ASDDIMScheduler(**SD), 1.0), [999, 10])
 
 
 def test_a_stop_is_not_lost_where_a_grid_is_held():
@@ -113,7 +113,7 @@ def test_ddim_and_its_first_steps_stop_at_the_same_sample():
 @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCGridScheduler])
 def test_other_solvers_end_where_they_are_told(kind):
     scheduler = stopped(prepared(kind, {**SD, "_class_name": "DDIMScheduler"}), 0.2)
-    lay(scheduler, [999, 700, 300])
+    set_grid(scheduler, [999, 700, 300])
     assert float(scheduler.sigmas[-1]) == pytest.approx(0.2)
     np.testing.assert_allclose(scheduler.sigmas[:-1], SCHEDULE.sigmas[[999, 700, 300]], rtol=1e-5)
 
@@ -121,10 +121,10 @@ def test_other_solvers_end_where_they_are_told(kind):
 def test_a_flow_model_ends_at_a_share_of_noise():
     pipe, how = sd3()
     scheduler = stopped(prepared(ASFlowScheduler, pipe.scheduler), 0.25)
-    lay(scheduler, [999, 700, 300])
+    set_grid(scheduler, [999, 700, 300])
     assert float(scheduler.sigmas[-1]) == pytest.approx(0.2)
     own = prepared(ASFlowScheduler, pipe.scheduler)
-    lay(own, [999, 700, 300])
+    set_grid(own, [999, 700, 300])
     assert float(own.sigmas[-1]) == 0.0
     torch.testing.assert_close(own.sigmas[:-1], scheduler.sigmas[:-1])
     run = Run(pipe, PROMPTS, guidance_scale=1.0, options=how)

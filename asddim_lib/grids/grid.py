@@ -132,22 +132,26 @@ def _flow_shares(
 def _asked(scheduler: Any, steps: int, mu: float | None = None) -> Any:
     """A copy of the scheduler with the K steps that it makes itself, or None to use the rules.
 
-    A config is asked through its class. Rules serve a config whose class is not known, and a
-    scheduler of ours whose steps come from an allocation, a grid or a boundary in its config.
+    A config is asked through its class. Rules serve a config whose class is not known, and give a
+    flow scheduler of ours its own sigmas in float64.
     """
     config, kind = completed(scheduler), class_of(scheduler)
-    ours = "allocation" in config and not is_flow(config)
+    grid = config.get("grid")
     set_here = config.get("allocation", "uniform") != "uniform"
-    set_here = set_here or any(config.get(name) is not None for name in ("grid", "boundary"))
-    if kind is None or ours or set_here:
+    set_here = set_here or grid is not None or config.get("boundary") is not None
+    other_number = grid is not None and len(grid) != steps
+    if kind is None or (set_here and is_flow(config) and not other_number):
         return None
-    _check_steps(steps, int(config["num_train_timesteps"]))
+    betas = config.get("trained_betas")
+    _check_steps(steps, int(config["num_train_timesteps"]) if betas is None else len(betas))
     plain = isinstance(scheduler, Mapping)
     asked = kind.from_config(scheduler) if plain else copy.deepcopy(scheduler)
     known = inspect.signature(asked.set_timesteps).parameters
     how = {"mu": mu} if "mu" in known and config.get("use_dynamic_shifting") else {}
     try:
         asked.set_timesteps(steps, **how)
+    except WrongUse:
+        raise
     except (AssertionError, ValueError) as error:  # diffusers' own refusals
         reason = (str(error).splitlines() or ["it refuses its settings"])[0]
         line = f"num_inference_steps is {steps}; {kind.__name__} cannot make them ({reason})"
@@ -160,7 +164,7 @@ def _asked(scheduler: Any, steps: int, mu: float | None = None) -> Any:
 
 def _falling_timesteps(scheduler: Any) -> list[Any]:
     """The timesteps at which a scheduler's steps begin, as whole numbers where they are whole."""
-    times = scheduler.timesteps.double().cpu().numpy()
+    times = scheduler.timesteps.cpu().double().numpy()
     if getattr(scheduler, "order", 1) == 2:  # it evaluates the network twice in each step
         times = times[::2]
     times = times[np.append(True, np.diff(times) != 0)]  # PNDM repeats one
@@ -172,7 +176,7 @@ def _falling_timesteps(scheduler: Any) -> list[Any]:
 def _sigmas_of(scheduler: Any, levels: Levels) -> np.ndarray:
     """A scheduler's K + 1 levels in the numbers of its kind: σ, or s of a flow model."""
     if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > 1:
-        values = scheduler.sigmas.double().cpu().numpy()
+        values = scheduler.sigmas.cpu().double().numpy()
         if getattr(scheduler, "order", 1) == 2:
             values = np.append(values[:-1:2], values[-1])
         return values

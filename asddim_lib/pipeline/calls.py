@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.models.load import BUNDLED, Pipeline, network
-from asddim_lib.schedulers.place import with_set_timesteps
+from asddim_lib.schedulers.place import intercepted
 
 #: Pipelines that add scale · (ε − ε without the prompt) to ε: at 0 they leave it out, not at 1.
 FROM_ZERO = ("ZImage", "Krea2")
@@ -146,12 +146,19 @@ def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
     """
     found: list[float | None] = []
 
-    def ask(asking: Any, device: Any, mu: float | None) -> None:
+    def set_timesteps(
+        self: Any,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
         found.append(mu)
         raise _Asked
 
     with suppress(_Asked):
-        yield with_set_timesteps(scheduler, ask), found
+        yield intercepted(scheduler, set_timesteps, "asked for its mu"), found
     what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
     check(bool(found), "pipe.scheduler", what, "use a fixed shift")
 
@@ -162,7 +169,7 @@ def asked_for_steps(scheduler: Any) -> Iterator[tuple[Any, list[Any]]]:
 
     It is found then; nothing is found where the pipeline asks for no steps.
     """
-    kind, asking = type(scheduler), copy.copy(scheduler)
+    kind = type(scheduler)
     found: list[Any] = []
 
     @functools.wraps(kind.set_timesteps)
@@ -171,9 +178,8 @@ def asked_for_steps(scheduler: Any) -> Iterator[tuple[Any, list[Any]]]:
         found.append(self)
         raise _Asked
 
-    asking.__class__ = type(kind.__name__, (kind,), {"set_timesteps": set_timesteps})
     with suppress(_Asked):
-        yield asking, found
+        yield intercepted(scheduler, set_timesteps, "asked for its steps"), found
 
 
 @contextmanager

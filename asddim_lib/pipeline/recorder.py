@@ -102,13 +102,8 @@ class RecorderScheduler(_Recording, ASDDIMScheduler):  # type: ignore[misc]
     seen too.
     """
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
-    ) -> None:
-        """Lays the grid and goes on to timestep 0."""
-        super().set_timesteps(num_inference_steps, device, timesteps)
-        if int(self.timesteps[-1]) > 0:
-            super().set_timesteps(timesteps=[*self.timesteps.tolist(), 0], device=device)
+    def _set(self, grid: Any, device: Any) -> None:
+        super()._set(grid if grid[-1] == 0 else [*grid, 0], device)
         self.coordinates = Levels.from_diffusers(self)
 
     def _begins(self, timestep: Any) -> int:
@@ -126,11 +121,12 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
         self,
         num_inference_steps: int | None = None,
         device: Any = None,
+        *,
+        timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
-        timesteps: Any = None,
     ) -> None:
-        """Lays the grid, with the shift that `mu` gives where it depends on the picture's size."""
+        """Sets the grid, with the shift that `mu` gives where it depends on the picture's size."""
         self.coordinates = Levels.from_diffusers(self, mu)
         size = len(self.coordinates.betas)
         steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)
@@ -138,7 +134,7 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
         self.numbers = grid if grid[-1] == 0 else [*grid, 0]
         mix = (np.array(self.numbers) + 1) / size
         shift = {"shift": self.coordinates.shift}
-        self._lay(flow_shift(mix, {**self.config, **shift, "use_dynamic_shifting": False}), device)
+        self._set(flow_shift(mix, {**self.config, **shift, "use_dynamic_shifting": False}), device)
 
     def _begins(self, timestep: Any) -> int:
         if self.step_index is None:

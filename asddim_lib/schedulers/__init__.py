@@ -6,10 +6,10 @@ files can move, and `import asddim_lib` is all that loading needs.
 """
 
 from asddim_lib.schedulers.ddim import ASDDIMScheduler as ASDDIMScheduler
-from asddim_lib.schedulers.dpm import DPMSolverGridScheduler as DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler as ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler as ASDDIMInverseScheduler
-from asddim_lib.schedulers.unipc import UniPCGridScheduler as UniPCGridScheduler
+from asddim_lib.schedulers.multistep import DPMSolverGridScheduler as DPMSolverGridScheduler
+from asddim_lib.schedulers.multistep import UniPCGridScheduler as UniPCGridScheduler
 
 for _scheduler in (
     ASDDIMScheduler,

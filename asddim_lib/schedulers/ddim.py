@@ -6,31 +6,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.grid import check_timesteps
-from asddim_lib.grids.grid import timesteps as make_timesteps
-from asddim_lib.grids.table import check_allocation
-from asddim_lib.levels import Levels, for_class
+from asddim_lib.grids.grid import numbers
+from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
-from asddim_lib.schedulers import held
+from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
 
 
-class ASDDIMScheduler(DDIMScheduler):
-    """DDIM whose steps go where an allocation puts them (Eqs 3–13).
+class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
+    """DDIM whose steps go where a grid or an allocation puts them (Eqs 3–13), by `mixin`'s options.
 
-    It takes DDIM's settings, and: `allocation`, a name from the table of methods that needs nothing
-    or a profile; `p` and `eps` of Eq 5, `lam` of Eq 9, `reading` of Eqs 10–12; and `profile`, a
-    calibrated profile's `to_dict()`. Or `grid`, timesteps that it holds: `set_timesteps` lays them
-    for `len(grid)` steps. Without any it is DDIM on its own `timestep_spacing` and equals
-    diffusers' to the bit, except where diffusers steps beside its own grid.
+    Without any it is DDIM on its own `timestep_spacing` and equals diffusers' to the bit, except
+    where diffusers steps beside its own grid.
 
     >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """
@@ -39,101 +32,43 @@ class ASDDIMScheduler(DDIMScheduler):
     #: Set it to False to draw the rest of a batch all the same.
     strict = True
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-        allocation: str = "uniform",
-        p: float = 0.5,
-        lam: float = 1.0,
-        eps: float = 1e-8,
-        reading: str = "intent",
-        profile: dict[str, Any] | None = None,
-        grid: list[int] | None = None,
-    ) -> None:
-        check_allocation(allocation, profile)
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
-        self._alphas = self.alphas_cumprod.cpu().clone()  # diffusers' add_noise moves its own
-        if grid is not None:
-            held.check_alone(allocation)
-            self.register_to_config(grid=held.kept(grid, self))
+    __init__ = init_of(DDIMScheduler)
 
     @classmethod
-    def from_config(
-        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:
-        """As diffusers' `from_config`, of any scheduler whose samples are DDIM's.
+    def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Latents are clipped only where the source clips them.
 
-        What the source's class means by a setting that it leaves out goes along; latents are
-        clipped only where the source clips them. Raises WrongUse for a flow-matching or EDM
-        scheduler, or one whose noise levels are not known.
+        Levels that DDIM's settings cannot name become `trained_betas`.
         """
-        remedy = "give pipe.scheduler.config"
-        check(isinstance(config, Mapping), "config", type(config).__name__, remedy)
-        source = _translated(held.without_retired(config, kwargs), kwargs)
-        return super().from_config(source, return_unused_kwargs, **kwargs)
+        kind = kind_of({**source, **changes})
+        remedy = "its samples are not DDIM's: give the grid to its own scheduler, by sigmas(…)"
+        check(kind == "vp", "config", f"of a {kind} scheduler", remedy)
+        source.setdefault("clip_sample", False)
+        source.setdefault("thresholding", False)
+        source.setdefault("set_alpha_to_one", source.get("final_sigmas_type", "zero") == "zero")
+        named = source.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
+        if not named or "snr_shift_scale" in source:
+            source["trained_betas"] = Levels.from_diffusers({**source, **changes}).betas.tolist()
+            source["rescale_betas_zero_snr"] = False
+            source.pop("snr_shift_scale", None)
+        return source
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Any = None,
+    def _check_options(self) -> None:
+        super()._check_options()
+        self._alphas = self.alphas_cumprod.clone()  # diffusers' add_noise moves its own
+
+    def _set_uniform(
+        self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
-        """Lays the grid: K steps by its allocation or held grid, or the given `timesteps`.
+        check(steps is not None, "num_inference_steps", steps, "give it, or timesteps or sigmas")
+        self._set(numbers(self, steps or 0, {}), device)
 
-        Given ones (a list, array or tensor) are strictly decreasing whole numbers, 0 … T − 1.
-        Raises WrongUse when both or neither are given, when one is out of range, for a K that a
-        held grid has not, and for a first timestep of pure noise when the network predicts that.
-        """
-        given = "both given" if timesteps is not None else "neither given"
-        one = (num_inference_steps is None) != (timesteps is None)
-        check(one, "num_inference_steps and timesteps", given, "give one")
-        if num_inference_steps is not None and self.config["grid"] is not None:
-            grid = list(self.config["grid"])
-            held.check_steps(grid, num_inference_steps)
-        elif num_inference_steps is not None:
-            grid = make_timesteps(self, num_inference_steps)
-        else:
-            grid = check_timesteps(timesteps, self.config["num_train_timesteps"])
+    def _set(self, grid: Any, device: Any) -> None:
+        """Also makes tables over all timesteps: `step` looks values up and waits for no device."""
         self._check_start(grid[0])
-        self.num_inference_steps = len(grid)
-        self.numbers = grid
-        self.timesteps = torch.tensor(grid, dtype=torch.int64).to(device=device)
-        self._lay(grid)
-
-    def _lay(self, grid: list[int]) -> None:
-        """Tables over all timesteps, so that `step` looks values up and waits for no device."""
-        rising = torch.tensor(grid[::-1])
+        self.num_inference_steps, self.numbers = len(grid), list(grid)
+        self.timesteps = torch.tensor(self.numbers, dtype=torch.int64).to(device=device)
+        rising = torch.tensor(self.numbers[::-1])
         place = torch.searchsorted(rising, torch.arange(len(self._alphas)))
         final = self.final_alpha_cumprod.cpu()
         lower = self._alphas[rising[(place - 1).clamp(min=0)]]
@@ -236,24 +171,3 @@ class ASDDIMScheduler(DDIMScheduler):
             return self._threshold_sample(x0)
         limit = self.config["clip_sample_range"]
         return x0.clamp(-limit, limit) if self.config["clip_sample"] else x0
-
-
-def _translated(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A source scheduler's config in DDIM's words, all of it said."""
-    source = for_class(ASDDIMScheduler, config)
-    coordinates = Levels.from_diffusers(
-        {**source, **changes}, mu=1.0
-    )  # any shift tells a flow model's
-    words = {"flow": "a flow-matching", "edm": "an EDM"}
-    kind = words.get(coordinates.kind, coordinates.kind)
-    remedy = "its samples are not DDIM's: give the grid to its own scheduler, by sigmas(…)"
-    check(coordinates.kind == "vp", "config", f"{kind} scheduler's", remedy)
-    source.setdefault("clip_sample", False)
-    source.setdefault("thresholding", False)
-    source.setdefault("set_alpha_to_one", coordinates.ends_at_zero)
-    named = source.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
-    if not named or "snr_shift_scale" in source:  # levels that DDIM's own words cannot say
-        source["trained_betas"] = coordinates.betas.tolist()
-        source["rescale_betas_zero_snr"] = False
-        source.pop("snr_shift_scale", None)
-    return source

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
+from asddim_lib.schedulers.mixin import as_array
 
 
 class ASDDIMInverseScheduler(ASDDIMScheduler):
     """`ASDDIMScheduler`'s steps in reverse, on the same grid, as `DDIMInverseScheduler` is to DDIM.
 
     Its timesteps rise. A step at timestep t leads from the grid's next smaller timestep (from the
-    grid's end, at the first step) to t; the network is asked at t.
+    grid's end, at the first step) to t; the network is asked at t. A call's timesteps or sigmas may
+    rise or fall.
 
     >>> inverse = ASDDIMInverseScheduler.from_config(pipe.scheduler.config)
     """
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        """As `ASDDIMScheduler`'s, and then turned round. Given timesteps may rise or fall."""
-        if timesteps is not None:
-            given = list(timesteps)
-            timesteps = given[::-1] if len(given) > 1 and given[0] < given[-1] else given
-        super().set_timesteps(num_inference_steps, device, timesteps)
+    def _read(self, values: Any, name: str = "grid") -> list[Any]:
+        given = as_array(values)
+        real = given is not None and given.ndim == 1 and given.dtype.kind in "if"
+        if name != "grid" and real and len(given) > 1 and given[0] < given[-1]:
+            values = given[::-1]
+        return super()._read(values, name)
+
+    def _set(self, grid: Any, device: Any) -> None:
+        super()._set(grid, device)
         self.timesteps = self.timesteps.flip(0)
 
     def _check_start(self, first: int) -> None:

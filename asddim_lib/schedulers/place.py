@@ -1,4 +1,8 @@
-"""A grid laid in any diffusers scheduler, and looked at again: what it holds is what was meant."""
+"""Puts a grid into any diffusers scheduler, and verifies the result.
+
+`with_grid` gives a scheduler of ours with the grid in its config: it draws, and is saved. Where no
+class of ours is the same method, `hold` gives a copy of any other scheduler that draws on the grid.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,15 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib.errors import WrongUse, check
-from asddim_lib.grids.flow import check_sigmas
-from asddim_lib.grids.grid import check_timesteps
-from asddim_lib.levels import Levels, completed, flow_shift, noise_schedule, with_fixed_shift
-from asddim_lib.paper import NoiseSchedule
+from asddim_lib.errors import check
+from asddim_lib.levels import Levels, check_timesteps, completed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
-from asddim_lib.schedulers.dpm import DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
-from asddim_lib.schedulers.unipc import UniPCGridScheduler
+from asddim_lib.schedulers.mixin import OPTIONS
+from asddim_lib.schedulers.multistep import DPMSolverGridScheduler, UniPCGridScheduler
 
-#: Settings with which a scheduler makes levels of its own, and the value that leaves a grid alone.
+#: Settings with which a diffusers scheduler changes a grid, and the value that leaves it alone.
 OVERRIDES: dict[str, Any] = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -39,10 +40,8 @@ OVERRIDES: dict[str, Any] = {
     "shift_terminal": None,
     "invert_sigmas": False,
 }
-#: Settings of our own schedulers that lay a grid without being given one.
-OWN: dict[str, Any] = {"allocation": "uniform", "profile": None, "grid": None, "boundary": None}
 ENDS = ("zero", "sigma_min")
-#: Which scheduler of ours is the same method as each of diffusers', and can hold a grid.
+#: Which scheduler of ours is the same method as each of diffusers'.
 _COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
     (ASDDIMInverseScheduler, ASDDIMInverseScheduler),
     (DDIMScheduler, ASDDIMScheduler),
@@ -53,32 +52,51 @@ _COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
 )
 
 
-def prepared(kind: Any, config: Any, end: str | None = None) -> Any:
-    """A scheduler of class `kind`, for the model of `config`, that takes any grid as it is given.
+def with_grid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any:
+    """A scheduler of ours of the same method, with this grid in its config.
 
-    Settings that override a grid are off. The last step leads to `end`:
-    "zero", clean data, or "sigma_min", timestep 0's level; by default where the config's own
-    scheduler ends. Raises WrongUse for a class that cannot end there.
+    It is ready for `pipe.scheduler`, and is saved with the pipeline. `grid` holds numbers of levels
+    (timesteps), or for a flow model also sigmas before the shift. Of a shift that depends on the
+    picture's size or on the number of steps, `mu` is the pipeline's for this K: the config has the
+    sigmas after it, which a later `mu` does not change. Raises WrongUse for what is no grid, for a
+    method that no class of ours is, and for a scheduler that is not as its config says.
+    """
+    changed = getattr(scheduler, "not_in_config", None)
+    what, remedy = f"{type(scheduler).__name__}, {changed}", "give the one that it was made of"
+    check(changed is None, "scheduler", what, remedy)
+    ours = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
+    remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
+    check(ours is not None, "scheduler", type(scheduler).__name__, remedy)
+    config = {key: value for key, value in completed(scheduler).items() if key not in OPTIONS}
+    levels = Levels.from_diffusers(config, mu)
+    meant = list(grid)
+    if levels.kind == "flow":
+        meant = np.minimum(levels.shifted(_shares(grid, len(levels))), 1.0).tolist()
+    return ours.from_config(config, grid=meant)  # type: ignore[union-attr]
+
+
+def drawing(kind: Any, config: Any, end: str | None = None) -> Any:
+    """A scheduler of class `kind` for the model of `config`, which changes no grid given to it.
+
+    The last step leads to `end`: "zero", clean data, or "sigma_min", timestep 0's level; by default
+    where the config's own scheduler ends. Raises WrongUse for a class that cannot end there.
     """
     source = completed(config)
     known = inspect.signature(kind.__init__).parameters
-    plain = {**OVERRIDES, **OWN}
-    changes = {name: value for name, value in plain.items() if name in known}
+    changes = {name: value for name, value in (OVERRIDES | OPTIONS).items() if name in known}
     if "rho" in known:  # EDM's own range stays
-        changes = {n: v for n, v in changes.items() if n not in ("sigma_min", "sigma_max")}
-    coordinates = Levels.from_diffusers(
-        source, mu=1.0
-    )  # its kind and end do not depend on the shift
-    end = end or ("zero" if coordinates.ends_at_zero else "sigma_min")
+        del changes["sigma_min"], changes["sigma_max"]
+    levels = Levels.from_diffusers({**source, "invert_sigmas": False}, 1.0)  # kind and end: any mu
+    end = end or ("zero" if levels.ends_at_zero else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
-    if coordinates.kind == "flow":
+    if levels.kind == "flow":
         changes |= _flow_settings(source, known)
     if "final_sigmas_type" in known:
         changes["final_sigmas_type"] = end
     if "set_alpha_to_one" in known:
         changes["set_alpha_to_one"] = end == "zero"
     movable = {"final_sigmas_type", "set_alpha_to_one"} & set(known)
-    able = bool(movable) or end == "zero" or coordinates.kind == "flow"
+    able = bool(movable) or end == "zero" or levels.kind == "flow"
     check(able, "end", end, f"{kind.__name__} always ends at zero: use end='zero'")
     return kind.from_config(source, **changes)
 
@@ -95,7 +113,7 @@ def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    if Levels.from_diffusers(scheduler, mu=1.0).kind == "vp":
+    if Levels.from_diffusers(scheduler, 1.0).kind == "vp":
         if "timesteps" in known:
             return "timesteps"
         flow_alone = "use_flow_sigmas" in completed(scheduler)  # diffusers' UniPC
@@ -103,12 +121,14 @@ def takes(scheduler: Any) -> str:
     return "sigmas" if "sigmas" in known else ""
 
 
-def lay(scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | None = None) -> None:
-    """Lays a grid: numbers of levels (timesteps), or for a flow or EDM scheduler also sigmas.
+def set_grid(
+    scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | None = None
+) -> None:
+    """Sets a grid in a scheduler: numbers of levels (timesteps), or of a flow or EDM one sigmas.
 
     Sigmas are as `grids.sigmas` gives them, before the shift. `mu` is the shift that depends on the
     picture's size, as a pipeline gives it. Raises WrongUse for what is no grid, and where the
-    scheduler takes none or holds another one afterwards.
+    scheduler takes none or has another one afterwards.
     """
     argument = takes(scheduler)
     remedy = "it takes no grid: use ASDDIM, ASFlow, UniPCGrid or DPMSolverGridScheduler"
@@ -117,58 +137,14 @@ def lay(scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | Non
     how: dict[str, Any] = {argument: given if argument == "timesteps" else np.asarray(given)}
     how |= {} if mu is None else {"mu": mu}
     scheduler.set_timesteps(device=device, **how)
-    check_laid(scheduler, grid, mu)
+    check_set(scheduler, grid, mu)
 
 
 def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
-    """A copy of a scheduler that lays this grid whatever a pipeline asks it for.
+    """A copy of a scheduler of any class that uses this grid whatever a pipeline asks it for.
 
-    So a grid gets into every pipeline, also one that takes neither `timesteps` nor `sigmas`; call
-    it with `num_inference_steps=len(grid)`. Grid and errors are those of `lay`.
+    It cannot be saved; `with_grid` gives one that can. Grid and errors are those of `set_grid`.
     """
-    kind = type(scheduler)
-
-    def lay_held(held: Any, device: Any, mu: float | None) -> None:
-        holding, held.__class__ = held.__class__, kind
-        try:
-            lay(held, grid, device, mu)
-        finally:
-            held.__class__ = holding
-
-    return with_set_timesteps(scheduler, lay_held)
-
-
-def holding(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any:
-    """A scheduler of ours, of the same kind, that holds this grid in its config.
-
-    It is built from the scheduler's own config, is ready for `pipe.scheduler`, and is saved with
-    the pipeline; call that with `num_inference_steps=len(grid)`. Its levels are those that `lay`
-    gives, whatever levels the config asks for, and so an `allocation` and a `boundary` are left
-    out. Grid and `mu` are as `lay` takes them: the shift is put on sigmas here, once and for all,
-    and a shift that a pipeline gives later moves them no more. Raises WrongUse for what is no grid,
-    for a scheduler that no class of ours is the same method as, and for a `stopped` one.
-    """
-    stop, remedy = getattr(scheduler, "stops_at", None), "hold the grid first, and then stop it"
-    what = f"{type(scheduler).__name__}, stopped at {stop}, which no config says"
-    check(stop is None, "scheduler", what, remedy)
-    own = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
-    remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
-    check(own is not None, "scheduler", type(scheduler).__name__, remedy)
-    if Levels.from_diffusers(scheduler, mu=1.0).kind == "flow":
-        kept = np.minimum(_meant(scheduler, grid, mu), 1.0).tolist()  # a shift may round 1 up
-    else:
-        kept = list(grid)
-    config = completed(scheduler)
-    plain = {name: value for name, value in OWN.items() if name in config}
-    return own.from_config(config, **plain | {"grid": kept})  # type: ignore[union-attr]
-
-
-def with_set_timesteps(scheduler: Any, act: Callable[[Any, Any, float | None], None]) -> Any:
-    """A copy of a scheduler whose `set_timesteps` calls `act(copy, device, mu)` instead.
-
-    Pipelines read the names in the signature, so it has all that any scheduler's has.
-    """
-    kind = type(scheduler)
 
     def set_timesteps(
         self: Any,
@@ -178,84 +154,91 @@ def with_set_timesteps(scheduler: Any, act: Callable[[Any, Any, float | None], N
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        act(self, device, mu)
+        plain = copy.copy(scheduler)
+        set_grid(plain, grid, device, mu)
+        vars(self).update(vars(plain))
 
+    return intercepted(scheduler, set_timesteps, "on a grid; use schedulers.place.with_grid")
+
+
+def intercepted(scheduler: Any, set_timesteps: Callable[..., None], how: str) -> Any:
+    """A copy of a scheduler with another `set_timesteps(self, …)`: the only class made on the way.
+
+    A pipeline reads the new function's signature. Saving the copy, or `with_grid` of it, raises
+    WrongUse with `how`: what it is that the config does not say, and what to do.
+    """
+    kind = type(scheduler)
+
+    class Intercepted(kind):  # type: ignore[misc, valid-type]
+        not_in_config = how
+
+        def save_config(self, *args: Any, **kwargs: Any) -> None:
+            check(False, "scheduler", kind.__name__, f"its config does not say that it is {how}")
+
+    Intercepted.set_timesteps = set_timesteps
+    Intercepted.__name__, Intercepted.__module__ = kind.__name__, kind.__module__
     changed = copy.copy(scheduler)
-    remedy = "its grid is not in its config: use laying.holding(scheduler, grid), which is saved"
-    changed.__class__ = passing(kind, set_timesteps, remedy)
+    changed.__class__ = Intercepted
     return changed
 
 
-def passing(kind: Any, set_timesteps: Any, remedy: str) -> Any:
-    """A scheduler class with another `set_timesteps`, which no config says, and so no file.
-
-    Whoever saves its schedulers gets a WrongUse with this remedy, before they write anything.
-    """
-
-    def save_config(self: Any, *args: Any, **kwargs: Any) -> None:
-        check(False, "scheduler", f"{kind.__name__}, which cannot be saved so", remedy)
-
-    return type(
-        kind.__name__, (kind,), {"set_timesteps": set_timesteps, "save_config": save_config}
-    )
-
-
 def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
-    """A grid as numbers of levels: as they are, or the nearest to a flow scheduler's sigmas.
+    """A grid as numbers of levels, or the nearest to a flow scheduler's sigmas before its shift.
 
     Raises WrongUse unless they fall strictly within 0 … T − 1.
     """
-    coordinates = Levels.from_diffusers(scheduler, mu=1.0)
-    size = len(coordinates.betas)
-    if coordinates.kind == "flow" and not _numbered(grid):
-        grid = [round(float(mix) * size) - 1 for mix in grid]
-    return check_timesteps(grid, size)
+    levels = Levels.from_diffusers(scheduler, 1.0)
+    if levels.kind == "flow" and not _numbered(grid):
+        grid = [round(float(share) * len(levels)) - 1 for share in grid]
+    return check_timesteps(grid, len(levels), "grid")
 
 
 def numbers_held(scheduler: Any, mu: float | None = None) -> list[int]:
-    """The numbers of the levels that a scheduler holds, without the end, each to the nearest.
+    """The number of the level nearest to the begin of each step that a scheduler has set.
 
     Raises WrongUse unless they fall strictly.
     """
-    coordinates = Levels.from_diffusers(scheduler, mu)
-    size = len(coordinates.betas)
+    levels = Levels.from_diffusers(scheduler, mu)
     if getattr(scheduler, "sigmas", None) is None:
         times = getattr(scheduler, "numbers", scheduler.timesteps)
-        return check_timesteps([int(t) for t in times if t >= 0], size)  # DDIM's may end in −1
-    levels, table = _levels(scheduler), NoiseSchedule(coordinates.betas).finite_sigmas
-    if coordinates.kind == "flow":
+        return check_timesteps([int(t) for t in times if t >= 0], len(levels))  # DDIM's may be −1
+    found, table = _begins(scheduler), levels.finite_sigmas
+    if levels.kind == "flow":
         table = table / (1 + table)
     else:
-        levels, table = np.log(levels), np.log(table)
-    return check_timesteps(np.abs(table - levels[:, None]).argmin(1), size)
+        found, table = np.log(found), np.log(table)
+    return check_timesteps(np.abs(table - found[:, None]).argmin(1), len(levels))
 
 
-def check_laid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:
-    """Raises WrongUse unless a scheduler holds the levels that the grid means, each to 1e-3."""
-    meant, levels = _meant(scheduler, grid, mu), _levels(scheduler)
-    same = len(meant) == len(levels) and np.allclose(levels, meant, rtol=1e-3, atol=1e-6)
-    if not same:
-        shown = ", ".join(f"{level:.4g}" for level in levels[:6])
-        raise WrongUse(
-            f"scheduler is {type(scheduler).__name__}, which holds the levels {shown}, … and not "
-            "those of the grid; build it by asddim_lib.schedulers.place.prepared"
-        )
+def check_set(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:
+    """Raises WrongUse unless a scheduler has the levels that the grid means, each to 1e-3."""
+    meant, found = _meant(scheduler, grid, mu), _begins(scheduler)
+    same = len(meant) == len(found) and np.allclose(found, meant, rtol=1e-3, atol=1e-6)
+    shown = ", ".join(f"{level:.4g}" for level in found[:6])
+    what = f"{type(scheduler).__name__} at the levels {shown}, …, not those of the grid"
+    check(same, "scheduler", what, "build it by schedulers.place.drawing")
 
 
 def _given(scheduler: Any, grid: Sequence[Any]) -> Any:
     """A grid as a scheduler's `set_timesteps` takes it: UniPC multiplies, and so needs an array."""
-    coordinates = Levels.from_diffusers(scheduler, mu=1.0)
-    if coordinates.kind == "flow":
-        size = len(coordinates.betas)
-        if _numbered(grid):
-            return (np.array(check_timesteps(grid, size)) + 1) / size
-        check_sigmas("grid", grid)
-        return np.array([float(sigma) for sigma in grid])
+    levels = Levels.from_diffusers(scheduler, 1.0)
+    if levels.kind == "flow":
+        return _shares(grid, len(levels))
     if takes(scheduler) == "timesteps" or not _numbered(grid):
         return list(grid)
-    numbers = np.asarray(grid, int)
-    levels = NoiseSchedule(coordinates.betas).finite_sigmas[numbers].tolist()
-    return levels if coordinates.kind == "edm" else [*levels, 0.0]
+    sigmas = levels.finite_sigmas[np.asarray(grid, int)].tolist()
+    return sigmas if levels.kind == "edm" else [*sigmas, 0.0]
+
+
+def _shares(grid: Sequence[Any], size: int) -> np.ndarray:
+    """A flow model's shares of noise before its shift, of numbers of levels or of shares."""
+    if _numbered(grid):
+        return (np.array(check_timesteps(grid, size, "grid")) + 1) / size
+    shares = np.array([float(share) for share in grid])
+    falling = bool((np.diff(shares) < 0).all() and 0 < shares[-1] and shares[0] <= 1)
+    remedy = "give strictly falling sigmas in (0, 1], without the 0 at the end"
+    check(falling, "grid", shares.tolist(), remedy)
+    return shares
 
 
 def _numbered(grid: Sequence[Any]) -> bool:
@@ -264,22 +247,25 @@ def _numbered(grid: Sequence[Any]) -> bool:
 
 
 def _meant(scheduler: Any, grid: Sequence[Any], mu: float | None) -> np.ndarray:
-    """The levels that a scheduler should hold for a grid, without the end."""
-    config = with_fixed_shift(completed(scheduler), mu)
-    coordinates = Levels.from_diffusers(config)
-    if coordinates.kind == "flow":
-        return flow_shift(np.asarray(_given(scheduler, grid), np.float64), config)
-    if coordinates.kind == "edm":
+    """The levels that a scheduler should have for a grid, without the end."""
+    levels = Levels.from_diffusers(scheduler, mu)
+    if levels.kind == "flow":
+        return levels.shifted(_shares(grid, len(levels)))
+    if levels.kind == "edm":
         return np.asarray(_given(scheduler, grid), np.float64)
-    return NoiseSchedule(coordinates.betas).finite_sigmas[np.asarray(grid, int)]
+    return levels.finite_sigmas[np.asarray(grid, int)]
 
 
-def _levels(scheduler: Any) -> np.ndarray:
-    """The levels that a scheduler holds, without the end; Heun's second stages are left out."""
+def _begins(scheduler: Any) -> np.ndarray:
+    """The levels at which a scheduler's steps begin; Heun's second stages are left out."""
     if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > 1:
-        levels = scheduler.sigmas.double().cpu().numpy()[:-1]
-        if levels[-1] == 0:  # it was handed the end as well, and has added one of its own
-            levels = levels[:-1]
-        return levels[::2] if scheduler.order == 2 and len(levels) > 1 else levels
-    schedule = noise_schedule(scheduler)  # of a VP scheduler without sigmas
-    return schedule.finite_sigmas[scheduler.timesteps.cpu().numpy().astype(int)]
+        found = scheduler.sigmas.cpu().double().numpy()[:-1]
+        if found[-1] == 0:  # it was given the end as well, and has added one of its own
+            found = found[:-1]
+        return found[::2] if scheduler.order == 2 and len(found) > 1 else found
+    table = Levels.from_diffusers(scheduler).finite_sigmas  # of a VP scheduler without sigmas
+    return table[scheduler.timesteps.cpu().numpy().astype(int)]
+
+
+#: Names until their users have changed: `drawing` and `with_grid`.
+prepared, holding = drawing, with_grid

@@ -9,12 +9,11 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from asddim_lib.errors import check
 from asddim_lib.levels import is_flow
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
-from asddim_lib.schedulers.dpm import DPMSolverGridScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
-from asddim_lib.schedulers.unipc import UniPCGridScheduler
+from asddim_lib.schedulers.multistep import DPMSolverGridScheduler, UniPCGridScheduler
 
 #: Of variance-preserving models. Euler's method is DDIM's in other variables. DPM-Solver++ is
-#: diffusers' own, which takes any grid there; `laying.holding` gives the one that saves it.
+#: diffusers' own, which takes any grid there; `place.with_grid` gives the one that saves it.
 SOLVERS: dict[str, tuple[Any, int]] = {
     "ddim": (ASDDIMScheduler, 1),
     "dpm++": (DPMSolverMultistepScheduler, 2),

@@ -1,0 +1,296 @@
+"""`TakesGrid`: the options by which every scheduler here places its steps.
+
+`grid` is an explicit grid. `allocation` names a method of `grids.table`, which may need a `profile`
+or read the paper's `p`, `lam`, `eps` and `reading`. `boundary` is the share of noise below which a
+second network takes over (Wan 2.2: the pipeline's `boundary_ratio`), where a step then begins. They
+are in the scheduler's config and so are saved with a pipeline. Without any of them a scheduler is
+diffusers' own, to the bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict, register_to_config
+from torch import Tensor
+
+from asddim_lib.errors import check
+from asddim_lib.grids.flow import flow_levels, of_a_pipeline
+from asddim_lib.grids.grid import numbers
+from asddim_lib.grids.table import DEFAULTS, check_allocation
+from asddim_lib.levels import (
+    Levels,
+    check_timesteps,
+    completed,
+    flow_shift,
+    for_class,
+    is_flow,
+    share_of,
+    with_boundary,
+    with_fixed_shift,
+)
+
+log = logging.getLogger(__name__)
+
+#: What each scheduler here takes besides the settings of its diffusers class.
+OPTIONS: dict[str, Any] = {**DEFAULTS, "grid": None, "boundary": None}
+#: Options that only some methods read. At their default they are in no other scheduler's config.
+PAPER_OPTIONS, PAPER = ("p", "lam", "eps", "reading"), ("noise", "gradient", "combined")
+#: Settings that describe the model. Their defaults differ between classes, so a config states them.
+MODEL = {
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "clip_sample",
+    "thresholding",
+    "set_alpha_to_one",
+    "shift",
+    "use_dynamic_shifting",
+    "use_flow_sigmas",
+    "flow_shift",
+}
+
+
+def init_of(parent: Any) -> Callable[..., None]:
+    """An `__init__` that takes the settings of the class `parent`, and `OPTIONS` by name.
+
+    Its signature lists them all: diffusers reads there which settings a config may have.
+    """
+    theirs = inspect.signature(parent.__init__).parameters
+    named = inspect.Parameter.KEYWORD_ONLY
+    ours = [inspect.Parameter(name, named, default=value) for name, value in OPTIONS.items()]
+
+    def initialise(self: Any, *args: Any, **settings: Any) -> None:
+        # By now every setting is in the config. Tables do not follow torch.set_default_device.
+        with torch.device("cpu"):
+            parent.__init__(self, **{name: self.config[name] for name in list(theirs)[1:]})
+            self._check_options()
+
+    signature = inspect.Signature([*theirs.values(), *ours])
+    initialise.__signature__ = signature  # type: ignore[attr-defined]
+    return register_to_config(initialise)
+
+
+class TakesGrid:
+    """Mixed in before a diffusers scheduler class; `__init__` is then `init_of` that class."""
+
+    config: Any
+    register_to_config: Callable[..., None]
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **changes: Any
+    ) -> Any:
+        """As diffusers' `from_config`, from any scheduler of the same kind of model.
+
+        Settings of the model that the config leaves out are those of its own class. An `allocation`
+        among the `changes` replaces the config's grid, and a `grid` its allocation. Raises WrongUse
+        for another kind of model, and for a change that is no setting.
+        """
+        remedy = "give pipe.scheduler.config"
+        check(isinstance(config, Mapping), "config", type(config).__name__, remedy)
+        ahead = changes.pop("look_ahead", config.get("look_ahead", 0))  # version 0.2 had it
+        remedy = "it gained nothing and is gone: set it to 0, which draws other pictures"
+        check(ahead == 0, "look_ahead", ahead, remedy)
+        known = inspect.signature(cls.__init__).parameters
+        for name in () if return_unused_kwargs else changes:
+            check(name in known, name, changes[name], f"{cls.__name__} has no such setting")
+        if changes.get("grid") is not None:
+            changes = {"allocation": "uniform", "profile": None, **changes}
+        elif "allocation" in changes:
+            changes = {"grid": None, **changes}
+        stated = for_class(cls, config)
+        stated.pop("look_ahead", None)
+        source = cls._translated(dict(stated), changes)
+        unstated = set(config.get("_use_default_values", ())) - MODEL
+        changed = {key for key, value in source.items() if value is not stated.get(key)}
+        source["_use_default_values"] = list(unstated - changed)
+        return super().from_config(source, return_unused_kwargs, **changes)  # type: ignore[misc]
+
+    @classmethod
+    def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a source scheduler, all stated, as this class names them."""
+        raise NotImplementedError
+
+    def _check_options(self) -> None:
+        """Checks a new scheduler's options, reads its grid, and settles what its config states."""
+        config = self.config
+        allocation, grid, boundary = (config[key] for key in ("allocation", "grid", "boundary"))
+        check_allocation(allocation, config["profile"])
+        remedy = "give a flow model the share of noise where the second network begins, as 0.875"
+        within = boundary is None or (self._flow and 0 < boundary < 1)
+        check(within, "boundary", boundary, remedy)
+        remedy = "a grid states where the steps are: give grid=None, or no allocation"
+        check(grid is None or allocation == "uniform", "allocation", allocation, remedy)
+        inverted = config.get("invert_sigmas", False)
+        remedy = "its levels are reversed: give no allocation, grid or boundary"
+        check(not (inverted and self.places_steps), "invert_sigmas", inverted, remedy)
+        if grid is not None:
+            self.register_to_config(grid=self._read(grid))
+        stated = dict(self.config)
+        unread = () if allocation in PAPER else PAPER_OPTIONS
+        for name in (*unread, "boundary"):
+            if stated[name] == OPTIONS[name]:
+                del stated[name]
+        unstated = set(stated.pop("_use_default_values", ())) & stated.keys() - MODEL
+        stated |= {"_use_default_values": sorted(unstated)} if unstated else {}
+        self._internal_dict = FrozenDict({**stated, "_class_name": type(self).__name__})
+
+    @property
+    def _flow(self) -> bool:
+        return is_flow(self)
+
+    @property
+    def places_steps(self) -> bool:
+        """Whether it places its steps itself, rather than as diffusers' class does."""
+        options = (self.config[key] for key in ("grid", "boundary") if key in self.config)
+        return self.config["allocation"] != "uniform" or any(one is not None for one in options)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Sets K steps by the scheduler's grid or allocation, or those of a given grid.
+
+        A grid of another number of steps is interpolated in log σ, with a warning. Given
+        `timesteps` are whole numbers; given `sigmas` are as ComfyUI, A1111 and diffusers print
+        them, the last 0 optional. A flow model takes sigmas alone, before its shift; `mu` is the
+        shift that depends on the picture's size. They take precedence over the scheduler's own
+        steps, with a warning, unless they are what a pipeline passes by itself. Raises WrongUse for
+        what is no grid of this model, and where `mu` is missing.
+        """
+        given, name = (timesteps, "timesteps") if sigmas is None else (sigmas, "sigmas")
+        remedy = "give a list of numbers, one for each step"
+        check(given is None or (np.ndim(as_array(given)) and len(given)), name, given, remedy)
+        count = num_inference_steps if given is None else len(given)
+        size = self.config["num_train_timesteps"]
+        plain = of_a_pipeline(sigmas, timesteps, size) if self._flow else given is None
+        with torch.device("cpu"):
+            if not plain:
+                if self.places_steps:
+                    log.warning(
+                        "the call gives %s a grid, which takes precedence over its own grid or "
+                        "allocation; leave it out, or use schedulers.place.with_grid",
+                        type(self).__name__,
+                    )
+                self._set_given(num_inference_steps, device, timesteps, sigmas, mu)
+            elif self.places_steps:
+                self._set(self._own_steps(count, mu), device)
+            else:
+                self._set_uniform(count, device, timesteps, sigmas, mu)
+
+    def _set(self, grid: Any, device: Any) -> None:
+        """Sets K falling timesteps, or a flow model's shares of noise after its shift."""
+        raise NotImplementedError
+
+    def _set_uniform(
+        self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
+    ) -> None:
+        """Sets what diffusers' own class sets."""
+        raise NotImplementedError
+
+    def _set_given(
+        self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
+    ) -> None:
+        """Sets a call's own grid."""
+        twice = timesteps is not None and (steps is not None or sigmas is not None)
+        check(not twice, "num_inference_steps, timesteps and sigmas", "given together", "give one")
+        if self._flow:
+            check(timesteps is None, "timesteps", "given", "it is a flow model: give sigmas")
+            shift = with_fixed_shift(completed(self), mu)
+            self._set(flow_shift(np.array(self._read(sigmas, "sigmas")), shift), device)
+        else:
+            given, name = (timesteps, "timesteps") if sigmas is None else (sigmas, "sigmas")
+            self._set(self._read(given, name), device)
+
+    def _read(self, values: Any, name: str = "grid") -> list[Any]:
+        """A given grid as the config has it: whole timesteps, or a flow model's shares of noise.
+
+        Those have the shift in them. Raises WrongUse, naming `name`, for what is no such grid.
+        """
+        given = values.tolist() if isinstance(values, Tensor) else values
+        config, whole = {**completed(self), "invert_sigmas": False}, name != "sigmas"
+        levels = Levels.from_diffusers(config, 1.0)  # any mu: shares have the shift in them
+        sigmas = levels.grid_of(given, name, whole=whole)[:-1]
+        if not self._flow:
+            if name == "timesteps":
+                return list(check_timesteps(given, len(levels), name))
+            remedy = "sigmas that begin so low are a flow model's: give whole timesteps"
+            high = levels.are_timesteps(np.asarray(given)) or sigmas[0] > 1
+            check(name != "grid" or high, name, list(given), remedy)
+            return list(levels.nearest(sigmas))
+        if whole and levels.are_timesteps(np.asarray(given)):
+            shares = share_of(Levels.from_diffusers(config).grid_of(given, name)[:-1])
+        else:
+            shares = np.minimum(np.asarray(given, np.float64)[: len(sigmas)], 1.0)
+        times = np.float32(shares) * np.float32(len(levels))
+        remedy = "two of its steps are the same in float32: leave one out"
+        check(bool((np.diff(times) < 0).all()), name, list(given), remedy)
+        return [float(share) for share in shares]
+
+    def _own_steps(self, steps: int | None, mu: float | None) -> Any:
+        """K steps by the scheduler's grid or allocation, as `_set` takes them."""
+        grid, boundary = self.config["grid"], self.config.get("boundary")
+        whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool) and steps >= 1
+        check(whole, "num_inference_steps", steps, "give a whole number, at least 1")
+        assert steps is not None
+        if grid is not None and len(grid) != steps:
+            log.warning("a grid of %d steps is interpolated to %d steps", len(grid), steps)
+            grid = self._resampled(grid, steps)
+        if not self._flow:
+            return numbers(self, steps, {}) if grid is None else grid
+        if grid is None:
+            config = with_fixed_shift(completed(self), mu)
+            grid = flow_levels(config, steps)
+        return grid if boundary is None else with_boundary(np.asarray(grid), boundary)
+
+    def _resampled(self, grid: list[Any], steps: int) -> Any:
+        """The grid at another number of steps."""
+        if self._flow:
+            return resampled(np.array(grid), steps, 1 / self.config["num_train_timesteps"])
+        levels = Levels.from_diffusers(self)
+        remedy = f"only {grid[0] + 1} timesteps lie within the grid: give fewer"
+        check(steps <= grid[0] + 1, "num_inference_steps", steps, remedy)
+        table = levels.finite_sigmas
+        return levels.nearest(resampled(table[grid], steps, table[0]))
+
+
+def as_array(values: Any) -> np.ndarray | None:
+    """A list, array or tensor as an array; None for a ragged one."""
+    try:
+        return np.asarray(values.tolist() if isinstance(values, Tensor) else values)
+    except ValueError:
+        return None
+
+
+def kind_of(source: Mapping[str, Any]) -> str:
+    """The kind of model that a stated config is of. Raises WrongUse as `Levels` does."""
+    betas = source.get("trained_betas") is not None or "beta_schedule" in source
+    if betas and not is_flow(source) and source.get("timestep_type") != "continuous":
+        return "vp"  # whatever its betas
+    return Levels.from_diffusers({**source, "invert_sigmas": False}, 1.0).kind  # with any shift
+
+
+def resampled(sigmas: np.ndarray, steps: int, lowest: float) -> np.ndarray:
+    """`steps` falling σ along a grid of σ: log σ is interpolated, as by Align Your Steps.
+
+    `lowest` stands for the end of the last step, whose logarithm is infinite where it is 0.
+    """
+    ends = sigmas[-1] > lowest * (1 + 1e-6)
+    points = np.log(np.append(sigmas, lowest) if ends else sigmas)
+    at = np.linspace(0, 1, steps + 1)[:-1] if ends or steps == 1 else np.linspace(0, 1, steps)
+    found = np.exp(np.interp(at, np.linspace(0, 1, len(points)), points))
+    found[0] = sigmas[0]
+    return found
