@@ -25,7 +25,7 @@ from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Drawn, Run
-from asddim_lib.schedulers.place import prepared
+from asddim_lib.schedulers.place import drawing
 from asddim_lib.schedulers.solvers import solver_of
 from experiments.setting import Batch, Cell, Setting, batches, cells, references
 from experiments.shards import ALONE, Shard
@@ -127,7 +127,7 @@ class _Painter:
 
     def _scheduler(self, cell: Cell) -> Any:
         kind = solver_of(cell.solver, self.source)[0]
-        scheduler = prepared(kind, self.source, self.setting.end)
+        scheduler = drawing(kind, self.source, self.setting.end)
         scheduler.strict = False  # one picture's fault does not stop the batch: see `Drawn.finite`
         return scheduler
 

@@ -17,7 +17,7 @@ from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import prepared
+from asddim_lib.schedulers.place import drawing
 from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tuning.tune import tune
 from experiments.draw import claim
@@ -194,7 +194,7 @@ class _Finder:
         """What `tune` returns for a cell, where the cell's solver on its own grid is current."""
         setting, own = self.setting, self.pipe.scheduler
         kind = solver_of(cell.solver, own)[0]
-        self.pipe.scheduler = prepared(kind, own, setting.end)
+        self.pipe.scheduler = drawing(kind, own, setting.end)
         try:
             found = tune(
                 self.pipe,

@@ -24,7 +24,7 @@ from asddim_lib import (
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import Levels, with_boundary
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import hold, prepared, set_grid
+from asddim_lib.schedulers.place import drawing, hold, set_grid
 from tests.tiny import SD
 from tests.zoo import ZOO
 from tests.zoo.first import built, counted, stopped
@@ -174,7 +174,7 @@ def test_at_its_first_step_a_scheduler_holds_what_was_meant(name):
     own = run.pipe.scheduler
     assert (Levels.from_diffusers(own, mu=0.0).kind == "flow") == flow
     for kind, grid in itertools.product(kinds(name), (NUMBERS, SHARES) if flow else (NUMBERS,)):
-        scheduler = prepared(kind, own)
+        scheduler = drawing(kind, own)
         before, held = state(scheduler), hold(scheduler, grid)
         with stopped(held):
             call(run, held)
@@ -195,7 +195,7 @@ def test_at_its_first_step_a_scheduler_holds_what_was_meant(name):
 @pytest.mark.parametrize("name", ["sana", "wan-2.1", "sd3"])
 def test_diffusers_own_unipc_takes_a_flow_grid_too(name):
     run = run_of(name)
-    held = hold(prepared(UniPCMultistepScheduler, run.pipe.scheduler), SHARES)
+    held = hold(drawing(UniPCMultistepScheduler, run.pipe.scheduler), SHARES)
     assert torch.isfinite(call(run, held)).all()
     assert len(held.timesteps) == len(SHARES)
 
@@ -206,7 +206,7 @@ def test_diffusers_own_unipc_takes_a_flow_grid_too(name):
 )
 def test_one_call_s_grid_does_not_leak_into_another(name, kind):
     run = run_of(name)
-    scheduler = prepared(kind, run.pipe.scheduler)
+    scheduler = drawing(kind, run.pipe.scheduler)
     one, other = hold(scheduler, NUMBERS), hold(scheduler, [950, 400, 30])
     first = call(run, one)
     assert not torch.equal(call(run, other, 3), first)
@@ -220,7 +220,7 @@ def test_a_flow_model_s_config_is_refused_by_ddim_in_one_line_whatever_its_shift
         with pytest.raises(WrongUse, match=r"^config is a flow-matching scheduler's; [^\n]*$"):
             ASDDIMScheduler.from_config(FlowMatchEulerDiscreteScheduler(**config).config)
     with pytest.raises(WrongUse, match=r"^config is of a vp scheduler; [^\n]*$"):
-        prepared(ASFlowScheduler, ASDDIMScheduler(**SD), "zero")
+        drawing(ASFlowScheduler, ASDDIMScheduler(**SD), "zero")
 
 
 # the shift by a picture's size

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.levels import Levels, completed
-from asddim_lib.schedulers.place import check_set, holding, prepared
+from asddim_lib.schedulers.mixin import OPTIONS
+from asddim_lib.schedulers.place import check_set, drawing, with_grid
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
 WAN = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
@@ -29,10 +30,10 @@ def remade(kind, source, from_file, **changes):
 def shifts(scheduler):
     """The shift of a flow scheduler, by all that take it from there."""
     yield Levels.from_diffusers(scheduler).shift
-    for made in (prepared(ASFlowScheduler, scheduler), prepared(type(scheduler), scheduler)):
+    for made in (drawing(ASFlowScheduler, scheduler), drawing(type(scheduler), scheduler)):
         yield made.shift
     levels = sigmas(scheduler, 2, shifted=True, allocation="trailing")
-    held = holding(scheduler, [1.0, 0.5])
+    held = with_grid(scheduler, [1.0, 0.5])
     held.set_timesteps(2)
     for level in (levels[1], float(held.sigmas[1])):
         yield level / (1 - level)
@@ -76,7 +77,7 @@ def test_a_grid_that_an_earlier_class_laid_is_not_the_scheduler_s(left, from_fil
 def test_what_ddim_clips_and_where_it_ends_is_not_euler_s(from_file):
     ddim = diffusers.DDIMScheduler(**SD, clip_sample=True, set_alpha_to_one=False)
     made = remade(diffusers.EulerDiscreteScheduler, ddim, from_file)
-    ours = prepared(ASDDIMScheduler, made)
+    ours = drawing(ASDDIMScheduler, made)
     assert (ours.config["clip_sample"], ours.config["set_alpha_to_one"]) == (False, True)
     assert Levels.from_diffusers(made).ends_at_zero
 
@@ -96,7 +97,7 @@ def test_of_an_unknown_class_all_settings_count():
     assert completed(config) == config
     assert timesteps(config, 5) == timesteps(config, 5, allocation="logsnr")
     ours = {**SD, "beta_schedule": "linear", "_class_name": "ASDDIMScheduler"}
-    assert completed(ours) == {**named(ASDDIMScheduler(**SD)), "_class_name": "ASDDIMScheduler"}
+    assert completed(ours) == {**OPTIONS, **named(ASDDIMScheduler(**SD))}
 
 
 def test_what_a_user_adds_to_a_config_counts():

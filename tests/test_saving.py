@@ -88,7 +88,7 @@ HELD = {
 def test_a_scheduler_that_no_file_can_hold_is_not_saved(kind, name, tmp_path):
     pipe, _ = sd()
     pipe.scheduler = HELD[name](kind.from_config(pipe.scheduler.config))
-    remedy = "laying.holding" if name.startswith("hold") else "stop it after loading"
+    remedy = "with_grid" if name.startswith("hold") else "stopped"
     for one in (pipe.scheduler, pipe):
         with pytest.raises(WrongUse, match=rf"^scheduler is {kind.__name__}[^\n]*{remedy}[^\n]*$"):
             one.save_pretrained(tmp_path)

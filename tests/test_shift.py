@@ -9,7 +9,7 @@ from asddim_lib import ASFlowScheduler, calibrate
 from asddim_lib.calibration import record
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import holding
+from asddim_lib.schedulers.place import with_grid
 from tests.zoo.entry import PROMPTS, entry
 from tests.zoo.first import counted
 
@@ -43,7 +43,7 @@ def test_what_is_judged_is_what_is_returned(name):
     one = entry(name)
     run = one.run(shift_steps=len(GRID)).prepared_with(ASFlowScheduler)
     judged = run.ends(GRID)
-    made = holding(run.scheduler, GRID, run.mu)
+    made = with_grid(run.scheduler, GRID, run.mu)
     mix = (np.array(GRID) + 1) / 1000
     levels = Levels.from_diffusers(one.pipe.scheduler, run.mu).shifted(mix)
     np.testing.assert_allclose(made.config["grid"], levels, rtol=1e-6)

@@ -191,7 +191,7 @@ def test_what_is_no_grid_is_refused(kind, wrong):
 
 
 def test_unipc_refuses_timesteps_for_flow_matching():
-    with pytest.raises(WrongUse, match="use_flow_sigmas"):
+    with pytest.raises(WrongUse, match="timesteps"):
         UniPCGridScheduler(use_flow_sigmas=True).set_timesteps(timesteps=[5, 3])
 
 

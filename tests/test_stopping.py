@@ -15,7 +15,7 @@ from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.multistep import UniPCGridScheduler
-from asddim_lib.schedulers.place import holding, prepared, set_grid
+from asddim_lib.schedulers.place import drawing, set_grid, with_grid
 from experiments.stopping import EIGHT, FEW, XL, Stop, stopped, stopping
 from tests.tiny import SD, easy, sd3
 
@@ -83,10 +83,9 @@ def test_wrong_stops_are_named():
 
 def test_a_stop_is_not_lost_where_a_grid_is_held():
     plain, grid = ASDDIMScheduler(**SD), [999, 500, 100]
-    line = r"^scheduler is ASDDIMScheduler, stopped at 0.1, .*; hold the grid first, and then stop"
-    with pytest.raises(ValueError, match=line):
-        holding(stopped(plain, 0.1), grid)
-    both = stopped(holding(plain, grid), 0.1)
+    with pytest.raises(ValueError, match=r"^scheduler is ASDDIMScheduler, stopped at 0.1"):
+        with_grid(stopped(plain, 0.1), grid)
+    both = stopped(with_grid(plain, grid), 0.1)
     both.set_timesteps(3)
     assert both.timesteps.tolist() == grid
     assert float(both.final_alpha_cumprod) == pytest.approx(1 / (1 + 0.1**2))
@@ -103,16 +102,18 @@ def test_ddim_and_its_first_steps_stop_at_the_same_sample():
         return values
 
     run = Run(pipe, PROMPTS, guidance_scale=1.0, options=SMALL)
-    scheduler = stopped(prepared(ASDDIMScheduler, pipe.scheduler), sigma)
+    scheduler = stopped(drawing(ASDDIMScheduler, pipe.scheduler), sigma)
     ends = replace(run, scheduler=scheduler).ends(grid[:-1])
-    watched = {**SMALL, "callback_on_step_end": keep}
-    replace(run, options=watched).prepared_with(ASDDIMScheduler).ends(grid)
+    drawn = with_grid(drawing(ASDDIMScheduler, pipe.scheduler), grid)
+    both = slice(0, 2)
+    how = {"num_inference_steps": 4, "output_type": "latent", "callback_on_step_end": keep}
+    run.call(both, drawn, run.generators(both), **how)
     torch.testing.assert_close(ends, seen[2])
 
 
 @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCGridScheduler])
 def test_other_solvers_end_where_they_are_told(kind):
-    scheduler = stopped(prepared(kind, {**SD, "_class_name": "DDIMScheduler"}), 0.2)
+    scheduler = stopped(drawing(kind, {**SD, "_class_name": "DDIMScheduler"}), 0.2)
     set_grid(scheduler, [999, 700, 300])
     assert float(scheduler.sigmas[-1]) == pytest.approx(0.2)
     np.testing.assert_allclose(scheduler.sigmas[:-1], SCHEDULE.sigmas[[999, 700, 300]], rtol=1e-5)
@@ -120,10 +121,10 @@ def test_other_solvers_end_where_they_are_told(kind):
 
 def test_a_flow_model_ends_at_a_share_of_noise():
     pipe, how = sd3()
-    scheduler = stopped(prepared(ASFlowScheduler, pipe.scheduler), 0.25)
+    scheduler = stopped(drawing(ASFlowScheduler, pipe.scheduler), 0.25)
     set_grid(scheduler, [999, 700, 300])
     assert float(scheduler.sigmas[-1]) == pytest.approx(0.2)
-    own = prepared(ASFlowScheduler, pipe.scheduler)
+    own = drawing(ASFlowScheduler, pipe.scheduler)
     set_grid(own, [999, 700, 300])
     assert float(own.sigmas[-1]) == 0.0
     torch.testing.assert_close(own.sigmas[:-1], scheduler.sigmas[:-1])

@@ -168,6 +168,7 @@ def _falling_timesteps(scheduler: Any) -> list[Any]:
     if getattr(scheduler, "order", 1) == 2:  # it evaluates the network twice in each step
         times = times[::2]
     times = times[np.append(True, np.diff(times) != 0)]  # PNDM repeats one
+    times = times[::-1] if times[0] < times[-1] else times  # inversion's rise
     if getattr(scheduler, "sigmas", None) is None:
         times = times[times >= 0]  # DDIM's trailing steps end in −1 for K of 61, 103, …
     return [int(t) for t in times] if np.all(times == np.floor(times)) else times.tolist()

@@ -16,7 +16,7 @@ from asddim_lib.grids.uniform import uniform
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.pipeline.calls import parameters
 from asddim_lib.pipeline.recording import frozen
-from asddim_lib.schedulers.place import hold, prepared
+from asddim_lib.schedulers.place import drawing, hold
 from asddim_lib.schedulers.solvers import own_scheduler
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _seen(run: Run, ends: Tensor, encoder: Encoder, count: int) -> Tensor:
 def _decoded(run: Run, batch: slice, ends: Tensor) -> Tensor:
     own, steps = run.pipe.scheduler, _steps_of_one(run)
     grid = uniform("trailing", len(run.schedule), steps)
-    scheduler = hold(prepared(own_scheduler(own), own), grid)
+    scheduler = hold(drawing(own_scheduler(own), own), grid)
     kind, derived = type(scheduler), torch.is_grad_enabled() and ends.requires_grad
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from asddim_lib.levels import Levels, completed
 from asddim_lib.pipeline.calls import one_step_more
 from asddim_lib.pipeline.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
 from asddim_lib.pipeline.replay import Capture, Replay, replayed
-from asddim_lib.schedulers.place import prepared
+from asddim_lib.schedulers.place import drawing
 from asddim_lib.sensitivity import PRODUCTS
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def _recorder(run: Run) -> Any:
     remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
     check(kind in ("vp", "flow"), "pipe.scheduler", f"an {kind.upper()} one", remedy)
     if kind == "flow":
-        recorder = prepared(FlowRecorderScheduler, source, "zero")
+        recorder = drawing(FlowRecorderScheduler, source, "zero")
         recorder.register_to_config(stochastic_sampling=False)
         return recorder
-    recorder = prepared(RecorderScheduler, source, "sigma_min")
+    recorder = drawing(RecorderScheduler, source, "sigma_min")
     plain = {"allocation": "trailing", "profile": None, "clip_sample": False}
     recorder.register_to_config(**plain, thresholding=False)
     return recorder

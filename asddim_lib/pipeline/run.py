@@ -23,7 +23,7 @@ from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.pipeline import calls, manifest
 from asddim_lib.pipeline.recording import Measure, Probes, record_path
-from asddim_lib.schedulers.place import hold, prepared
+from asddim_lib.schedulers.place import drawing, hold
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class Run:
 
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""
-        return replace(self, scheduler=prepared(kind, self.config, self.end))
+        return replace(self, scheduler=drawing(kind, self.config, self.end))
 
     def path(
         self,

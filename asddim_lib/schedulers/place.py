@@ -267,5 +267,5 @@ def _begins(scheduler: Any) -> np.ndarray:
     return table[scheduler.timesteps.cpu().numpy().astype(int)]
 
 
-#: Names until their users have changed: `drawing` and `with_grid`.
+#: Names until every branch has changed.
 prepared, holding = drawing, with_grid

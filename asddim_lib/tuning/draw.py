@@ -29,7 +29,7 @@ from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.manifest import of_pipeline, of_values
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import holding, numbers_held, prepared
+from asddim_lib.schedulers.place import drawing, numbers_held, with_grid
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tuning.goals import Goal, Seen, distances
 from asddim_lib.tuning.verify import CURRENT, LEAST
@@ -126,14 +126,14 @@ class Setup:
         self.order = 1
         if self.solver is not None:
             kind, self.order = solver_of(self.solver, own)
-            kind = type(holding(prepared(kind, own), even, self.mu))
+            kind = type(with_grid(drawing(kind, own), even, self.mu))
         else:
             try:
-                kind = type(holding(own, even, self.mu))
+                kind = type(with_grid(own, even, self.mu))
                 self.order = min(2, completed(own).get("solver_order", 1))
             except WrongUse:  # no class of ours has its solver
                 kind = own_scheduler(own)
-        self._plain = prepared(kind, own)
+        self._plain = drawing(kind, own)
         trial = self.sampler(even)
         asked = _asked(self.run, trial.scheduler, self.steps)
         same = _times(asked) == _times(self._set(trial.scheduler))
@@ -183,14 +183,14 @@ class Setup:
         """
         steps = min(max(self.reference_steps, 2 * self.steps), self.size)
         kind, _ = solver_of("dpm++", self.run.pipe.scheduler)
-        plain = prepared(kind, self.run.pipe.scheduler)
+        plain = drawing(kind, self.run.pipe.scheduler)
         even = uniform("trailing", self.size, steps)
-        return Sampler("fine", holding(plain, even, self.mu), steps, steps)
+        return Sampler("fine", with_grid(plain, even, self.mu), steps, steps)
 
     def sampler(self, grid: Sequence[int]) -> Sampler:
         """The solver on a grid: its scheduler is ready for `pipe.scheduler`."""
         name, count = " ".join(map(str, grid)), len(grid)
-        return Sampler(name, holding(self._plain, grid, self.mu), count, count)
+        return Sampler(name, with_grid(self._plain, grid, self.mu), count, count)
 
     def trials(self, places: Sequence[int]) -> Trials:
         """The pictures of some of the prompts."""

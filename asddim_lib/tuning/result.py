@@ -15,7 +15,7 @@ import pandas as pd
 from asddim_lib import schedulers
 from asddim_lib.cache import DamagedFile, seal, sealed, write_whole
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.schedulers.place import prepared
+from asddim_lib.schedulers.place import drawing
 from asddim_lib.tuning.draw import Sampler, Setup, Trials
 from asddim_lib.tuning.report import markdown, summary
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST, Comparison, Decision
@@ -102,7 +102,7 @@ class Tuned:
         usable = argument in self.setting["takes"] and not clips and not flow_dpm
         if not (self.changed and usable):
             return None
-        scheduler = prepared(getattr(diffusers, name), config)
+        scheduler = drawing(getattr(diffusers, name), config)
         if name.startswith("Euler"):  # whose first sample then has DDIM's scale
             scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading")
         return scheduler, {argument: self.grid if argument == "timesteps" else self.sigmas}

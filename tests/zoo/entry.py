@@ -10,7 +10,7 @@ from asddim_lib import ASDDIMScheduler, ASFlowScheduler
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import prepared
+from asddim_lib.schedulers.place import drawing
 from tests import tiny, zoo
 from tests.zoo.first import built
 
@@ -77,7 +77,7 @@ class Entry:
     def watched(self, seen, nudge=None):
         """Our scheduler on any grid, which ends where a recorded path ends."""
         kind = watched(self.scheduler, seen, nudge)
-        return prepared(kind, self.pipe.scheduler, "zero" if self.flow else "sigma_min")
+        return drawing(kind, self.pipe.scheduler, "zero" if self.flow else "sigma_min")
 
 
 @functools.cache

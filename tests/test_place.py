@@ -30,7 +30,7 @@ from asddim_lib import (
 )
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import noise_schedule
-from asddim_lib.schedulers.place import check_set, prepared, set_grid
+from asddim_lib.schedulers.place import check_set, drawing, set_grid
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -74,7 +74,7 @@ def test_a_scheduler_holds_the_grid_that_was_laid(kind, grid, data):
         grid = [t // 20 * 20 + 19 for t in sorted({t // 20 for t in grid}, reverse=True)]
         grid = sorted({t % 1000 for t in (19 + 20 * (g // 20) for g in grid)}, reverse=True)
     spacing = data.draw(st.sampled_from(["leading", "trailing", "linspace"]))
-    scheduler = prepared(kind, configured(kind, flag, spacing), "zero")
+    scheduler = drawing(kind, configured(kind, flag, spacing), "zero")
     set_grid(scheduler, grid)
     asked = scheduler.timesteps.tolist()
     asked = asked[:1] + asked[1::2] if kind is HeunDiscreteScheduler else asked
@@ -94,7 +94,7 @@ def test_a_flow_scheduler_holds_the_shifted_grid(allocation, shift, steps, flag)
     config = FlowMatchEulerDiscreteScheduler(shift=shift, **{flag: True}).config
     with pytest.raises(WrongUse, match=f"{flag} is True; it overrides the grid"):
         sigmas(config, steps, allocation=allocation)
-    scheduler = prepared(FlowMatchEulerDiscreteScheduler, config)
+    scheduler = drawing(FlowMatchEulerDiscreteScheduler, config)
     grid = sigmas(scheduler, steps, allocation=allocation)
     set_grid(scheduler, grid)
     used = sigmas(scheduler, steps, allocation=allocation, shifted=True)
@@ -128,9 +128,9 @@ def test_a_scheduler_that_holds_another_grid_is_found_out():
     with pytest.raises(WrongUse, match="scheduler is UniPCMultistepScheduler"):
         set_grid(UniPCMultistepScheduler(**SD), [900, 500])
     with pytest.raises(WrongUse, match="end is sigma_min; HeunDiscreteScheduler always ends"):
-        prepared(HeunDiscreteScheduler, SD, "sigma_min")
+        drawing(HeunDiscreteScheduler, SD, "sigma_min")
     with pytest.raises(WrongUse, match="end is nowhere; use one of zero, sigma_min"):
-        prepared(ASDDIMScheduler, SD, "nowhere")
+        drawing(ASDDIMScheduler, SD, "nowhere")
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "noise", "karras", "beta", "ays-sd15"])
