@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from asddim_lib.errors import check
-from experiments.score import better_of
+from experiments.contest import better_of
 
 #: A figure of each method from its records' values of one column (… × n).
 Average = Callable[[np.ndarray], np.ndarray]

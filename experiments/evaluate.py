@@ -28,6 +28,7 @@ from asddim_lib.models.prompts import check_prompts, load_prompts
 from experiments import attributes
 from experiments.draw import file_hash, generate
 from experiments.grids import find_grids, grid_file
+from experiments.records import read_records
 from experiments.score import has_attributes, judge, real_figures, summarize
 from experiments.setting import Batch, Cell, Setting, batches, needs, references
 from experiments.shards import ALONE, Shard
@@ -142,22 +143,6 @@ def _check_networks(
         real.network(device)
     for encoder in filter(None, (setting.encoder, setting.check_encoder)):
         load_encoder(encoder, device)
-
-
-def read_records(out: str | os.PathLike) -> pd.DataFrame:
-    """An experiment's records. Raises WrongUse where the file does not hold what was written."""
-    file, provenance_file = Path(out) / "records.parquet", Path(out) / "provenance.json"
-    try:
-        wanted = None
-        if provenance_file.exists():
-            wanted = json.loads(provenance_file.read_text()).get("records_sha256")
-        same = wanted in (None, file_hash(file))
-        check(same, "its checksum", "another", "provenance.json has the right one")
-        return pd.read_parquet(file)
-    except (ValueError, OSError) as error:  # Arrow's errors are of either kind
-        reason = f"{file} is damaged ({str(error).splitlines()[0]})"
-        remedy = "run the same command again: it is made from the pictures"
-        raise WrongUse(f"{reason}; {remedy}") from error
 
 
 def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from asddim_lib.errors import check
 from asddim_lib.models.load import data_folder
-from experiments.evaluate import read_records
+from experiments.records import read_records
 
 
 class Figure(NamedTuple):

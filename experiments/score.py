@@ -12,22 +12,13 @@ import torch
 from torch import Tensor
 
 from asddim_lib import metrics
-from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import embed, load_encoder
 from asddim_lib.metrics.features.reference import Reference
-from asddim_lib.metrics.intervals import Better, Test
 from asddim_lib.models.load import Pipeline, device_of
 from experiments import attributes
 from experiments.fine import Seen, beside_fine, joined
 from experiments.setting import Batch, Cell, Setting, batches, cells, evaluations, references
 from experiments.store import load
-
-#: The direction in which each column of the records improves; `right_…` columns are all "higher".
-BETTER: dict[str, Better] = {
-    **dict.fromkeys(("distance", "embedding", "looks", "seconds"), "lower"),
-    **dict.fromkeys(("kid_share", "own_kid_share"), "lower"),
-    "clip": "higher",
-}
 
 
 def judge(
@@ -103,6 +94,7 @@ def _judged(
         {
             **asdict(batch.cell),
             "index": index,
+            "prompt": table["prompt"].to_numpy(),
             **({"category": table["category"].to_numpy()} if "category" in table else {}),
             **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
             "nfe": evaluations(pipe, setting, batch.cell),
@@ -145,7 +137,8 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
             "nfe": int(every["nfe"].iloc[0]),
         }
         if cell in features and len(judged) > 1:
-            row |= _against_reference(features[cell], attributes.reference_features())
+            goal = attributes.reference_features()
+            row |= _frechet(features[cell], goal, clusters=judged["prompt"])
         row |= figures(judged)
         seconds = every["seconds"].drop_duplicates()
         row["seconds"] = float(seconds.median())
@@ -156,31 +149,34 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
 
 
 def figures(judged: pd.DataFrame) -> dict[str, float]:
-    """The figures of one cell's judged records that are means or shares over its pictures."""
+    """The figures of one cell's judged records that are means or shares over its pictures.
+
+    Pictures of one prompt text are a cluster.
+    """
     row: dict[str, float] = {}
-    if not len(judged):
-        return row
-    if "right_all" in judged:
-        right = judged["right_all"].dropna()
-        hits, total = int(right.sum()), len(right)
-        row["right"] = hits / total
-        row["right_ci"] = metrics.proportion_half_width(hits, total)
-        row["right_low"], row["right_high"] = metrics.proportion_interval(hits, total)
-    for name in ("clip", "distance", "embedding", "looks", "own_kid"):
-        column = f"{name}_share" if name == "own_kid" else name
-        if column in judged:
-            row[name], row[f"{name}_ci"] = metrics.mean_interval(judged[column].dropna())
+    columns = {f"{name}_share": name for name in ("kid", "own_kid")}
+    columns |= {name: name for name in ("clip", "distance", "embedding", "looks")}
+    for column, name in columns.items():
+        known = judged[judged[column].notna()] if column in judged else ()
+        if len(known):
+            row[name], row[f"{name}_ci"] = metrics.mean_interval(known[column], known.get("prompt"))
+    known = judged[judged["right_all"].notna()] if "right_all" in judged else ()
+    if len(known):
+        right = known["right_all"].to_numpy(float)
+        size = metrics.effective_size(right, known.get("prompt"))
+        hits = right.mean() * size
+        row["right"], row["right_ci"] = right.mean(), metrics.proportion_half_width(hits, size)
+        row["right_low"], row["right_high"] = metrics.proportion_interval(hits, size)
     return row
 
 
-def _against_reference(features: Tensor, reference: Tensor) -> dict[str, float]:
-    """KID, and where there are enough pictures FID and FID at infinity."""
+def _frechet(features: Tensor, reference: Tensor, **how: Any) -> dict[str, float]:
+    """FID and FID at infinity, each where there are enough pictures for it."""
     row: dict[str, float] = {}
     if len(features) > features.shape[1]:
-        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference)
+        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference, **how)
     if len(features) > 2 * features.shape[1] + 1:
         row["fid_infinity"] = metrics.fid_infinity(features, reference)
-    row["kid"], row["kid_ci"] = metrics.kid(features, reference)
     return row
 
 
@@ -214,59 +210,3 @@ def real_figures(
         for key, score in scores.items():
             summary.loc[row, f"{real.name}_{key}"] = score
     return asdict(real) | {"reference_sha256": name, "reference_n": len(goal)}
-
-
-def paired(
-    records: pd.DataFrame,
-    baseline: str,
-    key: str,
-    better: Better | None = None,
-    ratio: bool = False,
-) -> pd.DataFrame:
-    """Each method's difference from the baseline in `key`, on the same prompts and noise.
-
-    One row per cell: `difference` is the mean, `half` the half-width of its 95 % t interval,
-    `p_value` that of Wilcoxon's signed-rank test (of a t test where the column is an image's
-    share), `p_adjusted` the same by Holm's correction over all rows returned, and `verdict` the
-    method's "win", "tie" or "loss" against the baseline (`metrics.verdict`). `better` is "lower" or
-    "higher", by default as `BETTER` has it. With `ratio` logarithms are compared, of a column
-    that is positive. Pairs of which one failed are left out.
-
-    Raises WrongUse for an unknown baseline, or a `key` whose direction is not known.
-    """
-    direction = better or better_of(key)
-    rows = []
-    for (scale, steps, solver), part in records.groupby(
-        ["guidance_scale", "steps", "solver"], sort=False
-    ):
-        wide = part.pivot(index="index", columns="method", values=key).astype(float)
-        wide = np.log(wide) if ratio else wide
-        check(baseline in wide, "baseline", baseline, f"use one of {', '.join(wide)}")
-        where = {"guidance_scale": scale, "steps": steps, "solver": solver}
-        for method in (name for name in part["method"].unique() if name != baseline):
-            pairs = wide[[method, baseline]].dropna()
-            test: Test = "t" if key.endswith("_share") else "wilcoxon"
-            result = metrics.paired_difference(pairs[method], pairs[baseline], test)
-            rows.append({**where, "method": method, **result._asdict()})
-    columns = ["guidance_scale", "steps", "solver", "method", *metrics.Paired._fields]
-    table = pd.DataFrame(rows, columns=columns)
-    table["p_adjusted"] = metrics.holm(table["p_value"])
-    table["verdict"] = [
-        metrics.verdict(row.difference, row.half, row.p_adjusted, direction)
-        for row in table.itertuples()
-    ]
-    return table
-
-
-def better_of(key: str) -> Better:
-    """The direction in which a column of the records improves. Raises WrongUse for another."""
-    known = key in BETTER or key.startswith("right_")
-    names = ", ".join([*BETTER, "right_all"])
-    check(known, "key", key, f"use one of {names}, or say which direction is better")
-    return BETTER.get(key, "higher")
-
-
-def count_verdicts(rows: pd.DataFrame) -> dict[str, int]:
-    """The numbers of wins, ties and losses in rows of `paired`, in this order."""
-    counts = rows["verdict"].value_counts()
-    return {name: int(counts.get(name, 0)) for name in ("win", "tie", "loss")}

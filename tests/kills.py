@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from asddim_lib.models.prompts import load_prompts
 from experiments import evaluate as experiment
 from experiments import setting as design
+from experiments.records import read_records
 from experiments.shards import joined
 from tests.tiny import coarse
 
@@ -77,9 +78,7 @@ def check(out: Path, whole: Path) -> None:
     assert set(drawn) == set(expected)
     for name, part in expected.items():
         assert all(torch.equal(drawn[name][key], tensor) for key, tensor in part.items()), name
-    records, right = (
-        experiment.read_records(folder).drop(columns="seconds") for folder in (out, whole)
-    )
+    records, right = (read_records(folder).drop(columns="seconds") for folder in (out, whole))
     assert not records.duplicated(["method", "steps", "index"]).any()
     assert len(records) == COUNT * 4
     pd.testing.assert_frame_equal(records, right, check_exact=True)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from asddim_lib.models.prompts import load_prompts
-from experiments.evaluate import read_records
+from experiments.records import read_records
 from experiments.setting import Setting
 
 ROOT = Path(__file__).parents[1]

@@ -36,8 +36,8 @@ from asddim_lib.pipeline.run import Run, draw
 from asddim_lib.tuning.search import pattern_search
 from experiments import rivals as rivals  # its grids are in the table then
 from experiments import store
-from experiments.evaluate import read_records
 from experiments.near import distances, fine_ends
+from experiments.records import read_records
 from tests.dmn import check_as_good
 
 BEFORE = Path(__file__).with_name("before")

@@ -1,13 +1,17 @@
 """The best of one group beside the best of another."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from scipy import stats
 
 from asddim_lib import metrics
-from experiments import contest, score
+from asddim_lib.errors import WrongUse
+from experiments import contest
 
 MEANS = {"trailing": 5.0, "karras": 4.0, "beta": 4.5, "near": 3.5, "far": 6.0}
 
@@ -43,7 +47,7 @@ def test_each_cell_pairs_the_nearest_of_both_groups():
     for count, row in found.iterrows():
         cell = records({10: {"near": 5.5, "beta": 3.9}})
         wide = cell[cell["steps"] == count].pivot(index="index", columns="method")["distance"]
-        pair = metrics.paired_difference(wide[row["ours"]], wide[row["peer"]])
+        pair = metrics.paired_difference(wide[row["ours"]], wide[row["peer"]], "t")
         assert row["difference"] == pytest.approx(pair.difference)
         assert row["half"] == pytest.approx(pair.half)
         assert row["over trailing"] == pytest.approx(
@@ -79,11 +83,10 @@ def test_a_method_stands_against_each_rival_by_each_measure():
     found = contest.standing(judged(), "near", ["trailing", "karras"], measures)
     assert len(found) == 2 * 2 * 2  # measures, rivals, cells
     assert set(found["verdict"]) == {"win"}
-    for (measure, against, steps), row in found.groupby(["measure", "against", "steps"]):
+    for (_, against, steps), row in found.groupby(["measure", "against", "steps"]):
         cell = judged()[judged()["steps"] == steps]
         wide = cell.pivot(index="index", columns="method", values="distance")
-        test = "wilcoxon" if measure == "embedding" else "t"
-        pair = metrics.paired_difference(wide["near"], wide[against], test)
+        pair = metrics.paired_difference(wide["near"], wide[against], "t")
         assert row["difference"].item() == pytest.approx(pair.difference)
         assert row["p_value"].item() == pytest.approx(pair.p_value)
     won, lost = "2\u00a0/\u00a00\u00a0/\u00a00", "0\u00a0/\u00a00\u00a0/\u00a02"
@@ -157,7 +160,7 @@ def test_many_steps_stand_beside_few_of_each_count():
         part = part.set_index("index")["distance"]
         pd.testing.assert_series_equal(part.sort_index(), values.sort_index())
     assert len(found) == len(whole) + 2 * len(many)
-    pairs = score.paired(found, "fifty", "distance").set_index(["steps", "method"])
+    pairs = contest.paired(found, "fifty", "distance").set_index(["steps", "method"])
     assert pairs.loc[(5, "near"), "verdict"] == "loss"
     with pytest.raises(ValueError, match=r"^name is near; give one that the records lack"):
         contest.beside(whole, many, "near")
@@ -179,3 +182,99 @@ def test_a_choice_of_guidance_that_chance_makes_flatters_nobody():
     least = records.groupby("guidance_scale")["embedding"].mean().min()
     found = contest.at_own_best(records, "embedding")["embedding"].mean()
     assert least < 4.93 < found
+
+
+# texts
+
+
+def repeated():
+    """Two methods on 200 pictures of 40 texts; the difference depends on the text alone."""
+    draw = np.random.default_rng(0)
+    change, base = draw.normal(0.15, 0.3, 40), draw.normal(5, 1, 200)
+    where = {"solver": "ddim", "guidance_scale": 3.0, "steps": 5}
+    about = {"index": range(200), "prompt": [f"text {i % 40}" for i in range(200)]}
+    parts = [
+        pd.DataFrame({**about, **where, "method": name, "distance": values})
+        for name, values in (("base", base), ("near", base + np.tile(change, 5)))
+    ]
+    return pd.concat(parts), change
+
+
+def test_pictures_of_one_text_count_as_one():
+    rows, change = repeated()
+    theirs = stats.ttest_1samp(change, 0)
+    for table in (
+        contest.paired(rows, "base", "distance"),
+        contest.standing(rows, "near", ["base"], ["latents"]),
+    ):
+        assert table["p_value"].item() == pytest.approx(theirs.pvalue)
+        low, high = theirs.confidence_interval(0.95)
+        assert table["half"].item() == pytest.approx((high - low) / 2)
+    plain = contest.paired(rows.drop(columns="prompt"), "base", "distance")
+    assert plain["p_value"].item() < theirs.pvalue / 10
+    assert contest.sample_size(rows) == "200 pictures of 40 prompts"
+    pair = contest.pooled(pd.concat([rows, rows.assign(steps=8)]), "near", "base", "latents")
+    assert pair.p_value == pytest.approx(theirs.pvalue)  # the same again is no more evidence
+
+
+# families
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Two records of one family of three comparisons."""
+    for name, steps in (("one", (5, 10)), ("two", (20,))):
+        (tmp_path / name).mkdir()
+        rows = records({20: {"near": 4.99}}, steps).assign(prompt="same text")
+        rows["prompt"] = rows["index"].map("text {}".format)
+        rows.to_parquet(tmp_path / name / "records.parquet")
+    comparisons = {"trailing": ["near", "far"], "karras": ["near"]}
+    said = {"records": ["one", "two"], "primary": "latents", "comparisons": comparisons}
+    said["further"] = {"beta": ["near"]}
+    (tmp_path / "families.yml").write_text(yaml.safe_dump({"both": said}))
+    return contest.Family("both", tmp_path / "families.yml")
+
+
+def test_every_table_of_a_family_has_the_same_verdict_of_the_same_pair(family):
+    whole = family.by()
+    for further, count in ((False, 3), (True, 1)):
+        part = whole[(whole["against"] == "beta") == further]
+        assert len(part) == 3 * count
+        np.testing.assert_array_equal(part["p_adjusted"], metrics.holm(part["p_value"]))
+    near = family.standing("near", ["trailing"], ["latents"])
+    both = family.standing(["near", "far"], ["trailing"], ["latents"])
+    pd.testing.assert_frame_equal(near, both[both["method"] == "near"])
+    assert near["steps"].tolist() == [5, 10, 20]
+    apart = contest.standing(family.records, "near", ["trailing"], ["latents"])
+    np.testing.assert_array_equal(near["difference"], apart["difference"])
+    assert (near["p_adjusted"] >= apart["p_adjusted"]).all()
+
+
+def test_a_pair_turned_round_has_the_other_sign_and_the_other_verdict(family):
+    near = family.standing("near", ["trailing"], ["latents"])
+    turned = family.standing("trailing", ["near"], ["latents"])
+    np.testing.assert_array_equal(turned["difference"], -near["difference"])
+    np.testing.assert_array_equal(turned["p_adjusted"], near["p_adjusted"])
+    said = {"win": "loss", "loss": "win", "tie": "tie"}
+    assert turned["verdict"].tolist() == [said[one] for one in near["verdict"]]
+
+
+def test_what_a_family_does_not_have_is_refused(family, tmp_path):
+    with pytest.raises(WrongUse, match="method"):
+        family.standing("far", ["karras"], ["latents"])
+    with pytest.raises(WrongUse, match="name"):
+        contest.Family("neither", tmp_path / "families.yml")
+
+
+FAMILIES = Path(__file__).parents[1] / "results" / "families.yml"
+
+
+@pytest.mark.parametrize("name", yaml.safe_load(FAMILIES.read_text()))
+def test_a_family_of_the_book_names_what_its_records_hold(name):
+    one = contest.Family(name, FAMILIES)
+    known = set(one.records["method"])
+    pairs = sum(one.groups, [])
+    assert {name for pair in pairs for name in pair} <= known
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs), "a pair twice"
+    assert contest.MEASURES[one.primary].column in one.records
+    assert one.records["prompt"].notna().all()

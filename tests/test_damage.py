@@ -16,7 +16,8 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.pipeline.run import Drawn
 from experiments import grids
 from experiments import store as pictures
-from experiments.evaluate import evaluate, read_records
+from experiments.evaluate import evaluate
+from experiments.records import read_records
 from experiments.setting import Setting
 from tests.runs import SETTING, TABLE, assert_same, files, flip
 

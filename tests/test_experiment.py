@@ -14,11 +14,13 @@ from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
 from experiments import grids
+from experiments.contest import paired
 from experiments.cost import Cost, calibration, plan
 from experiments.draw import generate
-from experiments.evaluate import evaluate, read_records
+from experiments.evaluate import evaluate
 from experiments.grids import grid_for
-from experiments.score import judge, paired
+from experiments.records import read_records
+from experiments.score import judge
 from experiments.setting import Cell, Setting, cells, references
 from tests.test_goals import encoders as encoders
 from tests.zoo import ZOO

@@ -12,9 +12,8 @@ from asddim_lib.pipeline.run import draw
 from experiments import store
 from experiments.cli import app
 from experiments.draw import generate
-from experiments.evaluate import read_records
 from experiments.grids import grid_for
-from experiments.score import paired
+from experiments.records import read_records
 from experiments.setting import Setting, batches, cells
 from tests.runs import COMMAND, TABLE, assert_same, contents
 

@@ -22,7 +22,7 @@ from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.features import inception, reference
 from asddim_lib.models.load import HUB, load_pipeline
 from experiments.cli import app, mlperf
-from experiments.evaluate import read_records
+from experiments.records import read_records
 from tests.tiny import sd, sd3, sdxl
 
 # the whole command, from a file of prompts to tables, offline

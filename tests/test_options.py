@@ -15,7 +15,8 @@ from asddim_lib.pipeline.run import draw
 from experiments import evaluate as experiment
 from experiments.cli import app
 from experiments.cli.experiment import bar
-from experiments.evaluate import evaluate, read_records
+from experiments.evaluate import evaluate
+from experiments.records import read_records
 from experiments.setting import Cell, batches
 from experiments.shards import Shard
 from experiments.store import load_latents

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from asddim_lib.cli import app as asddim
 from experiments.cli import app
-from experiments.evaluate import read_records
+from experiments.records import read_records
 from experiments.report import INTERVALS, QUALITY, TIME, plus_minus, read_run, table
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import torch
 
 from asddim_lib import metrics
 from asddim_lib.models.prompts import load_prompts
-from experiments import fine
+from experiments import contest, fine
 from experiments import score as scoring
 
 
@@ -37,27 +37,27 @@ def records(changes, key="distance", seed=3):
 
 @pytest.mark.parametrize(("key", "nearer"), [("distance", "win"), ("clip", "loss")])
 def test_a_table_of_pairs_says_who_wins(key, nearer):
-    table = scoring.paired(records({"less": -0.5, "same": 0.0, "more": 0.5}, key), "base", key)
+    table = contest.paired(records({"less": -0.5, "same": 0.0, "more": 0.5}, key), "base", key)
     said = dict(zip(table["method"], table["verdict"], strict=True))
     other = {"win": "loss", "loss": "win"}[nearer]
     assert said == {"less": nearer, "same": "tie", "more": other}
-    assert scoring.count_verdicts(table) == {"win": 1, "tie": 1, "loss": 1}
+    assert contest.count_verdicts(table) == {"win": 1, "tie": 1, "loss": 1}
     np.testing.assert_array_equal(table["p_adjusted"], metrics.holm(table["p_value"]))
     assert (table["p_adjusted"] >= table["p_value"]).all()
 
 
 def test_of_many_methods_that_change_nothing_none_wins():
     """At 0.05 each, ten of these 200 would differ."""
-    table = scoring.paired(records(dict.fromkeys(map(str, range(200)), 0.0)), "base", "distance")
-    assert scoring.count_verdicts(table) == {"win": 0, "tie": 200, "loss": 0}
+    table = contest.paired(records(dict.fromkeys(map(str, range(200)), 0.0)), "base", "distance")
+    assert contest.count_verdicts(table) == {"win": 0, "tie": 200, "loss": 0}
     assert 2 <= (table["p_value"] < 0.05).sum() <= 25
 
 
 def test_a_column_without_a_direction_is_refused_until_one_is_given():
     rows = records({"less": -0.5}, "nfe")
     with pytest.raises(ValueError, match=r"key is nfe; .* or say which direction is better"):
-        scoring.paired(rows, "base", "nfe")
-    assert list(scoring.paired(rows, "base", "nfe", "lower")["verdict"]) == ["win"]
+        contest.paired(rows, "base", "nfe")
+    assert list(contest.paired(rows, "base", "nfe", "lower")["verdict"]) == ["win"]
 
 
 def test_a_summary_never_says_0_plus_minus_0_of_a_share():

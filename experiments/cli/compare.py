@@ -112,8 +112,8 @@ def _paired(out: Path, by_distance: bool) -> Any:
     """Each grid's paired difference from the trailing one, also written to paired.csv."""
     from asddim_lib.cache import write_whole
     from asddim_lib.errors import check
-    from experiments.evaluate import read_records
-    from experiments.score import paired
+    from experiments.contest import paired
+    from experiments.records import read_records
 
     records, key = read_records(out), "distance" if by_distance else "right_all"
     remedy = "give some: these prompts have no attributes to compare by"

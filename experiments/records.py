@@ -1,0 +1,42 @@
+"""Records of drawn pictures, read back with the texts of their prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from asddim_lib.cache import short_hash
+from asddim_lib.errors import WrongUse, check
+from asddim_lib.models.prompts import BUNDLED, load_prompts
+from experiments.draw import file_hash
+
+
+def read_records(out: str | os.PathLike) -> pd.DataFrame:
+    """An experiment's records, a row per picture, with the column `prompt`.
+
+    Records of earlier versions lack that column: it is joined where they are of bundled prompts,
+    by the hash in their provenance. Raises WrongUse where the file does not hold what was written.
+    """
+    file, provenance_file = Path(out) / "records.parquet", Path(out) / "provenance.json"
+    try:
+        said = json.loads(provenance_file.read_text()) if provenance_file.exists() else {}
+        same = said.get("records_sha256") in (None, file_hash(file))
+        check(same, "its checksum", "another", "provenance.json has the right one")
+        records = pd.read_parquet(file)
+    except (ValueError, OSError) as error:  # Arrow's errors are of either kind
+        reason = f"{file} is damaged ({str(error).splitlines()[0]})"
+        remedy = "run the same command again: it is made from the pictures"
+        raise WrongUse(f"{reason}; {remedy}") from error
+    return records if "prompt" in records else _with_texts(records, said)
+
+
+def _with_texts(records: pd.DataFrame, said: dict[str, Any]) -> pd.DataFrame:
+    for source in BUNDLED:
+        texts = load_prompts(source)["prompt"].head(said.get("prompts", 0))
+        if short_hash(list(texts)) == said.get("prompts_sha256"):
+            return records.assign(prompt=records["index"].map(texts))
+    return records
