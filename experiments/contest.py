@@ -183,7 +183,7 @@ class Family:
         Raises WrongUse for a pair that the family does not have.
         """
         methods = [method] if isinstance(method, str) else list(method)
-        pairs, parts = sum(self.groups, []), []
+        pairs, parts = [pair for group in self.groups for pair in group], []
         for measure in measures or PICTURES:
             table = self.by(measure)
             for pair in ((one, rival) for one in methods for rival in rivals):
