@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from asddim_lib.pipeline.run import draw
 from experiments import store
 from experiments.cli import app
+from experiments.contest import paired
 from experiments.draw import generate
 from experiments.grids import grid_for
 from experiments.records import read_records
