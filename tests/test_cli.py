@@ -21,7 +21,7 @@ from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
 from tests.tiny import sd, sd3
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["generate", "calibrate", "tune", "export"]
+COMMANDS = ["generate", "calibrate", "tune", "compare", "export"]
 #: A command, and the argument that its refusal names.
 WRONG_USE = [
     ("calibrate p.json --dtype float8", "dtype is float8"),
@@ -63,6 +63,10 @@ WRONG_USE = [
     ("tune --steps 0", "steps is 0"),
     ("tune --batch-size 0", "batch_size is 0"),
     ("tune --model elsewhere", "prompts is not given"),
+    ("compare --grids magic", "allocation is magic"),
+    ("compare --grids karras,karras", "grids is 'karras,karras'"),
+    ("compare --steps 0", "steps is 0"),
+    ("compare --model elsewhere", "prompts is not given"),
     ("frobnicate", "frobnicate"),
 ]
 
@@ -106,7 +110,7 @@ def test_help_names_what_an_option_takes():
     assert {"latents", "embedding", *SOLVERS, *FLOW_SOLVERS} <= names_in(help_of("tune"))
 
 
-@pytest.mark.parametrize("command", ["generate", "calibrate", "tune"])
+@pytest.mark.parametrize("command", ["generate", "calibrate", "tune", "compare"])
 def test_what_draws_has_the_options_of_a_machine_and_no_bundled_prompts(command):
     callback = next(o.callback for o in app.registered_commands if o.callback.__name__ == command)
     defaults = {n: p.default for n, p in inspect.signature(callback).parameters.items()}
@@ -144,7 +148,7 @@ def test_wrong_use_is_one_line_before_the_model_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["generate boot", "calibrate", "tune --out"])
+@pytest.mark.parametrize("command", ["generate boot", "calibrate", "tune --out", "compare --out"])
 @pytest.mark.parametrize("out", ["", " ", "/dev/null/x.png"])
 def test_a_place_that_cannot_be_written_is_refused_first(command, out, monkeypatch, capsys):
     monkeypatch.setattr(load, "_load", None)

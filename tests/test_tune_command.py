@@ -1,4 +1,4 @@
-"""`asddim tune`: its folder, what it prints, and that it goes on."""
+"""`asddim tune` and `compare`: their folder, what they print, and that they go on."""
 
 import json
 
@@ -49,3 +49,15 @@ def test_too_few_prompts_and_too_small_a_budget_are_wrong_use(run):
     ):
         done = run(*options)
         assert str(done.exception).startswith(words)
+
+
+def test_compare_draws_the_grids_that_are_named(run, encoders, tmp_path):
+    words = ["compare", "--steps", "2", "--grids", "trailing,karras", "--count", "7"]
+    words += ["--encoder", encoders[0].name, "--guidance-scale", "2", "--out", "c", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    value = json.loads(done.stdout)
+    drawn = {name for row in value["rows"] for name in (row["first"], row["second"])}
+    assert drawn <= {"current", "trailing", "karras"}
+    assert len(drawn) > 1
+    assert Tuned.load(tmp_path / "c").evaluations == value["evaluations"]

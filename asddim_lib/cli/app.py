@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import typer
 
 from asddim_lib.cli.calibrate import calibrate
+from asddim_lib.cli.compare import compare
 from asddim_lib.cli.export import export
 from asddim_lib.cli.generate import generate
 from asddim_lib.cli.tune import tune
@@ -33,6 +34,7 @@ app = app_of(
     generate,
     calibrate,
     tune,
+    compare,
     export,
     help="Training-free step allocation for diffusion samplers.",
 )
