@@ -245,15 +245,15 @@ def _measured(
         rows = list(changed / moved)
     parts = {"timesteps": torch.tensor(path.timesteps), "g": torch.stack(rows)}
     for order in (order for order in ORDERS if order < len(path.timesteps)):
-        parts[f"made/{order}"] = squares(path, schedule, order)
+        parts[f"local/{order}"] = squares(path, schedule, order)
         if path.adjoints is None:
             continue
         arrived = squares(path, schedule, order, carried=True)
         carried = adjoint_probes * len(run.prompts)
         if adjoint_probes:
-            parts[f"carried/{order}"] = arrived[:, :carried]
+            parts[f"adjoint/{order}"] = arrived[:, :carried]
         if feature_probes:
-            parts[f"seen/{order}"] = arrived[:, carried:]
+            parts[f"feature/{order}"] = arrived[:, carried:]
     return {name: part.contiguous() for name, part in parts.items()}  # as safetensors wants it
 
 

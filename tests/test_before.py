@@ -99,7 +99,7 @@ def test_profiles_are_what_they_were(pipe, profile):
     assert again.evaluations == profile.evaluations
     assert again.timesteps == profile.timesteps
     np.testing.assert_allclose(again.g, profile.g, rtol=1e-3)
-    for kind in ("made", "carried"):
+    for kind in ("local", "adjoint"):
         for order, counts in profile.local_error[kind].items():
             np.testing.assert_allclose(again.local_error[kind][order], counts, rtol=3e-3)
     quick = calibrate(pipe, PROMPTS[:1], guidance_scale=7.5, estimator="path", num_steps=12)

@@ -153,7 +153,7 @@ def test_a_profile_of_what_is_seen_says_by_whom_and_what_it_cost(encoder, tmp_pa
     again = calibrate(pipe, PROMPTS, encoder=encoder, cache=tmp_path, **how)
     assert again == profile
     assert profile.local_error["encoder"] == encoder.name
-    assert "carried" not in profile.local_error
+    assert "adjoint" not in profile.local_error
     hook = pipe.unet.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
     both = calibrate(pipe, PROMPTS, encoder=encoder, adjoint_probes=1, **how)
     hook.remove()
@@ -161,5 +161,5 @@ def test_a_profile_of_what_is_seen_says_by_whom_and_what_it_cost(encoder, tmp_pa
     sweeps = 5 * 3 * 4
     assert both.evaluations == sum(rows) + 2 * sweeps
     alone = calibrate(pipe, PROMPTS, **{**how, "feature_probes": 0}, adjoint_probes=1)
-    assert both.local_error["carried"] == alone.local_error["carried"]
-    assert both.local_error["seen"] == profile.local_error["seen"]
+    assert both.local_error["adjoint"] == alone.local_error["adjoint"]
+    assert both.local_error["feature"] == profile.local_error["feature"]

@@ -40,8 +40,8 @@ def test_fewer_at_once_measure_the_same_prompts_and_noise(pipe, monkeypatch, cap
         halves = measure.calibrate(pipe, PROMPTS, **exact)
     assert halves.g == pytest.approx(whole.g, rel=1e-4)
     assert halves.samples == 3
-    for kind, shares in whole.local_error["made"].items():
-        assert halves.local_error["made"][kind] == pytest.approx(shares, rel=1e-3)
+    for kind, shares in whole.local_error["local"].items():
+        assert halves.local_error["local"][kind] == pytest.approx(shares, rel=1e-3)
     assert "no memory to measure 3 prompts at once" in caplog.text
 
 

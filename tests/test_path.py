@@ -121,7 +121,7 @@ def test_dual_weighting_finds_a_gaussian_s_best_grid(std, steps):
 
 
 def profile(path, carried=False, order=1):
-    kind = "carried" if carried else "made"
+    kind = "adjoint" if carried else "local"
     error = {
         "timesteps": path.timesteps,
         kind: {str(order): shares(path, SCHEDULE, order, carried).tolist()},
@@ -151,7 +151,7 @@ def random_profile():
 
 def test_density_divides_each_interval_s_share_among_its_timesteps():
     made = random_profile()
-    density, share = made.density(SCHEDULE), made.local_error["made"]["1"]
+    density, share = made.density(SCHEDULE), made.local_error["local"]["1"]
     assert len(density) == 1000
     parts = [density[500:], density[100:500], density[:100]]
     np.testing.assert_allclose([part.sum() for part in parts[:2]], share[:2], rtol=1e-12)
@@ -211,7 +211,7 @@ def test_calibration_measures_the_error_for_every_allocation_that_needs_it(tmp_p
     assert Profile.load(tmp_path / "p.json") == made
     path = record(pipe, PROMPTS, **how)
     for order in (1, 2, 3):
-        measured = made.local_error["made"][str(order)]
+        measured = made.local_error["local"][str(order)]
         np.testing.assert_allclose(measured, shares(path, SCHEDULE, order), rtol=1e-3)
         for allocation in ("equidistributed", "dual-weighted"):
             grid = timesteps(pipe.scheduler, 6, allocation=allocation, profile=made, order=order)

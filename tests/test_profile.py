@@ -5,6 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, Profile, timesteps
 from asddim_lib.errors import WrongUse
+from asddim_lib.evidence.path import spread
 from asddim_lib.evidence.profile import fingerprint
 from asddim_lib.levels import noise_schedule
 from tests.tiny import SD
@@ -50,7 +52,7 @@ def test_a_damaged_file_is_refused(file):
         Profile.load(file)
 
 
-LOCAL = {"timesteps": [900, 400, 0], "made": {"1": [1.0, 2.0]}, "seen": {"1": [3.0, 0.5]}}
+LOCAL = {"timesteps": [900, 400, 0], "local": {"1": [1.0, 2.0]}, "feature": {"1": [3.0, 0.5]}}
 WHOLE = PROFILE.to_dict() | {"local_error": {**LOCAL, "encoder": "clip"}}
 
 
@@ -90,7 +92,7 @@ def test_a_file_with_a_wrong_value_loads_or_is_refused_in_one_line(place, new):
             return
     if place[:1] not in (("local_error",), ("schedule",)):  # it serves as before
         assert profile.at(SCHEDULE).shape == (1000,)
-        assert profile.density(SCHEDULE, kind="seen").shape == (901,)
+        assert profile.density(SCHEDULE, kind="feature").shape == (901,)
 
 
 @pytest.mark.parametrize("place", [("timesteps",), ("local_error", "timesteps"), ("g", 0)])
@@ -156,3 +158,26 @@ def test_only_what_is_checked_can_be_overridden(file):
 def test_a_wrong_argument_is_named(how, message):
     with pytest.raises(ValueError, match=message):
         timesteps(SD, **{"num_inference_steps": 10, **how})
+
+
+OLD = {"timesteps": [900, 400, 0], "made": {"1": [1.0, 2.0]}, "carried": {"2": [0.5, 4.0]}}
+
+
+@pytest.mark.parametrize("more", [{}, {"seen": {"1": [3.0, 0.5]}, "encoder": "bundled"}])
+def test_a_profile_of_0_2_means_the_same(tmp_path, more):
+    """Schema 3 names the three errors otherwise, in a file and in a scheduler's config."""
+    fresh = Profile(**WHOLE)
+    old = {**fresh.to_dict(), "schema": 3, "local_error": {**OLD, **more}}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    for loaded in (Profile.load(tmp_path / "old.json"), Profile.from_dict(old)):
+        loaded.save(tmp_path / "new.json")
+        assert Profile.load(tmp_path / "new.json") == loaded
+        assert loaded.g == fresh.g
+        names = {"made": "local", "carried": "adjoint", "seen": "feature"}
+        for name, kind in names.items():
+            assert loaded.local_error.get(kind) == {**OLD, **more}.get(name)
+        expected = spread([1.0, 2.0], OLD["timesteps"])
+        np.testing.assert_array_equal(loaded.density(SCHEDULE, kind="local"), expected)
+    how = {"allocation": "equidistributed", "begin": 900}
+    before, now = (timesteps(SD, 5, profile=p, **how) for p in (old, loaded.to_dict()))
+    assert before == now

@@ -115,7 +115,7 @@ def test_a_profile_does_not_depend_on_the_scheduler_s_class(profiled, kind):
     fresh = calibrate(pipe, PROMPTS, **how)
     np.testing.assert_allclose(fresh.g, own.g, rtol=1e-5)
     assert (fresh.timesteps, fresh.schedule) == (own.timesteps, own.schedule)
-    for name in ("made", "carried"):
+    for name in ("local", "adjoint"):
         for order, counts in own.local_error[name].items():
             np.testing.assert_allclose(fresh.local_error[name][order], counts, rtol=1e-4)
 

@@ -36,7 +36,11 @@ from asddim_lib.cli.output import check_file, say
 from asddim_lib.errors import WrongUse, check
 
 #: The allocation that each kind of measured error serves, the most telling kind first.
-ALLOCATIONS = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
+ALLOCATIONS = {
+    "feature": "feature-weighted",
+    "adjoint": "dual-weighted",
+    "local": "equidistributed",
+}
 #: Below this guidance the book found the last two kinds of use, on the bundled model.
 MODERATE = 5
 
@@ -164,7 +168,7 @@ def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
     ]
     if run.mu is not None:
         lines.append(f"mu {run.mu:.4g}, which depends on --width and --height")
-    known = profile.model == "bundled" and profile.guidance_scale < MODERATE and kind != "made"
+    known = profile.model == "bundled" and profile.guidance_scale < MODERATE and kind != "local"
     value["advice"] = allocation if known else None
     if known:
         lines.append(f"advice: use it; at guidance below {MODERATE} its pictures won on this model")

@@ -20,10 +20,12 @@ from asddim_lib.evidence.path import fingerprint as fingerprint
 from asddim_lib.evidence.path import spread
 from asddim_lib.levels import Levels
 
-SCHEMA = 3
-#: Where the error of a step is weighed: on the path, in the final latents, in their embedding.
-KINDS = ("made", "carried", "seen")
-_NEEDED = {"made": "", "carried": ", with adjoint_probes", "seen": ", with feature_probes"}
+SCHEMA = 4
+#: The error of a step: where it is made, in the final latents, and in an encoder's features.
+KINDS = ("local", "adjoint", "feature")
+#: Schema 3 (versions 0.1 and 0.2) has other names for them.
+OLD_KINDS = {"made": "local", "carried": "adjoint", "seen": "feature"}
+_NEEDED = {"local": "", "adjoint": ", with adjoint_probes", "feature": ", with feature_probes"}
 #: What each field of a profile is.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("timesteps", "g", "stderr"), (list, tuple)),
@@ -41,8 +43,8 @@ class Profile:
     `stderr` is the standard error of g's mean over prompts; None where a single prompt says nothing
     of it. `evaluations` counts the network evaluations spent: a derivative counts as two, guidance
     doubles. `local_error` has the path's N timesteps and, by the solver's order, how many steps
-    each of the N − 1 stretches between them deserves: `made` for the error where it is made,
-    `carried` for what of it reaches the picture, `seen` for what an image encoder sees of it there.
+    each of the N − 1 stretches between them deserves: `local` for the error where it is made,
+    `adjoint` for its part in the final latents, `feature` for its part in an encoder's features.
     `schedule` is the noise schedule's `fingerprint`.
     Raises WrongUse for values that no measurement gives.
     """
@@ -100,7 +102,7 @@ class Profile:
         known = np.asarray(self.timesteps[::-1])
         return np.exp(np.interp(np.arange(len(schedule)), known, np.log(self.g[::-1])))
 
-    def density(self, schedule: Levels, order: int = 1, kind: str = "made") -> np.ndarray:
+    def density(self, schedule: Levels, order: int = 1, kind: str = "local") -> np.ndarray:
         """How many steps of a solver of this order each training timestep deserves, up to a factor.
 
         `kind` is one of `KINDS`.
@@ -127,7 +129,7 @@ class Profile:
         check(first < len(schedule), "profile", beyond, "calibrate again")
 
     def fit(
-        self, schedule: Levels, order: int = 1, kind: str = "carried"
+        self, schedule: Levels, order: int = 1, kind: str = "adjoint"
     ) -> tuple[float, float, float]:
         """The paper's p and λ whose density comes nearest to `density`.
 
@@ -144,12 +146,20 @@ class Profile:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Profile:
-        """The profile of a dict made by `to_dict`. Raises WrongUse that names the wrong keys."""
+        """The profile of a dict that `to_dict` made, in this version, 0.1 or 0.2.
+
+        Raises WrongUse that names the wrong keys.
+        """
         remedy = "give a profile made by calibrate"
         check(isinstance(values, dict), "profile", type(values).__name__, remedy)
         wrong = (set(values) | {"local_error"}) ^ set(cls.__dataclass_fields__)
         names = ", ".join(sorted(wrong))
         check(not wrong, "profile keys", f"missing or unknown: {names}", remedy)
+        if values.get("schema") == 3:
+            local = values.get("local_error")
+            if isinstance(local, dict):
+                local = {OLD_KINDS.get(name, name): value for name, value in local.items()}
+            values = {**values, "schema": SCHEMA, "local_error": local}
         return cls(**values)
 
     def save(self, path: str | os.PathLike) -> None:

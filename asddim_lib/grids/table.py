@@ -160,19 +160,19 @@ _OURS = (
         "equidistributed",
         "profile",
         "each step makes the same measured error (de Boor 1973)",
-        partial(_density, kind="made"),
+        partial(_density, kind="local"),
     ),
     Method(
         "dual-weighted",
         "profile",
         "each step's error, carried to the picture, is the same",
-        partial(_density, kind="carried"),
+        partial(_density, kind="adjoint"),
     ),
     Method(
         "feature-weighted",
         "profile",
         "each step's error, as an image encoder sees it in the picture, is the same",
-        partial(_density, kind="seen"),
+        partial(_density, kind="feature"),
     ),
 )
 _SPACINGS = {

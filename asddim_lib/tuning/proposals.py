@@ -50,7 +50,7 @@ FLOW_BASELINES = (
     "tors",
 )
 #: The densities by what is weighed, the last of them first.
-DENSITIES = {"seen": "feature-weighted", "carried": "dual-weighted", "made": "equidistributed"}
+DENSITIES = {"feature": "feature-weighted", "adjoint": "dual-weighted", "local": "equidistributed"}
 EXPONENTS = (1.0, 0.5)
 #: How far below T the first step begins, in steps of an even grid.
 LATER = (0.0, 1.0)
