@@ -17,7 +17,15 @@ from torch.utils._pytree import tree_flatten
 from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey
 
-from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
+from asddim_lib import (
+    ASDDIMInverseScheduler,
+    ASDDIMScheduler,
+    ASFlowScheduler,
+    DPMSolverGridScheduler,
+    UniPCGridScheduler,
+    calibrate,
+    load_pipeline,
+)
 from asddim_lib.errors import WrongUse
 from asddim_lib.sensitivity import COST, gradient_norm
 from tests.no_float64 import no_float64
@@ -300,3 +308,35 @@ def test_the_pretend_device_is_a_device():
                 wrong()
         with pytest.raises(RuntimeError, match="mixes"):
             x.to(device) + x
+
+
+KINDS = [ASDDIMScheduler, ASDDIMInverseScheduler, UniPCGridScheduler, DPMSolverGridScheduler]
+FLOWING = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+ANY = [(kind, {}, {"grid": [900, 500, 20]}) for kind in KINDS]
+ANY += [(kind, FLOWING, {"grid": [1.0, 0.6, 0.1]}) for kind in KINDS[2:]]
+ANY += [(ASFlowScheduler, {}, {"grid": [1.0, 0.6, 0.1]})]
+
+
+@pytest.mark.parametrize("own", [None, {}, {"allocation": "karras"}], ids=str)
+@pytest.mark.parametrize(("kind", "config", "grid"), ANY, ids=str)
+def test_every_scheduler_draws_on_a_device_without_float64(kind, config, grid, own):
+    """With and without that device as torch's default one."""
+    ends = []
+    for device in ("cpu", "device", "default"):
+        x = normal(2, 4, 8, 8)
+        with no_float64() as other:
+            there = torch.device("cpu") if device == "cpu" else other
+            torch.set_default_device(other if device == "default" else None)
+            try:
+                scheduler = kind(**config, **(grid if own is None else own))
+                scheduler.set_timesteps(3, device=there)
+            finally:
+                torch.set_default_device(None)
+            assert scheduler.timesteps.device == there
+            x = x.to(there)
+            for t in scheduler.timesteps:
+                x = scheduler.step(torch.sin(x), t, x, return_dict=False)[0]
+            assert x.device == there
+            ends.append(x.cpu())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])

@@ -35,7 +35,6 @@ FLOW = {"use_flow_sigmas": True, "flow_shift": 5.0, "prediction_type": "flow_pre
         (DPMSolverSinglestepScheduler(**FLOW), 5.0, False),
         (UniPCMultistepScheduler(**FLOW, use_dynamic_shifting=True), 5.0, True),
         (FlowMatchHeunDiscreteScheduler(shift=5.0), 5.0, False),
-        (FlowMatchEulerDiscreteScheduler(shift=5.0, invert_sigmas=True), 5.0, False),  # Mochi
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 1.0, True),
     ],
     ids=lambda source: type(source).__name__,
@@ -47,13 +46,19 @@ def test_any_flow_matching_scheduler_s_config_makes_it(source, shift, dynamic):
         assert (made.config.shift, made.config.use_dynamic_shifting) == (shift, dynamic)
         assert made.config.allocation == "logsnr"
         names = {"num_train_timesteps", *FLAGS, "shift_terminal", "time_shift_type"}
-        names = (names | {"invert_sigmas"}) & set(source.config)
+        names &= set(source.config)
         assert all(made.config[name] == source.config[name] for name in names)
         assert not set(made.config) & {"beta_start", "use_flow_sigmas", "flow_shift"}
-        if not made.config.invert_sigmas:
-            made.set_timesteps(5, mu=0.5)
-            meant = sigmas(source, 5, allocation="logsnr", shifted=True, mu=0.5)
-            np.testing.assert_allclose(made.sigmas, meant, rtol=1e-6)
+        made.set_timesteps(5, mu=0.5)
+        meant = sigmas(source, 5, allocation="logsnr", shifted=True, mu=0.5)
+        np.testing.assert_allclose(made.sigmas, meant, rtol=1e-6)
+
+
+def test_reversed_levels_take_no_allocation():
+    mochi = FlowMatchEulerDiscreteScheduler(shift=5.0, invert_sigmas=True).config
+    assert ASFlowScheduler.from_config(mochi).config.invert_sigmas
+    with pytest.raises(WrongUse, match="invert_sigmas"):
+        ASFlowScheduler.from_config(mochi, allocation="logsnr")
 
 
 def test_what_a_config_leaves_out_is_what_its_class_says():
@@ -110,15 +115,6 @@ def test_it_comes_back_from_a_file_as_it_was(number, tmp_path):
     for scheduler in (made, again):
         scheduler.set_timesteps(4)
     same(again.sigmas, made.sigmas)
-
-
-def test_a_grid_and_an_allocation_are_not_both_laid():
-    held = ASFlowScheduler(grid=[1.0, 0.5])
-    with pytest.raises(WrongUse, match=r"^allocation is logsnr; this scheduler holds a grid: .*$"):
-        ASFlowScheduler.from_config(held.config, allocation="logsnr")
-    other = ASFlowScheduler.from_config(held.config, allocation="logsnr", grid=None)
-    other.set_timesteps(3)
-    assert len(other.sigmas) == 4
 
 
 @pytest.mark.parametrize("number", range(2))
