@@ -20,14 +20,12 @@ def bibliography() -> BibliographyData:
 
 
 def cite(style: str, keys: list[str]) -> str:
-    """Authors and years with links, as `cite:p`, `cite:t` or `cite:alp` sets them.
+    """Authors and years with links, as `cite:p` (in brackets) or `cite:t` (in the text) set them.
 
-    `style` is "p" (in brackets), "t" (in the text) or "alp" (bare). An unknown key stays as it is.
+    `style` is "p" or "t". An unknown key stays unchanged.
     """
     citations = [_citation(style, key) for key in keys]
-    if style == "t":
-        return ", ".join(citations)
-    return "; ".join(citations) if style == "alp" else f"({'; '.join(citations)})"
+    return ", ".join(citations) if style == "t" else f"({'; '.join(citations)})"
 
 
 def _citation(style: str, key: str) -> str:

@@ -14,7 +14,6 @@ SYNTAX = re.compile(
     r"^(?P<mark>`{3,}|~{3,}|:{3,})(?P<info>[^\n]*)\n(?P<body>(?:[^\n]*\n)*?)(?P=mark)[ \t]*$"
     r"|^\$\$(?P<display>(?:(?!\$\$).)+)\$\$(?:[ \t]*\((?P<label>[^)\s]+)\))?[ \t]*$"
     r"|^\([^)\s]+\)=[ \t]*\n?"  # a target
-    r"|^%[^\n]*\n?"  # a comment
     r"|\{(?P<role>[a-z:]+)\}`(?P<text>[^`]+)`"
     r"|(?P<tick>`+)(?:(?!(?P=tick)).)+(?P=tick)"
     r"|(?<![\\$])\$(?P<inline>[^$]+)\$",
@@ -24,19 +23,7 @@ SYNTAX = re.compile(
 CODE_ROLE = re.compile(
     r"(?P<open>\{\{?)(?P<role>eq|doc|ref|term|cite|cite:[a-z]+|py:[a-z]+)\}\}?`(?P<text>[^`]+)`"
 )
-#: Directives that are quoted under their name, or under a title of their own.
-NAMED = [
-    "attention",
-    "caution",
-    "danger",
-    "error",
-    "hint",
-    "important",
-    "note",
-    "seealso",
-    "tip",
-    "warning",
-]
+#: Directives that are quoted under their title.
 TITLED = ("admonition", "dropdown", "grid-item-card")
 
 
@@ -60,26 +47,20 @@ def _translate(match: re.Match[str], chapter: str) -> str:
 
 
 def directive(match: re.Match[str], chapter: str) -> str:
-    """An admonition or a card as a quotation under its title, shown code as a plain fence.
+    """An admonition or a card as a quotation under its title, and a grid of cards as its cards.
 
-    A grid of cards is its cards, one below the other. Other directives stay as they are.
+    Other directives stay unchanged.
     """
     opening = re.match(r"\s*\{([\w-]+)\}\s*(.*)", match["info"])
     if not opening:
         return match[0]
     kind, argument = opening.groups()
     body = re.sub(r"\A(?::[\w-]+:.*\n|---\n(?:.*\n)*?---\n)*\n*", "", match["body"])
-    if kind in ("code", "code-block"):
-        return f"```{argument}\n{body}```"
     if kind == "grid":
         return markdown(body, chapter)
-    if kind in TITLED:
-        title = argument
-    elif kind in NAMED:
-        title, body = {"seealso": "See also"}.get(kind, kind.capitalize()), f"{argument}\n{body}"
-    else:
+    if kind not in TITLED:
         return match[0]
-    quotation = f"**{title}**\n\n{markdown(body, chapter)}"
+    quotation = f"**{argument}**\n\n{markdown(body, chapter)}"
     return "\n".join(f"> {line}".rstrip() for line in quotation.splitlines())
 
 
@@ -93,10 +74,8 @@ def role(name: str, text: str, chapter: str) -> str | None:
     if name.startswith("cite"):
         style = name.removeprefix("cite").removeprefix(":")
         return cite(style, [key.strip() for key in text.split(",")])
-    if name in ("term", "abbr"):
+    if name == "term":
         return title or target
-    if name == "math":
-        return f"${text}$"
     if name == "eq" and target in equations():
         return equation_link(target, chapter)
     if name == "doc" and target in pages():
