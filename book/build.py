@@ -131,13 +131,17 @@ def executed_files() -> dict[str, Path]:
 
 
 def execute_missing(files: dict[str, Path]) -> None:
-    """Executes the chapters whose notebook does not exist yet."""
+    """Executes the chapters whose notebook does not exist yet.
+
+    Those that load a model take longest and come first, so that at the end no worker waits.
+    """
     EXECUTED.mkdir(parents=True, exist_ok=True)
+    names = sorted(files, key=lambda name: "load_pipeline(" not in links.pages()[name])
     with ProcessPoolExecutor(WORKERS) as pool:
         jobs = {
-            name: pool.submit(execute, name, file, {})
-            for name, file in files.items()
-            if not file.exists()
+            name: pool.submit(execute, name, files[name], {})
+            for name in names
+            if not files[name].exists()
         }
         for name, job in jobs.items():
             job.result()

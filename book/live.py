@@ -1,8 +1,8 @@
 """The page with the models in it: what the page shows at once, and what a click fetches.
 
-What a click fetches is made here, and lies under _build/live. The networks need onnx and
-onnxscript, the runtime needs npm. Without them the page shows the recorded frames and says why, and
-the build prints the same line.
+What a click fetches is made here, and lies under _build/live. The networks need onnx, the runtime
+needs npm. Without them the page shows the recorded frames and says why, and the build prints the
+same line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from asddim_lib.cache import locked
 
 SCRIPTS, CACHE = BOOK / "js" / "live", BUILD / "live"
 WEIGHTS = tuple(ROOT / "data" / name for name in ("model", "flow", "judge"))
-PACKAGES = ("onnx", "onnxscript")
+PACKAGES = ("onnx",)
 WASM = "ort-wasm-simd-threaded.wasm"
 #: onnxruntime-web's files, and their names on the page: not every host knows the ending .mjs.
 RUNTIME = {"ort.wasm.bundle.min.mjs": "ort.js", WASM: WASM}

@@ -28,6 +28,15 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.norm2(h)))
 
 
+# `Tensor.diff` cannot be traced for the page that has the model in it.
+def _down(x: Tensor) -> Tensor:
+    return x[:, :, 1:] - x[:, :, :-1]
+
+
+def _across(x: Tensor) -> Tensor:
+    return x[..., 1:] - x[..., :-1]
+
+
 def _detail(x: Tensor) -> Tensor:
     """Log energies of first and second differences, at full and half size: n × c × h × w to n × 4c.
 
@@ -36,10 +45,10 @@ def _detail(x: Tensor) -> Tensor:
     """
     energies = []
     for scale in (x, F.avg_pool2d(x, 2)):
-        dy, dx = scale.diff(dim=2), scale.diff(dim=3)
+        dy, dx = _down(scale), _across(scale)
         energies += [
             dy.square().mean((2, 3)) + dx.square().mean((2, 3)),
-            dy.diff(dim=2).square().mean((2, 3)) + dx.diff(dim=3).square().mean((2, 3)),
+            _down(dy).square().mean((2, 3)) + _across(dx).square().mean((2, 3)),
         ]
     return torch.cat(energies, 1).add(1e-5).log()
 
