@@ -51,7 +51,7 @@ def judge(
     for cell in cells(setting):
         frame, seen = judged(cell)
         if has_attributes(table):
-            sound = seen.features.isfinite().all(1)
+            sound = torch.from_numpy(~frame["failed"].to_numpy())
             features[cell] = seen.features[sound]
             if sound.sum() > 1:
                 real = (attributes.reference_features(), attributes.reference_kernel())

@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import load
 
 from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.cache import save_tensors
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
-from experiments import grids
+from experiments import grids, store
 from experiments.contest import paired
 from experiments.cost import Cost, calibration, plan
 from experiments.draw import generate
 from experiments.evaluate import evaluate
 from experiments.grids import grid_for
 from experiments.records import read_records
-from experiments.score import judge
+from experiments.score import judge, summarize
 from experiments.setting import Cell, Setting, cells, references
 from tests.test_goals import encoders as encoders
 from tests.zoo import ZOO
@@ -215,3 +216,26 @@ def test_both_encoders_reach_the_search(small, encoders, tmp_path):
         with pytest.raises(ValueError, match=r"encoder is '.*none', which could not be loaded"):
             evaluate(small, OWN, setting, tmp_path / name)
         assert not (tmp_path / name).exists(), "nothing was drawn"
+
+
+@pytest.mark.parametrize("cell", ["drawn", "reference"])
+def test_a_cell_of_which_all_pictures_failed_is_judged_without_figures(small, tmp_path, cell):
+    """Nothing looks at its pictures, so that nothing knows how many features they have."""
+    setting = Setting(methods=("ddim", "trailing"), steps=(2,), reference_steps=4, batch_size=2)
+    generate(small, PROMPTS, setting, grids_of(small.scheduler, setting), tmp_path)
+    steps, name = (2, "ddim-ddim") if cell == "drawn" else (4, "ddim-trailing-ddim")
+    for batch in sorted((tmp_path / "images").glob(f"{name}-*-k{steps}-*.safetensors")):
+        kept = store.load(batch)
+        kept["finite"][:] = False
+        kept["latents"][:] = torch.nan
+        meta = json.dumps(store.made_from(batch))
+        save_tensors(batch, kept, meta)
+    records, features = judge(small, TABLE, setting, tmp_path)
+    summary = summarize(records, features).set_index("method")
+    assert len(records) == 2 * len(PROMPTS)
+    assert summary.loc["trailing", ["clip", "right", "kid"]].notna().all()
+    assert summary["n"].tolist() == ([0, 3] if cell == "drawn" else [3, 3])
+    figures = ["clip", "right", "kid", "distance"] if cell == "drawn" else []
+    assert summary.loc["ddim", figures].isna().all()
+    if cell == "reference":
+        assert "distance" not in summary or summary["distance"].isna().all()
