@@ -46,7 +46,8 @@ def check_replay(pipe: Pipeline, estimator: str) -> None:
     what = f"{estimator}, of weights loaded under torch.inference_mode"
     check(not locked, "estimator", what, remedy)
     what = f"{estimator}, under torch.autocast"
-    cast = torch.is_autocast_enabled(device_of(pipe).type)
+    device = device_of(pipe).type
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     check(
         not cast, "estimator", what, f"leave autocast and load the dtype that it gives, or {REMEDY}"
     )
