@@ -12,12 +12,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares
-from asddim_lib.levels import Levels
+from asddim_lib.levels import noise_schedule
 from asddim_lib.paper import allocate, ddim_step, gradient_step
 from asddim_lib.sensitivity import gradient_norm
 from experiments.mixtures import GaussianMixture
 
-SCHEDULE = Levels.from_diffusers(
+SCHEDULE = noise_schedule(
     {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 )
 BARS = SCHEDULE.alphas_cumprod
