@@ -54,8 +54,8 @@ def compare(
     run = begun(pipe, prompts, guidance_scale, batch_size, seed, truncate, options)
     aim = goal_of(goal, pipe, encoder, check_encoder)
     setup = Setup(run, steps, aim, solver, reference_steps, Work(progress=progress))
-    given = dict(grids) if isinstance(grids, Mapping) else {}
-    for name, grid in given.items():
+    given: dict[str, list[int]] = {}
+    for name, grid in grids.items() if isinstance(grids, Mapping) else ():
         check(name not in (CURRENT, CANDIDATE), "grids", name, "it is taken: use another name")
         given[name] = check_timesteps(grid, setup.size, f"grids[{name!r}]")
         same = f"{len(grid)} timesteps in {name}"

@@ -74,7 +74,7 @@ class Tuned:
         kind = getattr(schedulers, name, None) or getattr(diffusers, name, None)
         remedy = "nothing changes: keep the pipeline's own scheduler"
         check(kind is not None, "scheduler", f"{name}, which is not diffusers'", remedy)
-        return kind.from_config(self.scheduler_config)
+        return kind.from_config(self.scheduler_config)  # type: ignore[union-attr]
 
     @property
     def sigmas(self) -> list[float]:
