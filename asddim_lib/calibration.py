@@ -18,8 +18,9 @@ from tqdm import tqdm
 from asddim_lib.cache import check_writable, kept
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import ORDERS, Trajectory, mean_shares, squares
-from asddim_lib.evidence.profile import KINDS, Profile, fingerprint
-from asddim_lib.grids.uniform import uniform
+from asddim_lib.evidence.profile import KINDS, Profile
+from asddim_lib.grids.rules import uniform
+from asddim_lib.levels import fingerprint
 from asddim_lib.metrics.encoders import Encoder, encoder_for
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import listed

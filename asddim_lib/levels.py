@@ -112,11 +112,6 @@ class Levels:
         """The share of noise s = σ / (1 + σ) at every timestep: 1 for pure noise."""
         return share_of(self.sigmas)
 
-    @property
-    def fingerprint(self) -> str:
-        """A short name for profiles and paths: equal for equal betas."""
-        return fingerprint(self.betas)
-
     def below(self, begin: int | None) -> Levels:
         """The levels of timesteps 0 … `begin`; all of them where it is None."""
         if begin is None:
@@ -170,9 +165,13 @@ class Levels:
         whole = self.kind == "vp" and bool(np.all(values == np.floor(values)))
         return whole or np.issubdtype(values.dtype, np.integer)
 
+    def unshifted_at(self, indices: Any) -> np.ndarray:
+        """A flow model's s before its shift at some indices of `sigmas`: (i + 1) / T."""
+        return (np.asarray(indices) + 1) / len(self)
+
     def shifted(self, share: np.ndarray) -> np.ndarray:
         """A flow model's s after its shift, from s before it."""
-        return self.shift * share / (1 + (self.shift - 1) * share)
+        return _shifted(share, self.shift)
 
     def unshifted(self, share: np.ndarray) -> np.ndarray:
         """A flow model's s before its shift, from s after it."""
@@ -213,9 +212,9 @@ def noise_schedule(scheduler: Any, mu: float | None = None) -> NoiseSchedule:
     return NoiseSchedule(Levels.from_diffusers(scheduler, mu).betas)
 
 
-def fingerprint(betas: np.ndarray) -> str:
-    """16 hex digits, equal for betas that are equal to 12 decimals."""
-    return hashlib.sha256(np.round(betas, 12).tobytes()).hexdigest()[:16]
+def fingerprint(levels: Levels | NoiseSchedule) -> str:
+    """16 hex digits, the same for betas that are equal to 12 decimals."""
+    return hashlib.sha256(np.round(levels.betas, 12).tobytes()).hexdigest()[:16]
 
 
 def share_of(sigma: Any) -> Any:
@@ -264,9 +263,7 @@ def is_flow(scheduler: Any) -> bool:
     return bool(config.get("use_flow_sigmas")) or ("shift" in config and "beta_start" not in config)
 
 
-def flow_shift(share: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """s after a flow config's static shift, from s before it (`Levels.shifted`)."""
-    shift = shift_of(config)
+def _shifted(share: np.ndarray, shift: float) -> np.ndarray:
     return shift * share / (1 + (shift - 1) * share)
 
 
@@ -297,25 +294,27 @@ def with_fixed_shift(config: Mapping[str, Any], mu: float | None) -> dict[str, A
         return dict(config)
     linear = config.get("time_shift_type", "exponential") == "linear"
     low, high = (0.0, 1e6) if linear else (-14.0, 14.0)
-    real = isinstance(mu, (int, float, np.integer, np.floating)) and not isinstance(mu, bool)
-    usable = real and low <= mu <= high and mu != low
+    usable = _is_real(mu) and low <= mu <= high and mu != low
     check(usable, "mu", mu, f"give a number between {low:g} and {high:g}, as the pipeline does")
     name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
     shift = float(mu) if linear else math.exp(mu)
     return {**config, "use_dynamic_shifting": False, name: shift}
 
 
-def shift_of(config: Mapping[str, Any]) -> float:
-    """A flow config's static shift. Raises WrongUse where it depends on the picture's size."""
+def _static_shift(config: Mapping[str, Any]) -> float:
     dynamic = config.get("use_dynamic_shifting", False)
     remedy = "its shift depends on the picture's size: give mu, as the pipeline gives it"
     check(not dynamic, "mu", None, remedy)
     name = "flow_shift" if config.get("use_flow_sigmas") else "shift"
     shift = config[name]
-    real = isinstance(shift, (int, float, np.integer, np.floating)) and not isinstance(shift, bool)
-    usable = real and math.isfinite(shift) and shift > 0
+    usable = _is_real(shift) and math.isfinite(shift) and shift > 0
     check(usable, name, shift, "give a positive number")
     return float(shift)
+
+
+def _is_real(value: Any) -> bool:
+    real = (int, float, np.integer, np.floating)
+    return isinstance(value, real) and not isinstance(value, bool)
 
 
 def _flow(config: dict[str, Any]) -> Levels:
@@ -327,9 +326,10 @@ def _flow(config: dict[str, Any]) -> Levels:
     inverted = config.get("invert_sigmas")
     check(not inverted, "invert_sigmas", inverted, "it reverses the levels: use another model")
     size = int(config["num_train_timesteps"])
-    shares = flow_shift(np.arange(1, size + 1) / size, config)
-    betas = _betas_of((1 - shares) ** 2 / ((1 - shares) ** 2 + shares**2))
-    return Levels("flow", sigma_of(shares), betas, "flow_prediction", shift_of(config))
+    shift = _static_shift(config)
+    s = _shifted(np.arange(1, size + 1) / size, shift)
+    betas = _betas_of((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
+    return Levels("flow", sigma_of(s), betas, "flow_prediction", shift)
 
 
 def _variance_preserving(config: dict[str, Any]) -> Levels:

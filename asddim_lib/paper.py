@@ -149,12 +149,6 @@ class NoiseSchedule:
             return np.sqrt(self.variance / self.alphas_cumprod)
 
     @property
-    def finite_sigmas(self) -> np.ndarray:
-        """`sigmas` with a finite end where ᾱ ends in 0, as diffusers' Euler and DPM-Solver do."""
-        bars = np.maximum(self.alphas_cumprod, 2.0**-24)
-        return np.sqrt((1 - bars) / bars)
-
-    @property
     def snr(self) -> np.ndarray:
         """Signal-to-noise ratio ᾱ_t / σ_t²."""
         return self.alphas_cumprod / self.variance

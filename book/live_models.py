@@ -66,15 +66,12 @@ def levels(scheduler: Any) -> dict[str, Any]:
 
     DDIM's are ᾱ, and a flow model's are σ after its shift.
     """
-    import numpy as np
-
     from asddim_lib import ASDDIMScheduler
-    from asddim_lib.levels import completed, flow_shift, is_flow
+    from asddim_lib.levels import Levels
 
-    config = completed(scheduler)
-    if is_flow(config):
-        size = int(config["num_train_timesteps"])
-        sigmas = flow_shift((np.arange(size) + 1) / size, config)
+    levels = Levels.from_diffusers(scheduler)
+    if levels.kind == "flow":
+        sigmas = levels.shifted(levels.unshifted_at(range(len(levels))))
         return {"kind": "flow", "values": sigmas.tolist(), "last": 0.0}
     own = ASDDIMScheduler.from_config(scheduler.config)
     last = float(own.final_alpha_cumprod)
@@ -90,9 +87,9 @@ def laid(scheduler: Any, allocation: str, profile: Path) -> dict[str, list[int]]
 
 def grid(scheduler: Any, allocation: str, steps: int, **how: Any) -> list[int]:
     """An allocation's grid, as numbers of levels."""
-    from asddim_lib.grids.grid import numbers
+    from asddim_lib.grids.grid import level_indices
 
-    return numbers(scheduler, steps, {"allocation": allocation, **how})
+    return level_indices(scheduler, steps, allocation=allocation, **how)
 
 
 def words(tokenizer: Any) -> dict[str, Any]:

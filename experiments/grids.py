@@ -12,7 +12,7 @@ from asddim_lib.calibration import calibrate, record
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.grids.grid import numbers
+from asddim_lib.grids.grid import level_indices
 from asddim_lib.models.load import Pipeline, network, weights_hash
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
@@ -118,14 +118,17 @@ def grid_for(
 
     A shift that depends on the picture's size is fixed in the scheduler, or config, that is given.
     """
-    how: dict[str, Any] = {"p": setting.p, "lam": setting.lam, "reading": setting.reading}
-    order = solver_of(cell.solver, scheduler)[1]
-    how |= {"order": order, "allocation": METHODS.get(cell.method, cell.method)}
-    if needs(cell.method) == "profile":
-        how["profile"] = profile
-    elif needs(cell.method) != "nothing":
-        how["path"] = path
-    return numbers(scheduler, cell.steps, how)
+    return level_indices(
+        scheduler,
+        cell.steps,
+        allocation=METHODS.get(cell.method, cell.method),
+        p=setting.p,
+        lam=setting.lam,
+        reading=setting.reading,
+        profile=profile if needs(cell.method) == "profile" else None,
+        path=path if needs(cell.method) in ("path", "adjoints") else None,
+        order=solver_of(cell.solver, scheduler)[1],
+    )
 
 
 @dataclass

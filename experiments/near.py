@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.uniform import uniform
+from asddim_lib.grids.rules import uniform
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.solvers import own_scheduler

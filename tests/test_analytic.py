@@ -94,18 +94,18 @@ def test_a_pipeline_draws_what_the_ode_says():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name"),
     [
-        ((torch.ones(3), 0.5), r"means is \(3,\); give components × dimensions"),
-        ((torch.ones(2, 3), [0.5, 0.0]), "stds is .*; give positive numbers"),
-        ((torch.ones(2, 3), [0.5, 0.1, 0.2]), "stds is .*; give one number, or 2"),
-        ((torch.ones(2, 3), 0.5, [1.0]), "weights is .*; give 2 positive numbers"),
-        ((torch.ones(2, 3), 0.5, [1.0, 0.0]), "weights is .*; give 2 positive numbers"),
-        ((torch.ones(2, 3), 0.5, [0.5, 0.6]), "weights is .*; make them sum to 1"),
+        ((torch.ones(3), 0.5), "means"),
+        ((torch.ones(2, 3), [0.5, 0.0]), "stds"),
+        ((torch.ones(2, 3), [0.5, 0.1, 0.2]), "stds"),
+        ((torch.ones(2, 3), 0.5, [1.0]), "weights"),
+        ((torch.ones(2, 3), 0.5, [1.0, 0.0]), "weights"),
+        ((torch.ones(2, 3), 0.5, [0.5, 0.6]), "weights"),
     ],
 )
-def test_a_wrong_mixture_is_refused(arguments, message):
-    with pytest.raises(WrongUse, match=message):
+def test_a_wrong_mixture_is_refused(arguments, name):
+    with pytest.raises(WrongUse, match=name):
         GaussianMixture(*arguments)
 
 

@@ -62,7 +62,8 @@ def path(pipe):
     return record(pipe, PROMPTS, guidance_scale=3.0, num_steps=12, adjoint_probes=1)
 
 
-OPTIONS = {"temper": {"temper": 0.5}}
+#: Version 0.1 called the exponent temper.
+OPTIONS = {"temper": {"exponent": 0.5}}
 for _reading in ("density", "literal"):
     OPTIONS[_reading] = {"reading": _reading, "p": 0.8, "lam": 2.0}
 for _order in (2, 3):

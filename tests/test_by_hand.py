@@ -12,14 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels, noise_schedule
 from asddim_lib.paper import allocate, ddim_step, gradient_step
 from asddim_lib.sensitivity import gradient_norm
 from experiments.mixtures import GaussianMixture
 
-SCHEDULE = noise_schedule(
-    {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-)
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULE, LEVELS = noise_schedule(SD), Levels.from_diffusers(SD)
 BARS = SCHEDULE.alphas_cumprod
 ONE = torch.ones(1, 1, dtype=torch.float64)
 SPREADS = st.floats(0.02, 5)
@@ -46,7 +45,7 @@ def best_density(s):
 def path(s, grid):
     """DDIM's path from x = 1 over a grid, by the library's own step."""
     line = GaussianMixture([[0.0]], s)
-    return follow(lambda x, t: line.eps(x, BARS[t]), ONE, SCHEDULE, grid)
+    return follow(lambda x, t: line.eps(x, BARS[t]), ONE, LEVELS, grid)
 
 
 def kept(s, grid):
@@ -119,14 +118,14 @@ def test_the_library_measures_both_densities_of_a_gaussian(s):
         slope = line.jacobian(made.samples[k], BARS[made.timesteps[k]])
         return torch.einsum("nij,pni->pnj", slope, v)
 
-    back = carry_back(made.sigmas(SCHEDULE), transpose, ONE[None]).transpose(0, 1)
+    back = carry_back(made.sigmas(LEVELS), transpose, ONE[None]).transpose(0, 1)
     carried = Trajectory(made.timesteps, made.samples, made.noises, made.end, adjoints=back)
-    sigma = made.sigmas(SCHEDULE).numpy()[:-1]
+    sigma = made.sigmas(LEVELS).numpy()[:-1]
     square = s**2 + sigma[:-1] * sigma[1:]  # of a point within the step
     widths = -np.diff(sigma)
     for found, root in (
-        (shares(carried, SCHEDULE), square**-0.75),
-        (shares(carried, SCHEDULE, carried=True), 1 / square),
+        (shares(carried, LEVELS), square**-0.75),
+        (shares(carried, LEVELS, carried=True), 1 / square),
     ):
         ratio = (found / (root * widths))[8:]  # the first steps in σ are long
         assert ratio.std() / ratio.mean() < 0.05

@@ -13,7 +13,7 @@ import torch
 from asddim_lib import paper as allocation
 from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares, spread
 from asddim_lib.grids.grid import timesteps
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.paper import ddim_step
 from experiments.mixtures import GaussianMixture
@@ -22,7 +22,7 @@ from tests import pages
 CHAPTER = (Path(editor.BOOK) / "chapters" / "editor.md").read_text()
 DATA = json.loads((editor.EDITOR / "data.json").read_text())
 CONFIG = DATA["schedule"]
-SCHEDULE = noise_schedule(CONFIG)
+SCHEDULE = Levels.from_diffusers(CONFIG)
 BARS, SIZE = SCHEDULE.alphas_cumprod, len(SCHEDULE)
 POINTS = torch.tensor(DATA["points"], dtype=torch.float64)
 DRAWN, JUDGED = DATA["drawn"], DATA["drawn"] + DATA["measured"]

@@ -19,8 +19,7 @@ from diffusers import (
 
 from asddim_lib import ASFlowScheduler, Profile, sigmas
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import fingerprint, noise_schedule
 from tests.test_flow import FLAGS, line, same
 from tests.tiny import sd3
 

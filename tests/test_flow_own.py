@@ -8,7 +8,8 @@ from diffusers.pipelines.ltx import pipeline_ltx_condition
 from diffusers.pipelines.mochi import pipeline_mochi
 
 from asddim_lib import ASFlowScheduler
-from asddim_lib.grids.flow import linear_quadratic, of_a_pipeline
+from asddim_lib.grids.rules import linear_quadratic
+from asddim_lib.schedulers.mixin import passed_by_pipeline
 from tests.zoo.first import built
 
 SHARES = [1.0, 0.71, 0.33, 0.05]
@@ -23,7 +24,7 @@ def test_linear_quadratic_levels_are_the_pipelines(steps):
     if steps > 1:
         theirs = pipeline_mochi.linear_quadratic_schedule(steps, 0.025)
         np.testing.assert_allclose(found, theirs, atol=1e-12)
-        assert of_a_pipeline(np.array(theirs), None, 1000)
+        assert passed_by_pipeline(np.array(theirs), None, 1000)
 
 
 def conditioned(scheduler, steps=4):

@@ -8,7 +8,7 @@ import torch
 
 from asddim_lib import timesteps
 from asddim_lib.errors import WrongUse
-from asddim_lib.levels import flow_shift, is_flow, noise_schedule
+from asddim_lib.levels import Levels, is_flow, noise_schedule
 from asddim_lib.paper import (
     NoiseSchedule,
     allocate,
@@ -85,7 +85,8 @@ def test_flow_matching_is_known_by_its_shift():
     assert is_flow({"shift": 3.0})
     assert not is_flow({"shift": 3.0, "beta_start": 0.1})
     assert not is_flow({})
-    np.testing.assert_allclose(flow_shift(np.array([0.5, 1.0]), {"shift": 3.0}), [0.75, 1.0])
+    levels = Levels.from_diffusers({"shift": 3.0, "num_train_timesteps": 2})
+    np.testing.assert_allclose(levels.shares, [0.75, 1.0])
 
 
 def test_defaults_are_the_common_case():
@@ -123,7 +124,9 @@ def test_defaults_are_the_common_case():
             "variance is medium; use small or large",
         ),
         (
-            lambda: flow_shift(np.ones(1), {"shift": 1.0, "use_dynamic_shifting": True}),
+            lambda: noise_schedule(
+                {"shift": 1.0, "num_train_timesteps": 2, "use_dynamic_shifting": True}
+            ),
             "mu is None; its shift depends on the picture's size: give mu, as the pipeline gives "
             "it",
         ),

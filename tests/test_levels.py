@@ -13,8 +13,8 @@ from diffusers import SchedulerMixin
 
 from asddim_lib import ASDDIMScheduler, timesteps
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.path import fingerprint
-from asddim_lib.levels import Levels, noise_schedule
+from asddim_lib.levels import Levels, fingerprint, noise_schedule
+from asddim_lib.paper import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012}
 BETAS = [{}, *({"beta_schedule": name} for name in ("linear", "scaled_linear"))]
@@ -168,7 +168,7 @@ FINGERPRINTS = [
 @pytest.mark.parametrize(("name", "flags", "known"), FINGERPRINTS, ids=str)
 def test_profiles_of_an_earlier_version_know_their_model(name, flags, known):
     levels = Levels.from_diffusers(built(name, flags))
-    assert levels.fingerprint == fingerprint(levels) == known
+    assert fingerprint(levels) == fingerprint(NoiseSchedule(levels.betas)) == known
 
 
 @pytest.mark.parametrize("name", [n for n, (kind, *_) in TABLE.items() if kind == "vp"])
@@ -222,7 +222,7 @@ def test_a_solver_with_flow_sigmas_is_a_flow_model(name):
     mix = np.arange(1, 1000) / 1000
     mix = 3 * mix / (1 + 2 * mix)
     np.testing.assert_allclose(coordinates.sigmas[:-1], mix / (1 - mix), rtol=1e-6)
-    with pytest.raises(WrongUse, match="config is a flow-matching scheduler's"):
+    with pytest.raises(WrongUse, match="config"):
         ASDDIMScheduler.from_config(scheduler.config)
 
 

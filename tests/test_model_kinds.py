@@ -114,7 +114,7 @@ def test_a_flow_matching_pipeline_has_a_profile_of_its_own_shift():
     profile = calibrate(pipe, ["a red boot"], num_steps=4, guidance_scale=3.0)
     profile.check_schedule(noise_schedule(pipe.scheduler))
     other = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=2.0)
-    with pytest.raises(ValueError, match="profile is made on another noise schedule"):
+    with pytest.raises(ValueError, match="profile"):
         profile.check_schedule(noise_schedule(other))
     assert profile.g[0] == pytest.approx(profile.g[1], rel=0.5), "at pure noise ε is the sample"
 

@@ -12,8 +12,7 @@ from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.fit import excess, fit_paper
 from asddim_lib.evidence.path import Trajectory, carry_back, follow, local_errors, shares
-from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.levels import Levels
+from asddim_lib.levels import Levels, fingerprint
 from asddim_lib.paper import allocate, gradient_step, noise_weights, step_sizes
 from asddim_lib.pipeline.run import Run
 from experiments.mixtures import GaussianMixture
@@ -165,11 +164,11 @@ def test_tempering_goes_from_the_density_to_uniform():
     def grid(**how):
         return timesteps(SD, 8, allocation="equidistributed", profile=made, **how)
 
-    assert grid(temper=0) == timesteps(SD, 8, allocation="trailing")
-    assert grid(temper=1) == grid()
-    assert grid(temper=0.5) == allocate(made.density(SCHEDULE) ** -0.5, 8)
-    with pytest.raises(WrongUse, match="temper is 2"):
-        grid(temper=2)
+    assert grid(exponent=0) == timesteps(SD, 8, allocation="trailing")
+    assert grid(exponent=1) == grid()
+    assert grid(exponent=0.5) == allocate(made.density(SCHEDULE) ** -0.5, 8)
+    with pytest.raises(WrongUse, match="exponent"):
+        grid(exponent=2)
 
 
 def test_a_pipeline_s_adjoint_is_the_effect_of_a_nudge():

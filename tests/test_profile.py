@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, Profile, timesteps
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.path import spread
-from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import fingerprint, noise_schedule
 from tests.tiny import SD
 
 SCHEDULE = noise_schedule(SD)

@@ -17,8 +17,7 @@ from asddim_lib import (
     load_pipeline,
 )
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import fingerprint, noise_schedule
 from asddim_lib.models.quick import quicken
 from asddim_lib.schedulers import __dict__ as exported
 from asddim_lib.schedulers.place import hold

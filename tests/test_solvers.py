@@ -20,8 +20,7 @@ from asddim_lib import (
     timesteps,
 )
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.profile import fingerprint
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import fingerprint, noise_schedule
 from asddim_lib.pipeline.run import draw
 from asddim_lib.schedulers.solvers import SOLVERS
 from experiments.mixtures import GaussianMixture

@@ -26,7 +26,7 @@ from asddim_lib import (
     sigmas,
     timesteps,
 )
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels
 from asddim_lib.schedulers.place import drawing, hold, with_grid
 from tests.tiny import SD, img2img, sd, sd3
 
@@ -51,7 +51,7 @@ FLOW = {
 #: Those of diffusers that take no grid of that kind: theirs is our solver's of the same name.
 GRIDLESS = {DDIMScheduler, UniPCMultistepScheduler}, {DPMSolverMultistepScheduler}
 FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-SCHEDULE = noise_schedule(SD)
+LEVELS = Levels.from_diffusers(SD)
 by_name = {"ids": lambda kind: kind.__name__}
 
 
@@ -84,7 +84,7 @@ def laid(scheduler, steps, **how):
 
 
 @pytest.mark.parametrize("kind", DIFFUSION, **by_name)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     grid=grids(), flag=st.sampled_from([None, *FLAGS]), end=st.sampled_from(["zero", "sigma_min"])
 )
@@ -96,13 +96,13 @@ def test_a_diffusion_model_s_grid_is_held_as_it_would_be_laid(kind, grid, flag, 
     ours = laid(with_grid(source, grid), len(grid))
     assert type(ours) is DIFFUSION[kind]
     np.testing.assert_allclose(ratios(ours), ratios(meant), rtol=2e-4)
-    np.testing.assert_allclose(ratios(ours)[:-1], SCHEDULE.finite_sigmas[grid], rtol=2e-4)
+    np.testing.assert_allclose(ratios(ours)[:-1], LEVELS.finite_sigmas[grid], rtol=2e-4)
     assert ours.timesteps.tolist() == grid
     assert ours.num_inference_steps == len(grid)
 
 
 @pytest.mark.parametrize("kind", FLOW, **by_name)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     grid=grids() | grids(float),
     shift=st.floats(0.1, 12),

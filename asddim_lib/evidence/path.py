@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.levels import Levels
-from asddim_lib.levels import fingerprint as fingerprint_of
+from asddim_lib.levels import Levels, fingerprint
 from asddim_lib.paper import ddim_step
 
 ORDERS = (1, 2, 3)
@@ -65,11 +64,6 @@ class Trajectory:
         """
         scale = (1 + self.sigmas(levels) ** 2).sqrt()
         return torch.cat([self.samples, self.end[None]]).double() * scale.reshape(-1, 1, 1)
-
-
-def fingerprint(levels: Levels) -> str:
-    """The fingerprint of a model's levels (`Levels.fingerprint`)."""
-    return fingerprint_of(levels.betas)
 
 
 def follow(

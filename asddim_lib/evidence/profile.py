@@ -16,9 +16,8 @@ import numpy as np
 from asddim_lib.cache import write_whole
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.fit import fit_paper
-from asddim_lib.evidence.path import fingerprint as fingerprint
 from asddim_lib.evidence.path import spread
-from asddim_lib.levels import Levels
+from asddim_lib.levels import Levels, fingerprint
 
 SCHEMA = 4
 #: The error of a step: where it is made, in the final latents, and in an encoder's features.

@@ -101,36 +101,3 @@ def rule_of(*names: str) -> Rule:
         return levels.nearest(nearest.sigmas(steps))
 
     return rule
-
-
-#: Published methods by name: the kind of model, one line for people, and the rule.
-RULES: dict[str, tuple[str, str, Rule]] = {
-    "ays-sd15": ("vp", "Align Your Steps, as published for SD 1.5", rule_of("ays-sd15")),
-    "ays-sdxl": ("vp", "Align Your Steps, as published for SDXL", rule_of("ays-sdxl")),
-    "ays-svd": (
-        "vp",
-        "Align Your Steps, as published for Stable Video Diffusion, whose σ begins at 700",
-        rule_of("ays-svd"),
-    ),
-    "gits-sd15": (
-        "vp",
-        "GITS, as published for SD 1.5 with iPNDM at 5 and 8 steps (Tong et al. 2024)",
-        rule_of("gits-sd15-5", "gits-sd15-8"),
-    ),
-    "oss-flux": (
-        "flow",
-        "Optimal Stepsize, as published for FLUX.1-dev (flow), 10 steps (Pei et al. 2025)",
-        rule_of("oss-flux"),
-    ),
-    "oss-wan": (
-        "flow",
-        "Optimal Stepsize, as published for Wan 2.1 (flow), 20 steps (Pei et al. 2025)",
-        rule_of("oss-wan"),
-    ),
-    "ltx2": ("flow", "as published for distilled LTX-2 (flow), 8 steps", rule_of("ltx2")),
-    "wan-lightning": (
-        "flow",
-        "as published for Wan 2.2 Lightning (flow, shift 5), 4 steps",
-        rule_of("wan-lightning"),
-    ),
-}

@@ -1,8 +1,9 @@
 """Grids from formulas: functions of the model's levels and the number of steps alone.
 
-A curve gives K falling numbers. A rule gives K falling timesteps of a model: those nearest to a
-curve in σ, or in s on a flow model where diffusers and ComfyUI apply the curve there. σ of a flow
-model has no upper end: even steps in a power of σ would nearly all be pure noise.
+A curve gives K falling numbers. A rule gives K falling timesteps of a model (indices of its
+levels): those nearest to a curve in σ, or in s on a flow model where diffusers and ComfyUI apply
+the curve there. σ of a flow model has no upper end: even steps in a power of σ would nearly all be
+pure noise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from asddim_lib.errors import check
 from asddim_lib.levels import Levels, sigma_of
 from asddim_lib.paper import distinct
 
@@ -18,6 +20,32 @@ from asddim_lib.paper import distinct
 Curve = Callable[[float, float, int], np.ndarray]
 #: From a model's levels and K to K falling timesteps.
 Rule = Callable[[Levels, int], list[int]]
+#: diffusers' `timestep_spacing`.
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+def uniform(
+    spacing: str, num_train_timesteps: int, num_inference_steps: int, steps_offset: int = 0
+) -> list[int]:
+    """K timesteps of one of diffusers' `SPACINGS`.
+
+    `leading` counts from 0 up and adds the offset, `trailing` counts from T down, `linspace`
+    includes both ends. Raises WrongUse for another spacing, and for an offset that moves the first
+    step beyond T − 1.
+    """
+    size, steps = num_train_timesteps, num_inference_steps
+    check(spacing in SPACINGS, "timestep_spacing", spacing, f"use one of {', '.join(SPACINGS)}")
+    if spacing == "linspace":
+        grid = np.linspace(0, size - 1, steps).round()[::-1]
+    elif spacing == "leading":
+        grid = np.arange(0.0, steps)[::-1] * (size // steps) + steps_offset
+        beyond = f"{steps} leading steps would begin at {grid[0]:g}, beyond {size - 1}"
+        remedy = f"{beyond}: use trailing, or no offset"
+        check(grid[0] < size, "steps_offset", steps_offset, remedy)
+    else:
+        # For K of 61, 103, … diffusers has one more entry, −1, by rounding; it is cut off here.
+        grid = np.arange(size, 0, -size / steps)[:steps].round() - 1
+    return [int(t) for t in grid]
 
 
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:
@@ -126,32 +154,3 @@ def beta57(levels: Levels, steps: int) -> list[int]:
 
     places = distribution.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.5, 0.7)
     return distinct(np.rint(places * (len(levels) - 1)))
-
-
-#: The rules by name, each with one line for people.
-RULES: dict[str, tuple[str, Rule]] = {
-    "quadratic": ("denser at low noise, (1 − k/K)² (Song et al. 2021)", quadratic),
-    "beta": ("quantiles of Beta(0.6, 0.6) over timesteps (Lee et al. 2024)", beta),
-    "karras": (
-        "evenly spaced in σ^(1/7), on flow models in s^(1/7) (Karras et al. 2022)",
-        in_share(karras),
-    ),
-    "exponential": ("evenly spaced in log σ, on flow models in log s", in_share(exponential)),
-    "logsnr": (
-        "evenly spaced in log-SNR, which is in log σ (Lu et al. 2022)",
-        in_sigma(exponential),
-    ),
-    "arctan": (
-        "evenly spaced in arctan σ; optimal for Gaussian data (Sabour et al. 2024)",
-        in_sigma(arctan),
-    ),
-    "comfy-linear-quadratic": (
-        "ComfyUI's linear_quadratic, Mochi's: many short steps first",
-        in_share(lambda high, low, steps: linear_quadratic(steps) * high),
-    ),
-    "comfy-beta57": ("RES4LYF's beta57: quantiles of Beta(0.5, 0.7) over timesteps", beta57),
-    "comfy-bong-tangent": (
-        "RES4LYF's bong_tangent, for flow models; others begin at σ = 1",
-        in_share(bong_tangent),
-    ),
-}

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -172,7 +170,3 @@ def equal_parts(times: np.ndarray, total: np.ndarray, steps: int) -> list[int]:
     ideal = np.interp(total[-1] * np.arange(steps) / steps, total, times)
     ideal[0] = times[0]  # also where the quantity does not change at first
     return distinct(ideal)
-
-
-#: The methods that need a recorded path.
-SEARCHED: dict[str, Callable[[Trajectory, Levels, int], list[int]]] = {"gits": gits, "tors": tors}

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.grids.uniform import uniform
+from asddim_lib.grids.rules import uniform
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.pipeline.calls import parameters
 from asddim_lib.pipeline.recording import frozen

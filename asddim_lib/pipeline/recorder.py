@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.uniform import uniform
-from asddim_lib.levels import LARGEST_SIGMA, Levels, flow_shift
+from asddim_lib.grids.rules import uniform
+from asddim_lib.levels import LARGEST_SIGMA, Levels
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 
@@ -132,9 +131,8 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
         steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)
         grid = uniform("trailing", size, steps, 0)
         self.numbers = grid if grid[-1] == 0 else [*grid, 0]
-        mix = (np.array(self.numbers) + 1) / size
-        shift = {"shift": self.coordinates.shift}
-        self._set(flow_shift(mix, {**self.config, **shift, "use_dynamic_shifting": False}), device)
+        levels = self.coordinates
+        self._set(levels.shifted(levels.unshifted_at(self.numbers)), device)
 
     def _begins(self, timestep: Any) -> int:
         if self.step_index is None:

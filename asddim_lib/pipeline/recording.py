@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.evidence.path import Trajectory, carry_back, fingerprint
-from asddim_lib.levels import Levels, completed
+from asddim_lib.evidence.path import Trajectory, carry_back
+from asddim_lib.levels import Levels, completed, fingerprint
 from asddim_lib.pipeline.calls import one_step_more
 from asddim_lib.pipeline.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
 from asddim_lib.pipeline.replay import Capture, Replay, replayed

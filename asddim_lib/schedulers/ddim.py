@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.grid import numbers
+from asddim_lib.grids.grid import level_indices
 from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
 from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
@@ -61,7 +61,7 @@ class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
         self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
         check(steps is not None, "num_inference_steps", steps, "give it, or timesteps or sigmas")
-        self._set(numbers(self, steps or 0, {}), device)
+        self._set(level_indices(self, steps or 0), device)
 
     def _set(self, grid: Any, device: Any) -> None:
         """Also makes tables over all timesteps: `step` looks values up and waits for no device."""

@@ -1,10 +1,14 @@
 """`TakesGrid`: the options by which every scheduler here places its steps.
 
-`grid` is an explicit grid. `allocation` names a method of `grids.table`, which may need a `profile`
-or read the paper's `p`, `lam`, `eps` and `reading`. `boundary` is the share of noise below which a
-second network takes over (Wan 2.2: the pipeline's `boundary_ratio`), where a step then begins. They
-are in the scheduler's config and so are saved with a pipeline. Without any of them a scheduler is
-diffusers' own, to the bit.
+`grid` is an explicit grid: K whole timesteps, or sigmas, which a flow model's config has as s after
+the shift. `allocation` names a method of `grids.table`, which may need a `profile` or read the
+paper's `p`, `lam`, `eps` and `reading`. `boundary` is the s below which a second network takes over
+(Wan 2.2: the pipeline's `boundary_ratio`); a step then begins there. They are in the scheduler's
+config and so are saved with a pipeline. Without any of them a scheduler equals diffusers' class to
+the bit.
+
+Grids arrive here as timesteps or as other programs print sigmas, and leave as K timesteps, or as K
+values of s on a flow model: what diffusers' classes step by.
 """
 
 from __future__ import annotations
@@ -20,19 +24,17 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.flow import flow_levels, of_a_pipeline
-from asddim_lib.grids.grid import numbers
-from asddim_lib.grids.table import DEFAULTS, check_allocation
+from asddim_lib.grids.grid import level_indices
+from asddim_lib.grids.rules import linear_quadratic
+from asddim_lib.grids.table import DEFAULTS, check_profile, method_of
 from asddim_lib.levels import (
     Levels,
     check_timesteps,
     completed,
-    flow_shift,
     for_class,
     is_flow,
     share_of,
     with_boundary,
-    with_fixed_shift,
 )
 
 log = logging.getLogger(__name__)
@@ -59,23 +61,29 @@ MODEL = {
 
 
 def init_of(parent: Any) -> Callable[..., None]:
-    """An `__init__` that takes the settings of the class `parent`, and `OPTIONS` by name.
+    """The `__init__` of a subclass of the diffusers scheduler `parent` with `OPTIONS` added.
 
-    Its signature lists them all: diffusers reads there which settings a config may have.
+    For DDIM, written out:
+
+        @register_to_config  # puts every argument into self.config
+        def __init__(self, num_train_timesteps=1000, …, *, allocation="uniform", …, grid=None):
+            DDIMScheduler.__init__(self, num_train_timesteps, …)
+            self._check_options()
+
+    diffusers reads in its signature which settings a class has.
     """
     theirs = inspect.signature(parent.__init__).parameters
-    named = inspect.Parameter.KEYWORD_ONLY
-    ours = [inspect.Parameter(name, named, default=value) for name, value in OPTIONS.items()]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    ours = [inspect.Parameter(name, keyword, default=value) for name, value in OPTIONS.items()]
 
-    def initialise(self: Any, *args: Any, **settings: Any) -> None:
-        # By now every setting is in the config. Tables do not follow torch.set_default_device.
-        with torch.device("cpu"):
+    def init(self: Any, *args: Any, **settings: Any) -> None:
+        with torch.device("cpu"):  # tables do not follow torch.set_default_device
             parent.__init__(self, **{name: self.config[name] for name in list(theirs)[1:]})
             self._check_options()
 
     signature = inspect.Signature([*theirs.values(), *ours])
-    initialise.__signature__ = signature  # type: ignore[attr-defined]
-    return register_to_config(initialise)
+    init.__signature__ = signature  # type: ignore[attr-defined]
+    return register_to_config(init)
 
 
 class TakesGrid:
@@ -123,8 +131,9 @@ class TakesGrid:
         """Checks a new scheduler's options, reads its grid, and settles what its config states."""
         config = self.config
         allocation, grid, boundary = (config[key] for key in ("allocation", "grid", "boundary"))
-        check_allocation(allocation, config["profile"])
-        remedy = "give a flow model the share of noise where the second network begins, as 0.875"
+        check_profile(config["profile"])
+        method_of(allocation, ("nothing", "profile"))
+        remedy = "give a flow model the s where its second network begins, such as 0.875"
         within = boundary is None or (self._flow and 0 < boundary < 1)
         check(within, "boundary", boundary, remedy)
         remedy = "a grid states where the steps are: give grid=None, or no allocation"
@@ -135,8 +144,7 @@ class TakesGrid:
         if grid is not None:
             self.register_to_config(grid=self._read(grid))
         stated = dict(self.config)
-        unread = () if allocation in PAPER else PAPER_OPTIONS
-        for name in (*unread, "boundary"):
+        for name in ("boundary", *(() if allocation in PAPER else PAPER_OPTIONS)):
             if stated[name] == OPTIONS[name]:
                 del stated[name]
         unstated = set(stated.pop("_use_default_values", ())) & stated.keys() - MODEL
@@ -150,7 +158,7 @@ class TakesGrid:
     @property
     def places_steps(self) -> bool:
         """Whether it places its steps itself, rather than as diffusers' class does."""
-        options = (self.config[key] for key in ("grid", "boundary") if key in self.config)
+        options = (self.config.get(key) for key in ("grid", "boundary"))
         return self.config["allocation"] != "uniform" or any(one is not None for one in options)
 
     def set_timesteps(
@@ -162,7 +170,7 @@ class TakesGrid:
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Sets K steps by the scheduler's grid or allocation, or those of a given grid.
+        """Sets K steps by the scheduler's grid or allocation, or a given grid.
 
         A grid of another number of steps is interpolated in log σ, with a warning. Given
         `timesteps` are whole numbers; given `sigmas` are as ComfyUI, A1111 and diffusers print
@@ -176,7 +184,7 @@ class TakesGrid:
         check(given is None or (np.ndim(as_array(given)) and len(given)), name, given, remedy)
         count = num_inference_steps if given is None else len(given)
         size = self.config["num_train_timesteps"]
-        plain = of_a_pipeline(sigmas, timesteps, size) if self._flow else given is None
+        plain = passed_by_pipeline(sigmas, timesteps, size) if self._flow else given is None
         with torch.device("cpu"):
             if not plain:
                 if self.places_steps:
@@ -192,53 +200,56 @@ class TakesGrid:
                 self._set_uniform(count, device, timesteps, sigmas, mu)
 
     def _set(self, grid: Any, device: Any) -> None:
-        """Sets K falling timesteps, or a flow model's shares of noise after its shift."""
+        """Sets K falling timesteps, or K falling s of a flow model, after its shift."""
         raise NotImplementedError
 
     def _set_uniform(
         self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
-        """Sets what diffusers' own class sets."""
+        """Sets what diffusers' class sets."""
         raise NotImplementedError
 
     def _set_given(
         self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
-        """Sets a call's own grid."""
+        """Sets a grid that the call gives."""
         twice = timesteps is not None and (steps is not None or sigmas is not None)
         check(not twice, "num_inference_steps, timesteps and sigmas", "given together", "give one")
         if self._flow:
             check(timesteps is None, "timesteps", "given", "it is a flow model: give sigmas")
-            shift = with_fixed_shift(completed(self), mu)
-            self._set(flow_shift(np.array(self._read(sigmas, "sigmas")), shift), device)
+            unshifted = np.array(self._read(sigmas, "sigmas"))
+            self._set(self._noise_levels(mu).shifted(unshifted), device)
         else:
             given, name = (timesteps, "timesteps") if sigmas is None else (sigmas, "sigmas")
             self._set(self._read(given, name), device)
 
-    def _read(self, values: Any, name: str = "grid") -> list[Any]:
-        """A given grid as the config has it: whole timesteps, or a flow model's shares of noise.
+    def _noise_levels(self, mu: float | None = None) -> Levels:
+        return Levels.from_diffusers({**completed(self), "invert_sigmas": False}, mu)
 
-        Those have the shift in them. Raises WrongUse, naming `name`, for what is no such grid.
+    def _read(self, values: Any, name: str = "grid") -> list[Any]:
+        """A given grid as K whole timesteps, or as K values of s of a flow model.
+
+        Whole timesteps of a flow model become s after the shift; given s are returned unchanged.
+        Raises WrongUse, naming `name`, for what is no such grid.
         """
         given = values.tolist() if isinstance(values, Tensor) else values
-        config, whole = {**completed(self), "invert_sigmas": False}, name != "sigmas"
-        levels = Levels.from_diffusers(config, 1.0)  # any mu: shares have the shift in them
+        levels, whole = self._noise_levels(1.0), name != "sigmas"  # any mu: s is not shifted here
         sigmas = levels.grid_of(given, name, whole=whole)[:-1]
+        indices = whole and levels.are_timesteps(np.asarray(given))
         if not self._flow:
             if name == "timesteps":
                 return list(check_timesteps(given, len(levels), name))
             remedy = "sigmas that begin so low are a flow model's: give whole timesteps"
-            high = levels.are_timesteps(np.asarray(given)) or sigmas[0] > 1
-            check(name != "grid" or high, name, list(given), remedy)
+            check(name != "grid" or indices or sigmas[0] > 1, name, list(given), remedy)
             return list(levels.nearest(sigmas))
-        if whole and levels.are_timesteps(np.asarray(given)):
-            shares = share_of(Levels.from_diffusers(config).grid_of(given, name)[:-1])
+        if indices:
+            s = share_of(self._noise_levels().grid_of(given, name)[:-1])
         else:
-            shares = np.minimum(np.asarray(given, np.float64)[: len(sigmas)], 1.0)
-        times = np.float32(shares) * np.float32(len(levels))
+            s = np.minimum(np.asarray(given, np.float64)[: len(sigmas)], 1.0)
+        times = np.float32(s) * np.float32(len(levels))
         remedy = "two of its steps are the same in float32: leave one out"
         check(bool((np.diff(times) < 0).all()), name, list(given), remedy)
-        return [float(share) for share in shares]
+        return s.tolist()
 
     def _own_steps(self, steps: int | None, mu: float | None) -> Any:
         """K steps by the scheduler's grid or allocation, as `_set` takes them."""
@@ -249,22 +260,49 @@ class TakesGrid:
         if grid is not None and len(grid) != steps:
             log.warning("a grid of %d steps is interpolated to %d steps", len(grid), steps)
             grid = self._resampled(grid, steps)
-        if not self._flow:
-            return numbers(self, steps, {}) if grid is None else grid
         if grid is None:
-            config = with_fixed_shift(completed(self), mu)
-            grid = flow_levels(config, steps)
+            grid = level_indices(self, steps, mu=mu)
+            if self._flow:
+                levels = self._noise_levels(mu)
+                grid = levels.shifted(levels.unshifted_at(grid))
         return grid if boundary is None else with_boundary(np.asarray(grid), boundary)
 
     def _resampled(self, grid: list[Any], steps: int) -> Any:
         """The grid at another number of steps."""
         if self._flow:
             return resampled(np.array(grid), steps, 1 / self.config["num_train_timesteps"])
-        levels = Levels.from_diffusers(self)
+        levels = self._noise_levels()
         remedy = f"only {grid[0] + 1} timesteps lie within the grid: give fewer"
         check(steps <= grid[0] + 1, "num_inference_steps", steps, remedy)
         table = levels.finite_sigmas
         return levels.nearest(resampled(table[grid], steps, table[0]))
+
+
+def passed_by_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) -> bool:
+    """Whether a flow pipeline passes these by itself, whatever its user says.
+
+    Nothing; or evenly spaced sigmas, from 1 down to 1/K (FLUX, Chroma, Lumina 2, Qwen-Image,
+    HunyuanVideo, LTX); or evenly spaced whole timesteps, from T down to 1, and also their sigmas
+    (CogView 4, GLM-Image); or linear-quadratic levels, as sigmas (Mochi) or as timesteps (LTX with
+    conditions).
+    """
+    if sigmas is None and timesteps is None:
+        return True
+    size = num_train_timesteps
+    if timesteps is None:
+        steps = len(sigmas)
+        evenly = _near(sigmas, np.linspace(1, 1 / max(1, steps), steps))
+        return evenly or _near(sigmas, linear_quadratic(steps))
+    steps = len(timesteps)
+    if sigmas is None:
+        return _near(np.asarray(timesteps, float) / size, linear_quadratic(steps))
+    cog, glm = np.linspace(size, 1, steps), np.linspace(size, 1, steps + 1)[:-1]
+    even = next((e for e in (cog.astype(int), glm.astype(int)) if _near(timesteps, e)), None)
+    return even is not None and _near(sigmas, even / size)
+
+
+def _near(given: Any, values: np.ndarray) -> bool:
+    return len(given) == len(values) and np.allclose(np.asarray(given, float), values, atol=1e-6)
 
 
 def as_array(values: Any) -> np.ndarray | None:

@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.levels import noise_schedule
 from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
 
 
@@ -46,7 +45,7 @@ class _Multistep(TakesGrid):
 
     def _table(self) -> np.ndarray:
         """σ at every timestep of a variance-preserving model."""
-        return noise_schedule(self).finite_sigmas
+        return self._noise_levels().finite_sigmas
 
     def _set(self, grid: Any, device: Any) -> None:
         self._restart(len(grid))

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from asddim_lib.cache import check_writable, kept, locked, seal, unseal
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.grids.grid import numbers
-from asddim_lib.grids.uniform import uniform
+from asddim_lib.grids.grid import level_indices
+from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import Levels, completed, is_flow
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import listed
@@ -122,8 +122,7 @@ class Setup:
         self.run = replace(self.run, shift_steps=self.steps)
         self.mu, self.config = self.run.mu, self.run.config
         self.size = len(Levels.from_diffusers(self.config))
-        self._trailing = numbers(self.config, self.steps, {"allocation": "trailing"})
-        even = numbers(self.config, self.steps, {"allocation": "trailing"})
+        self._trailing = even = level_indices(self.config, self.steps, allocation="trailing")
         self.order = 1
         if self.solver is not None:
             kind, self.order = solver_of(self.solver, own)

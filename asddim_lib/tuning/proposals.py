@@ -16,11 +16,11 @@ from torch import Tensor
 
 from asddim_lib.calibration import calibrate
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.evidence.path import Trajectory, fingerprint
+from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.grids.grid import numbers
+from asddim_lib.grids.grid import level_indices
 from asddim_lib.grids.table import METHODS
-from asddim_lib.levels import is_flow
+from asddim_lib.levels import fingerprint, is_flow
 from asddim_lib.pipeline.replay import REMEDY
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import Setup
@@ -140,14 +140,14 @@ def baselines(
     found: dict[str, list[int]] = {}
     skipped: dict[str, str] = {}
     for name in names:
-        how: dict[str, Any] = {"allocation": name, "order": setup.order}
-        if name in needing_a_path(names):
-            if path is None:
-                skipped[name] = "it needs a recorded path, which the plan leaves out"
-                continue
-            how["path"] = path
+        along = path if name in needing_a_path(names) else None
+        if name in needing_a_path(names) and path is None:
+            skipped[name] = "it needs a recorded path, which the plan leaves out"
+            continue
         try:
-            grid = numbers(setup.config, setup.steps, how)
+            grid = level_indices(
+                setup.config, setup.steps, allocation=name, order=setup.order, path=along
+            )
         except WrongUse as error:
             skipped[name] = str(error)
             continue
@@ -169,8 +169,15 @@ def family(setup: Setup, profile: Profile) -> dict[str, list[int]]:
         begin = setup.size - 1 - round(later * setup.size / setup.steps)
         if begin + 1 < setup.steps:  # as many timesteps as steps must be left
             continue
-        how = {"allocation": name, "profile": profile, "temper": exponent, "order": setup.order}
-        grid = numbers(setup.config, setup.steps, {**how, "begin": begin})
+        grid = level_indices(
+            setup.config,
+            setup.steps,
+            allocation=name,
+            profile=profile,
+            order=setup.order,
+            exponent=exponent,
+            begin=begin,
+        )
         if grid not in found.values():
             found[f"{name}^{exponent:g}, from {begin}"] = grid
     return found
