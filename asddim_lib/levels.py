@@ -77,16 +77,11 @@ class Levels:
             return _variance_preserving(config)
         if set(EDM) <= set(config):
             return _edm(config)
-        name = config.get("_class_name")
-        if name is None:
-            settings = ", ".join(sorted(map(str, config))) or "nothing"
-            raise WrongUse(
-                f"scheduler is a config of {settings}, without beta_schedule; give the scheduler's "
-                "own config, with beta_start, beta_end and beta_schedule, or trained_betas"
-            )
+        settings = ", ".join(sorted(map(str, config))) or "nothing"
+        name = config.get("_class_name", f"a config of {settings}, without beta_schedule")
         raise WrongUse(
-            f"scheduler is {name}, whose noise levels are not known here; use a DDIM, DPM-Solver, "
-            "UniPC, Euler, FlowMatchEuler or EDM scheduler"
+            f"scheduler is {name}, whose noise levels are not known here; give the whole config of "
+            "a DDIM, DPM-Solver, UniPC, Euler, FlowMatchEuler or EDM scheduler"
         )
 
     def __len__(self) -> int:
@@ -109,11 +104,11 @@ class Levels:
 
     @property
     def shares(self) -> np.ndarray:
-        """The share of noise s = σ / (1 + σ) at every timestep: 1 for pure noise."""
+        """s = σ / (1 + σ), the noise's weight in a flow model's sample: 1 for pure noise."""
         return share_of(self.sigmas)
 
     def below(self, begin: int | None) -> Levels:
-        """The levels of timesteps 0 … `begin`; all of them where it is None."""
+        """The levels of timesteps 0 … `begin`, or all."""
         if begin is None:
             return self
         return replace(self, sigmas=self.sigmas[: begin + 1], betas=self.betas[: begin + 1])
@@ -131,14 +126,14 @@ class Levels:
     def grid_of(
         self, values: Any, name: str = "grid", *, shifted: bool = True, whole: bool = True
     ) -> np.ndarray:
-        """A grid that somebody gave, as K + 1 falling σ (float64), with the end of the last step.
+        """A given grid as K + 1 falling σ (float64), the last where the last step ends.
 
         `values` (a list, array or tensor) are whole timesteps, or sigmas as ComfyUI, A1111 and
-        diffusers print them: σ for `vp` and `edm`, s for `flow` (`shifted=False`: s before the
-        model's shift). A 0 after the last sigma may be left out. Whole floats are timesteps for
-        `vp` alone; with `whole=False` nothing is. The first σ may be infinite. The end is 0, or
-        timestep 0's σ unless `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid falls
-        strictly, also in float32, within the model's range.
+        diffusers print them: σ for `vp` and `edm`, s for `flow` (`shifted=False`: before the
+        model's shift). A 0 after the last sigma is optional. Whole floats are timesteps for `vp`
+        alone; `whole=False` reads all numbers as sigmas. The first σ may be infinite. The end is 0,
+        or timestep 0's σ unless `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid
+        falls strictly, also in float32, within the model's range.
         """
         numbers = _numbers(values, name)
         if whole and self.are_timesteps(numbers):
@@ -230,7 +225,7 @@ def sigma_of(share: Any) -> Any:
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:
-    """A list, array or tensor of finite real numbers, as an array of one dimension."""
+    """A list, array or tensor of finite real numbers as an array (K)."""
     try:
         if isinstance(values, Tensor):
             values = values.detach().cpu().tolist()
@@ -268,10 +263,10 @@ def _shifted(share: np.ndarray, shift: float) -> np.ndarray:
 
 
 def with_boundary(shares: np.ndarray, boundary: float) -> np.ndarray:
-    """K falling s with a step that begins at the boundary between two networks.
+    """K falling s of which one is moved to the boundary between two networks.
 
-    The nearest node moves just below it: a pipeline asks the network of high noise at the boundary
-    itself. Raises WrongUse for fewer than two nodes, or where none is left above it.
+    The nearest moves just below it: a pipeline calls the network of high noise at the boundary
+    itself. Raises WrongUse for fewer than two, or where none is left above it.
     """
     remedy = "give at least 2: a step above the boundary and one below it"
     check(len(shares) > 1, "num_inference_steps", len(shares), remedy)
@@ -392,7 +387,7 @@ def _betas_of(bars: np.ndarray) -> np.ndarray:
 
 
 def completed(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's config as its class reads it, and with the shift that is in force.
+    """A scheduler's config as its class reads it, with the current shift.
 
     Missing keys get the class's defaults: Heun's betas differ from DDIM's, and only DDIM clips.
     Keys left by an earlier class, which diffusers' `from_config` keeps, are dropped, except
@@ -417,19 +412,19 @@ def completed(scheduler: Any) -> dict[str, Any]:
 
 
 def for_class(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`completed`, with the keys of an earlier class that `kind` takes, as `from_config` does.
+    """`completed`, with keys of an earlier class that `kind` takes, as in diffusers' `from_config`.
 
-    The config's own class goes first.
+    Where both state a key, the config's class goes first.
     """
     left = {key: value for key, value in config.items() if key in _settings(kind)}
     return {**left, **completed(config)}
 
 
 def class_of(scheduler: Any) -> Any:
-    """The class of a scheduler, or the one that reads a config; None where that is not known.
+    """The class of a scheduler or its config; None where that is not known.
 
-    The config of a scheduler that comes from no file does not name its class. It has every setting
-    of the class, and lists those that are defaults. A plain dict means only what it states.
+    The config of a scheduler that was not read from a file does not name its class, but has every
+    setting of it and lists those that are defaults. A plain dict has no class.
     """
     import diffusers
     from diffusers.configuration_utils import FrozenDict
@@ -458,8 +453,8 @@ def _settings(kind: type) -> Mapping[str, Any]:
     """The settings that a class and those above it take, and their defaults."""
     settings: dict[str, Any] = {}
     for base in kind.__mro__:
-        own = inspect.signature(base).parameters if "__init__" in vars(base) else {}
-        for name, parameter in own.items():
+        parameters = inspect.signature(base).parameters if "__init__" in vars(base) else {}
+        for name, parameter in parameters.items():
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 settings.setdefault(name, parameter.default)
     return MappingProxyType(settings)

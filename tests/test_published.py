@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 
 import asddim_lib
 from asddim_lib.errors import WrongUse
-from asddim_lib.grids.published import PUBLISHED, shares
+from asddim_lib.grids.published import PUBLISHED
 from asddim_lib.grids.rules import linear_quadratic
 from asddim_lib.grids.table import METHODS, Options, timesteps_of
 from asddim_lib.levels import Levels
@@ -191,14 +191,10 @@ def test_align_your_steps_is_laid_by_the_same_numbers(name, steps):
 def test_flow_models_spend_early_and_align_your_steps_late():
     above = {}
     for name in PUBLISHED:
-        log_sigma, share = shares(name)
-        assert np.all(np.diff(log_sigma) < 0)
-        assert np.all(np.isfinite(log_sigma))
-        np.testing.assert_allclose(share, np.arange(len(share)) / len(share))
-        above[name] = float(np.mean(log_sigma > np.log(0.82 / 0.18)))
+        found = PUBLISHED[name].sigmas()
+        assert np.all(np.diff(found) < 0)
+        above[name] = float(np.mean(found > 0.82 / 0.18))
     assert above["oss-flux"] == 0.8  # 8 of 10 begin at s of 0.82 or more
     assert min(above[name] for name in FLOW if name != "wan-lightning") >= 0.75
     assert above["ays-sd15"] == above["ays-sdxl"] == 0.2
-    assert np.exp(shares("ltx2")[0][0]) == pytest.approx(4096, rel=1e-6)  # s = 1
-    with pytest.raises(WrongUse, match="name is mine"):
-        shares("mine")
+    assert PUBLISHED["ltx2"].sigmas()[0] == np.inf  # s = 1

@@ -47,7 +47,7 @@ class Trajectory:
     def check_schedule(self, levels: Levels) -> None:
         """Raises WrongUse for a path that was recorded with another noise schedule."""
         same = self.schedule in (None, fingerprint(levels))
-        check(same, "path", "made on another noise schedule", "record it with this scheduler")
+        check(same, "path", "recorded on another noise schedule", "record it with this scheduler")
 
     def sigmas(self, levels: Levels) -> Tensor:
         """σ = √((1 − ᾱ)/ᾱ) at the path's points and its end: (N + 1), float64.
@@ -89,7 +89,7 @@ def local_errors(path: Trajectory, levels: Levels, order: int = 1) -> Tensor:
 
     (N − 1) × n × d, up to a factor that all intervals share: h^(p+1) σ d^p ε / dλ^p, with the
     derivative from divided differences of the recorded noise. Pure noise, whose σ is infinite,
-    counts as twice the next σ: the predicted clean sample is then what changes evenly, in 1/σ, and
+    counts as twice the next σ: the predicted clean sample then changes evenly in 1/σ, and
     a step of order 1 from there errs by half of its change, Δ = −σ Δε (Eq 3 with σ → ∞).
     Raises WrongUse for an order outside 1 … 3, and for a path of fewer than order + 1 points.
     """
@@ -114,9 +114,9 @@ def local_errors(path: Trajectory, levels: Levels, order: int = 1) -> Tensor:
 
 
 def squares(path: Trajectory, levels: Levels, order: int = 1, carried: bool = False) -> Tensor:
-    """The squared size of the local errors where they are made: (N − 1) × n.
+    """The squared norms of the local errors: (N − 1) × n.
 
-    With `carried`, their squared size at the path's end, by the adjoints: (N − 1) × (probes n).
+    With `carried`, of their effect on the path's end, by the adjoints: (N − 1) × (probes n).
     Raises WrongUse for `carried` without adjoints.
     """
     errors = local_errors(path, levels, order)
@@ -137,7 +137,7 @@ def mean_shares(squares: Tensor, order: int) -> np.ndarray:
 
 
 def shares(path: Trajectory, levels: Levels, order: int = 1, carried: bool = False) -> np.ndarray:
-    """The `mean_shares` of a path's own `squares`: N − 1 positive numbers."""
+    """The `mean_shares` of a path's `squares`: N − 1 positive numbers."""
     return mean_shares(squares(path, levels, order, carried), order)
 
 

@@ -20,7 +20,7 @@ from asddim_lib.evidence.path import spread
 from asddim_lib.levels import Levels, fingerprint
 
 SCHEMA = 4
-#: The error of a step: where it is made, in the final latents, and in an encoder's features.
+#: A step's local error, its effect on the final latents, and on an encoder's features.
 KINDS = ("local", "adjoint", "feature")
 #: Schema 3 (versions 0.1 and 0.2) has other names for them.
 OLD_KINDS = {"made": "local", "carried": "adjoint", "seen": "feature"}
@@ -37,13 +37,13 @@ _TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Profile:
-    """g(t) along a model's own sampling path, at some timesteps, and how it was measured.
+    """g(t) along a model's sampling path, at some timesteps, and how it was measured.
 
     `stderr` is the standard error of g's mean over prompts; None where a single prompt says nothing
     of it. `evaluations` counts the network evaluations spent: a derivative counts as two, guidance
     doubles. `local_error` has the path's N timesteps and, by the solver's order, how many steps
-    each of the N − 1 stretches between them deserves: `local` for the error where it is made,
-    `adjoint` for its part in the final latents, `feature` for its part in an encoder's features.
+    each of the N − 1 intervals between them deserves: `local` for the step's error, `adjoint` for
+    its effect on the final latents, `feature` for its effect on an encoder's features.
     `schedule` is the noise schedule's `fingerprint`.
     Raises WrongUse for values that no measurement gives.
     """
@@ -121,7 +121,7 @@ class Profile:
     def check_schedule(self, schedule: Levels) -> None:
         """Raises WrongUse for a profile that was measured on another noise schedule."""
         same = self.schedule == fingerprint(schedule)
-        what = "made on another noise schedule"
+        what = "measured on another noise schedule"
         check(same, "profile", what, "calibrate on this scheduler")
         first = max(self.timesteps[0], *(self.local_error or {"timesteps": [0]})["timesteps"][:1])
         beyond = f"of timesteps up to {first}, beyond {len(schedule) - 1}"
@@ -132,7 +132,7 @@ class Profile:
     ) -> tuple[float, float, float]:
         """The paper's p and λ whose density comes nearest to `density`.
 
-        The third number is by what factor their error still exceeds that of the density itself
+        The third number is the factor by which their error exceeds that density's
         (`fit.fit_paper`).
         """
         density = self.density(schedule, order, kind)
@@ -140,16 +140,16 @@ class Profile:
         return fit_paper(variance[: len(density)], g[: len(density)], density, order)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as a scheduler's config holds them."""
+        """Plain JSON values, for a scheduler's config."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Profile:
-        """The profile of a dict that `to_dict` made, in this version, 0.1 or 0.2.
+        """The profile of a `to_dict()`, of this version, 0.1 or 0.2.
 
         Raises WrongUse that names the wrong keys.
         """
-        remedy = "give a profile made by calibrate"
+        remedy = "give a profile from calibrate"
         check(isinstance(values, dict), "profile", type(values).__name__, remedy)
         wrong = (set(values) | {"local_error"}) ^ set(cls.__dataclass_fields__)
         names = ", ".join(sorted(wrong))
@@ -178,8 +178,8 @@ class Profile:
     ) -> Profile:
         """Reads what `save` wrote, for the model, noise schedule and guidance scale given.
 
-        Raises WrongUse when it is no profile, or was made for others, unless `override` names what
-        may differ: "model", "schedule", "guidance_scale".
+        Raises WrongUse when it is no profile, or was measured for others, unless `override` names
+        what may differ: "model", "schedule", "guidance_scale".
         """
         try:
             values = json.loads(Path(path).read_text())
@@ -196,7 +196,7 @@ class Profile:
             known = getattr(profile, name)
             same = value is None or name in override or known == value
             remedy = f"calibrate again, or override {name!r}"
-            check(same, f"profile {path}", f"made for {name} {known}, not {value}", remedy)
+            check(same, f"profile {path}", f"for {name} {known}, not {value}", remedy)
         return profile
 
 
@@ -205,8 +205,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def _check_positive(name: str, values: Sequence[float]) -> None:
-    right = all(isinstance(v, Real) and 0 < v < math.inf for v in values)
-    check(right, name, "not all finite and positive", "calibrate again")
+    positive = all(isinstance(v, Real) and 0 < v < math.inf for v in values)
+    check(positive, name, "not all finite and positive", "calibrate again")
 
 
 def _check_falling(name: str, values: Sequence[int]) -> None:

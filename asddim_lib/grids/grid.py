@@ -146,7 +146,7 @@ def sigmas(
     >>> from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
     >>> levels = sigmas(EulerDiscreteScheduler(), 3, allocation="logsnr")
     >>> [round(level, 3) for level in levels]
-    [157.407, 1.261, 0.01, 0.0]
+    [157.407, 1.253, 0.01, 0.0]
     >>> sigmas(FlowMatchEulerDiscreteScheduler(shift=3.0), 4, allocation="trailing")
     [1.0, 0.75, 0.5, 0.25]
     >>> sigmas(FlowMatchEulerDiscreteScheduler(shift=3.0), 4, allocation="trailing", shifted=True)
@@ -294,7 +294,7 @@ def _with_steps(scheduler: Any, steps: int, mu: float | None = None) -> Any:
             current.set_timesteps(steps)
     except WrongUse:
         raise
-    except (AssertionError, ValueError) as error:  # diffusers' own refusals
+    except (AssertionError, ValueError) as error:  # raised by diffusers
         reason = (str(error).splitlines() or ["it refuses its settings"])[0]
         line = f"num_inference_steps is {steps}; {kind.__name__} cannot make them ({reason})"
         raise WrongUse(line) from error

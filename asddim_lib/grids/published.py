@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from asddim_lib.errors import check
 from asddim_lib.grids.rules import Rule, log_linear
-from asddim_lib.levels import LARGEST_SIGMA, Levels, sigma_of
+from asddim_lib.levels import Levels, sigma_of
 from asddim_lib.paper import NoiseSchedule
 
 #: Stable Diffusion's betas, √β even: what a fraction of its T = 1000 timesteps means.
@@ -80,17 +79,6 @@ def _read() -> dict[str, Published]:
 
 #: Every published grid by its name.
 PUBLISHED: dict[str, Published] = _read()
-
-
-def shares(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A published grid on the axis of all models: log σ of its K nodes, falling, and k / K.
-
-    k / K is the share of the steps that begin above node k: a curve that rises at large σ spends
-    its steps early. Raises WrongUse for an unknown name.
-    """
-    check(name in PUBLISHED, "name", name, f"use one of {', '.join(PUBLISHED)}")
-    sigmas = np.minimum(PUBLISHED[name].sigmas(), LARGEST_SIGMA)
-    return np.log(sigmas), np.arange(len(sigmas)) / len(sigmas)
 
 
 def rule_of(*names: str) -> Rule:

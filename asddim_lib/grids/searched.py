@@ -24,9 +24,9 @@ STILL = 1e-6
 def gits(
     path: Trajectory, levels: Levels, num_inference_steps: int, growth: float = 1.15
 ) -> list[int]:
-    """GITS' grid (Chen et al. 2024), with its own cost and its weight of later steps.
+    """GITS' grid (Chen et al. 2024): K timesteps by its cost and its weight of later steps.
 
-    Its teacher has 60 steps and 256 samples.
+    The authors' path has 60 steps and 256 samples.
     """
     nodes = shortest_path(detours(path, levels), num_inference_steps, growth)
     return [path.timesteps[i] for i in nodes]
@@ -45,10 +45,10 @@ def detours(path: Trajectory, levels: Levels) -> np.ndarray:
         off = x - points[0]
         return (off - (off * line).sum(2, keepdim=True) * line).norm(dim=2).mean(1)
 
-    cost, own = np.zeros((len(points), len(points))), aside(points)
+    cost, path_itself = np.zeros((len(points), len(points))), aside(points)
     for i, noise in enumerate(path.noises.double()):
         landing = points[i] + (sigma[i + 1 :] - sigma[i])[:, None, None] * noise
-        cost[i, i + 1 :] = aside(landing) - own[i + 1 :]
+        cost[i, i + 1 :] = aside(landing) - path_itself[i + 1 :]
     return cost
 
 
@@ -108,16 +108,16 @@ def total_rotation(path: Trajectory, levels: Levels) -> np.ndarray:
 
 
 def _projected(points: Tensor) -> Tensor:
-    """Each curve (n × M × d) in its own first three principal components: n × M × 3.
+    """Each curve (n × M × d) in its first three principal components: n × M × 3.
 
     Computed from the M × M inner products, since d is much larger.
     """
     centred = points - points.mean(1, keepdim=True)
     values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
-    kept = min(3, points.shape[1], points.shape[2])
-    sizes = values[:, None, -kept:].clamp(min=0).sqrt()
-    curve = vectors[..., -kept:] * torch.where(sizes > STILL * sizes[..., -1:], sizes, 0.0)
-    return torch.nn.functional.pad(curve, (0, 3 - kept))
+    count = min(3, points.shape[1], points.shape[2])
+    sizes = values[:, None, -count:].clamp(min=0).sqrt()
+    curve = vectors[..., -count:] * torch.where(sizes > STILL * sizes[..., -1:], sizes, 0.0)
+    return torch.nn.functional.pad(curve, (0, 3 - count))
 
 
 def _frenet(curves: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,8 +133,8 @@ def _frenet(curves: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tangents = chords / lengths[..., None]
     normals = torch.linalg.cross(tangents[:, :-1], tangents[:, 1:])
     bends = torch.atan2(normals.norm(dim=2), (tangents[:, :-1] * tangents[:, 1:]).sum(2))
-    seen = torch.minimum(lengths[:, :-1], lengths[:, 1:]) > least[:, None]
-    bends = torch.where(seen, bends, 0.0)
+    long = torch.minimum(lengths[:, :-1], lengths[:, 1:]) > least[:, None]
+    bends = torch.where(long, bends, 0.0)
     at_points = _extended(2 * bends / (lengths[:, :-1] + lengths[:, 1:]))
     curvature = (at_points[:, :-1] + at_points[:, 1:]) / 2
     if curves.shape[1] < 4:

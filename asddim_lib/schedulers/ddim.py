@@ -20,16 +20,16 @@ from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
 
 
 class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
-    """DDIM whose steps go where a grid or an allocation puts them (Eqs 3–13), by `mixin`'s options.
+    """DDIM (Eq 3) on any grid: `grid`, or an `allocation` such as the paper's (Eqs 5–13).
 
-    Without any it is DDIM on its own `timestep_spacing` and equals diffusers' to the bit, except
-    where diffusers steps beside its own grid.
+    Without either it equals diffusers' `DDIMScheduler` to the bit, except where diffusers computes
+    a step's end as t − T/K, which is no timestep of its grid.
 
     >>> pipe.scheduler = ASDDIMScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """
 
-    #: Whether a network output that is not finite raises (on a CPU, where that costs no wait).
-    #: Set it to False to draw the rest of a batch all the same.
+    #: Whether a network output that is not finite raises; on a CPU only, where the check does not
+    #: wait. Set it to False to draw the rest of a batch anyway.
     strict = True
 
     __init__ = init_of(DDIMScheduler)
@@ -64,7 +64,7 @@ class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
         self._set(level_indices(self, steps or 0), device)
 
     def _set(self, grid: Any, device: Any) -> None:
-        """Also makes tables over all timesteps: `step` looks values up and waits for no device."""
+        """Also fills ᾱ of the next timestep for all T, so that `step` never waits for a device."""
         self._check_start(grid[0])
         self.num_inference_steps, self.numbers = len(grid), list(grid)
         self.timesteps = torch.tensor(self.numbers, dtype=torch.int64).to(device=device)
@@ -88,7 +88,7 @@ class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
         return signal * original_samples + deviation * noise
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """√ᾱ ε − √(1 − ᾱ) x₀, what v-prediction is trained on, of the sample's shape."""
+        """√ᾱ ε − √(1 − ᾱ) x₀, the target of v-prediction, of the sample's shape."""
         signal, deviation = self._roots(sample, timesteps)
         return signal * noise - deviation * sample
 
@@ -116,8 +116,8 @@ class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
         timestep per sample. The scheduler keeps no state of a run, and nothing waits for a device.
         Raises WrongUse, on a CPU, for a network output that is not finite.
         """
-        laid = self.num_inference_steps is not None
-        check(laid, "num_inference_steps", None, "call set_timesteps first")
+        ready = self.num_inference_steps is not None
+        check(ready, "num_inference_steps", None, "call set_timesteps first")
         self._check_finite(model_output, timestep)
         alpha, alpha_next = self._levels(timestep, sample)
         if eta > 0 and variance_noise is None:

@@ -14,11 +14,11 @@ from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
 
 
 class ASFlowScheduler(TakesGrid, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
-    """diffusers' Euler for flow matching, on any grid, by the options of `mixin`.
+    """diffusers' Euler for flow matching on any grid: `grid` or `allocation`.
 
     It replaces `FlowMatchEulerDiscreteScheduler`, and UniPC or DPM-Solver with flow sigmas, in any
-    pipeline, also one that takes no `sigmas`. Its own grid or allocation is not shifted again.
-    A call's sigmas mean what they mean to diffusers.
+    pipeline, also one that takes no `sigmas`. Its `grid` has the shift in it and is not shifted
+    again; a call's sigmas are shifted, as by diffusers.
 
     >>> pipe.scheduler = ASFlowScheduler.from_config(pipe.scheduler.config, allocation="logsnr")
     """

@@ -14,9 +14,8 @@ from asddim_lib.schedulers.mixin import as_array
 class ASDDIMInverseScheduler(ASDDIMScheduler):
     """`ASDDIMScheduler`'s steps in reverse, on the same grid, as `DDIMInverseScheduler` is to DDIM.
 
-    Its timesteps rise. A step at timestep t leads from the grid's next smaller timestep (from the
-    grid's end, at the first step) to t; the network is asked at t. A call's timesteps or sigmas may
-    rise or fall.
+    Its timesteps rise. A step at timestep t leads from the grid's next smaller timestep (first from
+    the grid's end) to t, and calls the network at t. A call's timesteps or sigmas may rise or fall.
 
     >>> inverse = ASDDIMInverseScheduler.from_config(pipe.scheduler.config)
     """

@@ -329,6 +329,6 @@ def resampled(sigmas: np.ndarray, steps: int, lowest: float) -> np.ndarray:
     ends = sigmas[-1] > lowest * (1 + 1e-6)
     points = np.log(np.append(sigmas, lowest) if ends else sigmas)
     at = np.linspace(0, 1, steps + 1)[:-1] if ends or steps == 1 else np.linspace(0, 1, steps)
-    found = np.exp(np.interp(at, np.linspace(0, 1, len(points)), points))
-    found[0] = sigmas[0]
-    return found
+    values = np.exp(np.interp(at, np.linspace(0, 1, len(points)), points))
+    values[0] = sigmas[0]
+    return values

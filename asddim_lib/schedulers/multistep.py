@@ -1,4 +1,4 @@
-"""DPM-Solver++ and UniPC on any grid: diffusers' own take none for flow models, and save none."""
+"""DPM-Solver++ and UniPC on any grid, which diffusers' classes take for some models and never save."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
 class _Multistep(TakesGrid):
     """What both have in common: σ on the CPU, and where a grid begins and ends.
 
-    A grid stands as given, whatever Karras or other levels the config asks for, and ends where
-    diffusers' class ends. A flow model is told its share of noise times T; diffusers cuts that to a
-    whole number, and its error then stops falling where there are many steps.
+    A grid takes precedence over Karras or other levels of the config, and ends where diffusers'
+    class ends. A flow network gets the timestep T s. diffusers cuts it to a whole number, and then
+    its error stops falling at many steps.
     """
 
-    #: The largest share of noise that the solver's logarithms bear.
+    #: The largest s of which the solver's logarithms are finite.
     highest = 1.0
     sigmas: Tensor
     num_inference_steps: int | None
@@ -40,7 +40,7 @@ class _Multistep(TakesGrid):
         return source
 
     def _restart(self, steps: int) -> None:
-        """Forgets the last run."""
+        """Resets the solver's history, for K steps."""
         raise NotImplementedError
 
     def _table(self) -> np.ndarray:
@@ -64,9 +64,7 @@ class _Multistep(TakesGrid):
         self.sigmas = torch.from_numpy(np.array([*sigmas, end], np.float32))
 
     def _rests(self, timestep: Any) -> bool:
-        """Whether the next step has no length, as one from timestep 0 to σ_min: diffusers divides
-        0 by 0 there.
-        """
+        """Whether the next step has no length (timestep 0 to σ_min): diffusers divides 0 by 0."""
         if self.num_inference_steps is None:
             return False
         if self.step_index is None:
@@ -95,7 +93,7 @@ class DPMSolverGridScheduler(_Multistep, DPMSolverMultistepScheduler):  # type: 
             DPMSolverMultistepScheduler.set_timesteps(self, steps, device, mu)
 
     def _table(self) -> np.ndarray:
-        """diffusers' own; or CogVideoX's, whose setting it does not know."""
+        """σ as diffusers' class has it, in float32; CogVideoX's setting it does not know."""
         if "snr_shift_scale" in self.config:
             return super()._table()
         bars = self.alphas_cumprod.cpu()

@@ -12,8 +12,8 @@ from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.multistep import DPMSolverGridScheduler, UniPCGridScheduler
 
-#: Of variance-preserving models. Euler's method is DDIM's in other variables. DPM-Solver++ is
-#: diffusers' own, which takes any grid there; `place.with_grid` gives the one that saves it.
+#: Of variance-preserving models. Euler's method equals DDIM in other variables. DPM-Solver++ is
+#: diffusers' class, which takes any grid there; `place.with_grid` gives ours, which saves it.
 SOLVERS: dict[str, tuple[Any, int]] = {
     "ddim": (ASDDIMScheduler, 1),
     "dpm++": (DPMSolverMultistepScheduler, 2),
@@ -40,5 +40,5 @@ def solver_of(name: str, scheduler: Any) -> tuple[Any, int]:
 
 
 def own_scheduler(scheduler: Any) -> Any:
-    """The class of ours that takes the place of a scheduler of this kind."""
+    """This library's first-order scheduler class for the same kind of model."""
     return ASFlowScheduler if is_flow(scheduler) else ASDDIMScheduler
