@@ -1,4 +1,4 @@
-"""DPM-Solver++ and UniPC on any grid, which diffusers' classes take for some models and never save."""
+"""DPM-Solver++ and UniPC on any grid: diffusers takes one for some models, and saves none."""
 
 from __future__ import annotations
 
