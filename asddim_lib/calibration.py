@@ -102,8 +102,8 @@ def calibrate(
 def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
     """The hash of all that a part depends on beside its run's inputs."""
     plain = {name: value for name, value in how.items() if name != "encoder"}
-    weights = dict(how["encoder"].network.state_dict()) if "encoder" in how else {}
-    return of_values(of_pipeline(pipe), plain, weights)
+    seen_by = how["encoder"].identity if "encoder" in how else ""
+    return of_values(of_pipeline(pipe), plain, seen_by)
 
 
 def _check_probes(

@@ -16,7 +16,6 @@ PACKAGES = {
     "asddim_lib/pipeline": "Running a pipeline",
     "asddim_lib/tuning": "Tuning",
     "asddim_lib/metrics": "Metrics",
-    "asddim_lib/metrics/features": "Features of pictures",
     "asddim_lib/models": "Models and prompts",
     "experiments": "Experiments and the book",
 }

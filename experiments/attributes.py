@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from asddim_lib.metrics.encoders import Encoder, embed
 from asddim_lib.metrics.kid import mean_kernel
 from asddim_lib.models.load import data_folder
 from experiments.judge import Judge
@@ -35,11 +36,10 @@ def reference_kernel() -> Tensor:
     return mean_kernel(reference_features())
 
 
-@torch.no_grad()
 def judge_features(images: Tensor, batch: int = 250, device: str = "cpu") -> Tensor:
     """The bundled judge's features (n × d, float64) of images (n × 3 × 64 × 64, uint8)."""
-    judge = load_judge(device)
-    return torch.cat([judge(part.to(device)).cpu() for part in images.split(batch)]).double()
+    judge = Encoder("judge", load_judge(device), prepare=lambda pictures: pictures)
+    return embed(judge, images, batch).double()
 
 
 def attributes_right(features: Tensor, wanted: dict[str, list]) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def _differences(
                 continue
             both = wide[[method, rival]].dropna()
             labels = None if texts is None else texts.loc[both.index].to_numpy()
-            pair = metrics.paired_difference(both[method], both[rival], "t", labels)
+            pair = metrics.paired_difference(both[method], both[rival], labels)
             rows.append({**cell, "method": method, "against": rival, **pair._asdict()})
     return pd.DataFrame(rows, columns=[*CELL, "method", "against", *metrics.Paired._fields])
 
@@ -264,7 +264,7 @@ def pooled(records: pd.DataFrame, method: str, rival: str, measure: str) -> metr
     index = wide.index.get_level_values("index")
     texts = records.drop_duplicates("index").set_index("index")
     labels = texts["prompt"].loc[index] if "prompt" in texts else index
-    return metrics.paired_difference(wide[method], wide[rival], "t", np.asarray(labels))
+    return metrics.paired_difference(wide[method], wide[rival], np.asarray(labels))
 
 
 def beside(records: pd.DataFrame, other: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -21,8 +21,8 @@ import torch
 from asddim_lib import metrics
 from asddim_lib.cache import short_hash, unseal, write_whole
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.metrics.encoders import load_encoder
-from asddim_lib.metrics.features.reference import Reference
+from asddim_lib.metrics.encoders import Encoder, load_encoder
+from asddim_lib.metrics.real import picture_files
 from asddim_lib.models.load import Pipeline, data_folder, device_of, network, weights_hash
 from asddim_lib.models.prompts import check_prompts, load_prompts
 from experiments import attributes
@@ -46,7 +46,8 @@ def evaluate(
     teach_on: int = 256,
     shard: Shard = ALONE,
     clip: str | None = None,
-    against: Sequence[Reference] = (),
+    reference: str = "",
+    against: Sequence[Encoder] = (),
 ) -> pd.DataFrame:
     """The whole experiment: grids, pictures, records and summary, all kept in `out`.
 
@@ -54,14 +55,17 @@ def evaluate(
     of the oracle and of GITS on `teach_on` prompts over 60 steps, as GITS' authors do. One process
     measures and others wait for it. Each process draws its shard. One judges, when all pictures
     are there: it reads them from files, so that no figure depends on how many processes there were.
-    Figures `against` real pictures are added for each kind of features that is given.
+    FID and KID from the real pictures in the folder `reference` are added by the features of each
+    encoder in `against`.
     Returns the summary, with the number of `failed_references` in its attrs; of a process that does
     not judge, a row that says how many of its pictures failed. Raises WrongUse as `generate` does.
     """
-    out, device, prompts = Path(out), str(device_of(pipe)), list(table["prompt"])
+    out, prompts = Path(out), list(table["prompt"])
     remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
     check(len(prompts) > 1 or not setting.reference_steps, "prompts", "only one", remedy)
-    _check_networks(setting, prompts, device, clip, against)
+    _check_networks(pipe, setting, prompts, clip)
+    if against:
+        picture_files(reference)
     tuning = _tuning_prompts(setting, prompts)
     grids, profiles = find_grids(pipe, setting, out, tuning, teach_on)
     failed = generate(pipe, prompts, setting, grids, out, progress, shard)
@@ -72,8 +76,9 @@ def evaluate(
     records, features = judge(pipe, table, setting, out, clip)
     summary = summarize(records, features)
     origin: dict[str, Any] = {"clip": clip or ("bundled" if has_attributes(table) else None)}
-    for real in against:
-        origin[real.name] = real_figures(summary, len(table), setting, out, real, device)
+    for encoder in against:
+        where = (setting, out, encoder, reference)
+        origin[encoder.name] = real_figures(summary, len(table), *where)
     summary.attrs["failed_references"] = _failed_references(pipe, setting, len(table), out)
     for scale, profile in profiles.items():
         profile.save(out / f"profile-g{scale:g}.json")
@@ -129,18 +134,11 @@ def _write(out: Path, records: pd.DataFrame, summary: pd.DataFrame, origin: dict
     write_whole(out / "provenance.json", lambda part: part.write_text(text))
 
 
-def _check_networks(
-    setting: Setting,
-    prompts: list[str],
-    device: str,
-    clip: str | None,
-    against: Sequence[Reference],
-) -> None:
-    """Loads what looks at the pictures: what does not serve is refused now, not after them."""
+def _check_networks(pipe: Pipeline, setting: Setting, prompts: list[str], clip: str | None) -> None:
+    """Loads the encoders, so that a wrong one is refused before any picture is drawn."""
+    device = str(device_of(pipe))
     if clip:
         check_prompts(metrics.load_clip(clip, device)[1], prompts, truncate=setting.truncate)
-    for real in against:
-        real.network(device)
     for encoder in filter(None, (setting.encoder, setting.check_encoder)):
         load_encoder(encoder, device)
 
@@ -173,7 +171,7 @@ def commit() -> str | None:
 
     Of an installed library it is the version, if known.
     """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     if not (root / ".git").exists() or shutil.which("git") is None:
         with contextlib.suppress(PackageNotFoundError):
             return version("asddim-lib")

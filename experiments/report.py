@@ -153,7 +153,7 @@ def _origin(provenance: dict[str, Any]) -> list[str]:
     networks = {name: provenance.get(name) for name in ("inception", "dinov2")}
     for name, against in ({"judge": provenance} | networks).items():
         if against and "reference_sha256" in against:
-            how = f", prepared as {against['prepare']}" if "prepare" in against else ""
+            how = f", prepared as {against['prepare']}" if against.get("prepare") else ""
             count, digest = against["reference_n"], against["reference_sha256"]
             lines.append(f"{name} against {count} real pictures ({digest}{how})")
     return lines

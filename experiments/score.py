@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from asddim_lib import metrics
-from asddim_lib.metrics.encoders import embed, load_encoder
-from asddim_lib.metrics.features.reference import Reference
+from asddim_lib.metrics.encoders import Encoder, embed, load_encoder
+from asddim_lib.metrics.real import real_features
 from asddim_lib.models.load import Pipeline, device_of
 from experiments import attributes
 from experiments.fine import Seen, beside_fine, joined
@@ -181,26 +181,21 @@ def _frechet(features: Tensor, reference: Tensor, **how: Any) -> dict[str, float
 
 
 def real_figures(
-    summary: pd.DataFrame,
-    count: int,
-    setting: Setting,
-    out: Path,
-    real: Reference,
-    device: str = "cpu",
+    summary: pd.DataFrame, count: int, setting: Setting, out: Path, encoder: Encoder, folder: str
 ) -> dict[str, Any]:
-    """Adds FID and KID against real pictures to a summary of `count` prompts, in place.
+    """Adds FID and KID against a folder's real pictures to a summary of `count` prompts, in place.
 
     FID needs two pictures, since the paper reports it of fewer pictures than features; KID is
     unbiased. FID at infinity needs more than twice as many pictures as features. Returns the
     provenance of the reference.
     """
-    goal, name = real.real(device)
+    goal, name = real_features(encoder, folder)
     for row, cell in enumerate(cells(setting)):
         stored = [load(batch.file(out)) for batch in batches(cell, count, setting)]
         finite = [part["images"][part["finite"]] for part in stored if part["finite"].any()]
         if sum(map(len, finite)) < 2:
             continue
-        features = torch.cat([real.features(images, device) for images in finite])
+        features = torch.cat([embed(encoder, images) for images in finite])
         value, half = metrics.fid_interval(features, goal, resamples=10, rank_deficient=True)
         scores = {"fid": value, "fid_ci": half}
         if len(features) <= len(goal):
@@ -208,5 +203,6 @@ def real_figures(
         if len(features) > 2 * features.shape[1] + 1:
             scores["fid_infinity"] = metrics.fid_infinity(features, goal)
         for key, score in scores.items():
-            summary.loc[row, f"{real.name}_{key}"] = score
-    return asdict(real) | {"reference_sha256": name, "reference_n": len(goal)}
+            summary.loc[row, f"{encoder.name}_{key}"] = score
+    origin = {"reference": folder, "weights": encoder.weights, "prepare": encoder.preparation}
+    return origin | {"reference_sha256": name, "reference_n": len(goal)}

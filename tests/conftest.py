@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 from collections import Counter
+from pathlib import Path
 
 # Nothing is fetched. Without this, each model that is missing is asked for again and again, online.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -188,9 +189,9 @@ def real_pictures(tmp_path):
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
     """No test finds the features of real pictures that another has kept."""
-    from asddim_lib.metrics.features import reference
+    from asddim_lib.metrics import real
 
-    monkeypatch.setattr(reference, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(real, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
@@ -198,13 +199,21 @@ def eight(monkeypatch):
     """Inception's stand-in, with eight numbers per picture. Lists how many pictures it sees."""
     import torch
 
-    from asddim_lib.metrics.features import inception
+    from asddim_lib.metrics import encoders
 
     seen, pool = [], torch.nn.functional.adaptive_avg_pool2d
 
-    def network(images):
-        seen.append(len(images))
-        return pool(images.float(), (2, 4)).mean(1).flatten(1)
+    class Network(torch.nn.Module):
+        def __init__(self, name, features, weights):
+            super().__init__()
+            content = Path(weights).read_bytes() if weights else b"published"
+            self.bytes = torch.nn.Parameter(torch.tensor(list(content), dtype=torch.float32))
 
-    monkeypatch.setattr(inception, "_network", lambda weights, device: network)
-    return seen
+        def forward(self, images):
+            seen.append(len(images))
+            return pool(images.float(), (2, 4)).mean(1).flatten(1)
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Network)
+    encoders.load_inception.cache_clear()
+    yield seen
+    encoders.load_inception.cache_clear()

@@ -47,7 +47,7 @@ def test_each_cell_pairs_the_nearest_of_both_groups():
     for count, row in found.iterrows():
         cell = records({10: {"near": 5.5, "beta": 3.9}})
         wide = cell[cell["steps"] == count].pivot(index="index", columns="method")["distance"]
-        pair = metrics.paired_difference(wide[row["ours"]], wide[row["peer"]], "t")
+        pair = metrics.paired_difference(wide[row["ours"]], wide[row["peer"]])
         assert row["difference"] == pytest.approx(pair.difference)
         assert row["half"] == pytest.approx(pair.half)
         assert row["over trailing"] == pytest.approx(
@@ -86,7 +86,7 @@ def test_a_method_stands_against_each_rival_by_each_measure():
     for (_, against, steps), row in found.groupby(["measure", "against", "steps"]):
         cell = judged()[judged()["steps"] == steps]
         wide = cell.pivot(index="index", columns="method", values="distance")
-        pair = metrics.paired_difference(wide["near"], wide[against], "t")
+        pair = metrics.paired_difference(wide["near"], wide[against])
         assert row["difference"].item() == pytest.approx(pair.difference)
         assert row["p_value"].item() == pytest.approx(pair.p_value)
     won, lost = "2\u00a0/\u00a00\u00a0/\u00a00", "0\u00a0/\u00a00\u00a0/\u00a02"

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib.metrics.features.dinov2 import Dinov2
+from asddim_lib.errors import WrongUse
+from asddim_lib.metrics.encoders import embed, load_dinov2
 from experiments.cli import app
-from experiments.cli.experiment import features
 from tests.runs import COMMAND
 
 pytestmark = pytest.mark.usefixtures("no_cache")
@@ -39,22 +39,23 @@ def resized(picture):
     return torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BICUBIC)))
 
 
-def test_dinov2_sees_what_pillow_would_show_it(real_pictures, dino):
+def test_dinov2_sees_what_pillow_would_show_it(dino):
     """Up to two levels of grey, by rounding."""
-    pixels = Dinov2(str(real_pictures), dino).prepared(PICTURES)
+    pixels = load_dinov2(dino).prepare(PICTURES)
     mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (torch.stack([resized(picture) for picture in PICTURES]) / 255 - mean) / spread
     assert (pixels - expected.permute(0, 3, 1, 2)).abs().max() < 2.01 / 255 / 0.224
 
 
 @torch.no_grad()
-def test_features_are_the_network_s_class_token(real_pictures, dino):
+def test_features_are_the_network_s_class_token(dino):
     from transformers import Dinov2Model
 
-    how, model = Dinov2(str(real_pictures), dino), Dinov2Model.from_pretrained(dino).eval()
-    hidden = model.encoder(model.embeddings(how.prepared(PICTURES))).last_hidden_state
+    encoder, model = load_dinov2(dino), Dinov2Model.from_pretrained(dino).eval()
+    hidden = model.encoder(model.embeddings(encoder.prepare(PICTURES))).last_hidden_state
     token = model.layernorm(hidden)[:, 0]
-    torch.testing.assert_close(how.features(PICTURES), token.double())
+    torch.testing.assert_close(embed(encoder, PICTURES), token)
+    torch.testing.assert_close(embed(encoder, PICTURES / 255), token)
 
 
 def test_the_experiment_adds_its_figures_beside_inception_s(
@@ -71,8 +72,9 @@ def test_the_experiment_adds_its_figures_beside_inception_s(
     assert dinov2["reference_sha256"] != inception["reference_sha256"]
 
 
-def test_wrong_use_is_named(real_pictures, dino):
-    with pytest.raises(ValueError, match="dinov2 is 'nowhere', which could not be loaded"):
-        Dinov2(str(real_pictures), "nowhere").network()
-    with pytest.raises(ValueError, match="reference is ; give a folder"):
-        features("", "", "paper", dino)
+def test_wrong_use_is_named(dino):
+    with pytest.raises(WrongUse, match="dinov2"):
+        load_dinov2("nowhere")
+    done = CliRunner().invoke(app, ["evaluate", "--dinov2", dino])
+    assert isinstance(done.exception, WrongUse)
+    assert str(done.exception).startswith("reference is ")

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 from transformers import (
+    AutoImageProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -73,7 +74,8 @@ def test_an_embedding_is_what_the_model_s_own_processor_leads_to(kind, tmp_path)
     KINDS[kind](tmp_path)
     encoder = load_encoder(str(tmp_path))
     images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in PICTURES]
-    pixels = encoder.processor(images=images, return_tensors="pt")["pixel_values"]
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
     embed = getattr(encoder.network, "get_image_features", encoder.network)
     expected = embed(pixel_values=pixels).pooler_output
     expected = expected / expected.norm(dim=1, keepdim=True)

@@ -109,7 +109,7 @@ def test_a_picture_that_failed_is_no_black_one(run, small, encoders):
         kind = DPMSolverGridScheduler.from_config(small.scheduler.config, grid=GRID)
         assert Embedding(encoders[0]).look(replace(run, scheduler=kind), 3)["seen"].isnan().all()
     finally:
-        small.unet.forward = plain
+        del small.unet.forward  # the class's again, which other tests replace
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,7 @@ def test_an_encoder_that_the_memory_does_not_hold_is_named(error, encoders):
     def full(pictures):
         raise error
 
-    goal = Embedding(replace(encoders[0], network=torch.nn.Linear(1, 1)))
-    object.__setattr__(goal.encoder, "_prepared", full)
+    goal = Embedding(replace(encoders[0], prepare=full))
     with pytest.raises(WrongUse, match=r"^encoder"):
         goal.embedded(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
-from asddim_lib.metrics.features import reference
-from asddim_lib.metrics.features.inception import Inception, cropped
+from asddim_lib.metrics import real
+from asddim_lib.metrics.encoders import PREPARATIONS, embed, load_inception
+from asddim_lib.metrics.real import real_features
 from experiments.cli import app
 from experiments.evaluate import commit
 from tests.runs import COMMAND, flip
@@ -46,6 +47,7 @@ def folder(real_pictures):
 def test_the_paper_s_preparation_brings_the_shorter_side_to_256_and_cuts_the_middle():
     wide = torch.zeros(1, 3, 128, 512, dtype=torch.uint8)
     wide[..., 192:320] = 200
+    cropped = PREPARATIONS["paper"]
     assert cropped(wide).shape == (1, 3, 256, 256)
     assert (cropped(wide)[..., 8:-8] == 200).all()
     square = PICTURES[:, :, :32, :32].repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -53,10 +55,10 @@ def test_the_paper_s_preparation_brings_the_shorter_side_to_256_and_cuts_the_mid
 
 
 def test_the_same_real_pictures_pass_through_the_network_once(folder, eight):
-    features, name = Inception(folder).real()
+    features, name = real_features(load_inception(), folder)
     assert features.shape == (12, 8)
     seen = sum(eight)
-    again, same = Inception(folder).real()
+    again, same = real_features(load_inception(), folder)
     assert (sum(eight), same) == (seen, name)
     assert torch.equal(features, again)
 
@@ -67,16 +69,16 @@ def test_the_same_real_pictures_pass_through_the_network_once(folder, eight):
 def test_a_damaged_file_of_features_is_named_and_computed_again(
     folder, eight, tmp_path, damage, warnings_of_the_library
 ):
-    features, name = Inception(folder).real()
+    features, name = real_features(load_inception(), folder)
     (file,) = (tmp_path / "cache").iterdir()
     damage(file)
-    again, same = Inception(folder).real()
+    again, same = real_features(load_inception(), folder)
     assert torch.equal(features, again)
     assert same == name
     assert f"{file} is damaged" in warnings_of_the_library.text
     warnings_of_the_library.clear()
     seen = sum(eight)
-    assert torch.equal(features, Inception(folder).real()[0])
+    assert torch.equal(features, real_features(load_inception(), folder)[0])
     assert (sum(eight), warnings_of_the_library.text) == (seen, "")
 
 
@@ -86,38 +88,40 @@ def test_other_pictures_weights_or_preparation_have_another_name(
     (tmp_path / "w.pth").write_bytes(b"w")
     weights = str(tmp_path / "w.pth")
     ways = [{}, {"prepare": "plain"}, {"weights": weights}]
-    names = {Inception(folder, **how).real()[1] for how in ways}
+    names = {real_features(load_inception(**how), folder)[1] for how in ways}
     Image.new("RGB", (9, 9)).save(real_pictures / "more" / "0.png")
-    assert len(names | {Inception(folder).real()[1]}) == 4
+    assert len(names | {real_features(load_inception(), folder)[1]}) == 4
 
 
 def test_a_real_picture_passes_as_a_drawn_one(real_pictures, folder, eight):
-    features, _ = Inception(folder).real()
-    second = reference._read(sorted(real_pictures.rglob("*.png"))[1])
-    torch.testing.assert_close(features[1], Inception(folder).features(second)[0])
+    features, _ = real_features(load_inception(), folder)
+    second = real._read(sorted(real_pictures.rglob("*.png"))[1])
+    torch.testing.assert_close(features[1], embed(load_inception(), second)[0])
+    numbers = embed(load_inception(), second / 255)
+    torch.testing.assert_close(features[1], numbers[0])
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({"reference": "nowhere"}, "reference is nowhere"),
-        ({"prepare": "crop"}, "prepare is crop"),
-    ],
-)
-def test_a_wrong_argument_is_named(folder, how, message):
-    with pytest.raises(ValueError, match=message):
-        Inception(**{"reference": folder, **how})
+def test_a_wrong_argument_is_named_before_any_picture_is_drawn(folder, tmp_path):
+    with pytest.raises(WrongUse, match="prepare"):
+        load_inception(prepare="crop")
+    wrong = {"prepare": ["--reference", folder, "--prepare", "crop"]}
+    wrong |= {"reference": ["--reference", "nowhere"]}
+    for name, options in wrong.items():
+        done = CliRunner().invoke(app, ["evaluate", *options, "--out", str(tmp_path / "out")])
+        assert isinstance(done.exception, WrongUse)
+        assert str(done.exception).startswith(f"{name} is ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_pictures_and_a_file_that_is_none_are_named(
     real_pictures, folder, tmp_path, eight
 ):
     (real_pictures / "bad.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"bad\.png, which is no picture"):
-        Inception(folder).real()
+    with pytest.raises(WrongUse, match=r"reference .*bad\.png"):
+        real_features(load_inception(), folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="the folder needs pictures"):
-        Inception(str(tmp_path / "empty")).real()
+    with pytest.raises(WrongUse, match="reference"):
+        real_features(load_inception(), str(tmp_path / "empty"))
 
 
 def test_a_checkpoint_without_real_pictures_is_refused():
@@ -125,10 +129,11 @@ def test_a_checkpoint_without_real_pictures_is_refused():
     assert "reference is ; give a folder of real pictures, too" in str(done.exception)
 
 
-def test_without_torch_fidelity_the_remedy_is_named(folder, monkeypatch):
+def test_without_torch_fidelity_the_remedy_is_named(monkeypatch):
+    load_inception.cache_clear()
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(WrongUse, match="torch-fidelity"):
-        Inception(folder).network()
+        load_inception()
 
 
 def command(folder, out, *more):
@@ -142,7 +147,7 @@ def test_the_experiment_adds_its_figures(preloaded, folder, tmp_path, eight):
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert (summary["inception_fid"] > 0).all()
     assert summary[["inception_fid_ci", "inception_kid", "inception_kid_ci"]].notna().all(axis=None)
-    name = Inception(folder).real()[1]
+    name = real_features(load_inception(), folder)[1]
     expected = {"reference": folder, "weights": "", "prepare": "paper"}
     expected |= {"reference_sha256": name, "reference_n": 12}
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
@@ -199,12 +204,12 @@ def weights(tmp_path_factory):
 
 
 @REAL
-def test_figures_are_torchmetrics_own(weights, folder):
+def test_figures_are_torchmetrics_own(weights):
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    how = Inception(folder, weights, "plain")
-    features, others = how.features(PICTURES), how.features(255 - PICTURES)
+    encoder = load_inception(weights, "plain")
+    features, others = embed(encoder, PICTURES), embed(encoder, 255 - PICTURES)
     assert features.shape == (12, 2048)
     assert features.std() > 0
     fid = FrechetInceptionDistance(2048, feature_extractor_weights_path=weights).set_dtype(
@@ -215,7 +220,7 @@ def test_figures_are_torchmetrics_own(weights, folder):
     assert metrics.fid(features, others, rank_deficient=True) == pytest.approx(
         float(fid.compute()), rel=1e-3, abs=1e-6
     )  # its network is float64 then, ours float32
-    kid = KernelInceptionDistance(how.network(), subset_size=12, subsets=2)
+    kid = KernelInceptionDistance(encoder.network, subset_size=12, subsets=2)
     kid.update(255 - PICTURES, real=True)
     kid.update(PICTURES, real=False)
     assert metrics.kid(features, others)[0] == pytest.approx(
@@ -234,7 +239,7 @@ def test_the_whole_command_runs_on_it(preloaded, weights, folder, tmp_path):
 
 
 @REAL
-def test_a_damaged_checkpoint_is_named(folder, tmp_path):
+def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"inception is '.*bad\.pth', which could not be loaded"):
-        Inception(folder, str(tmp_path / "bad.pth")).network()
+    with pytest.raises(WrongUse, match=r"inception is .*bad\.pth"):
+        load_inception(str(tmp_path / "bad.pth"))

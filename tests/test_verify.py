@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, compared, decide, prompts_needed
+from asddim_lib.metrics.intervals import prompts_needed
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, compared, decide
 from tests.simulate_tune import BETTER, NOBODY, rate, replaced, replaced_before, wilcoxon
 
 SAMPLERS = ("a", "b", CANDIDATE)

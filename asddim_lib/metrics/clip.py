@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from asddim_lib.errors import WrongUse, check
-from asddim_lib.models.load import data_folder
+from asddim_lib.errors import check
+from asddim_lib.metrics.encoders import pretrained
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
@@ -23,20 +23,12 @@ def load_clip(folder: str | None = None, device: str = "cpu") -> tuple[CLIPModel
     return _clip(folder or "bundled", device)
 
 
-@cache
-def _clip(folder: str, device: str) -> tuple[CLIPModel, CLIPProcessor]:
+@cache  # behind load_clip, since the cache tells a named argument from a positional one
+def _clip(source: str, device: str) -> tuple[CLIPModel, CLIPProcessor]:
     from transformers import CLIPModel, CLIPProcessor
 
-    source = data_folder() / "clip" if folder == "bundled" else folder
-    try:
-        model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
-        return model, CLIPProcessor.from_pretrained(source)
-    except Exception as error:  # transformers, safetensors and the hub share no base class
-        reason = str(error).strip().splitlines()[0]
-        raise WrongUse(
-            f"clip is {str(source)!r}, which could not be loaded ({reason}); "
-            "give a folder or a hub id"
-        ) from error
+    model, processor = pretrained("clip", source, device, CLIPModel, CLIPProcessor)
+    return model, processor
 
 
 @torch.no_grad()

@@ -1,10 +1,14 @@
-"""Image encoders: features of pictures, with a derivative."""
+"""Encoders: networks that embed pictures, all of one shape.
+
+`load_encoder` loads CLIP, SigLIP, DINOv2 and their like, whose embeddings have a derivative.
+`load_inception` and `load_dinov2` load the networks of published FID and FD-DINOv2.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from torch.nn.functional import interpolate, normalize
 
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.models.load import BUNDLED, Pipeline, check_device, data_folder, device_of
+from asddim_lib.pipeline.manifest import of_values
 
 #: The encoder of a pipeline that brings none.
 CLIP = "openai/clip-vit-large-patch14"
@@ -20,74 +25,47 @@ CLIP = "openai/clip-vit-large-patch14"
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A network of transformers that embeds pictures: CLIP, SigLIP, DINOv2 and their like.
+    """A network that embeds pictures, and how pictures become its input.
 
-    `processor` is its image processor, whose sizes, mean and spread are followed. Both are as
-    `load_encoder` finds them.
+    `prepare` returns the network's input for pictures, as the text `preparation` says. `weights`
+    is where the network was loaded from. With `unit`, embeddings have length 1.
     """
 
     name: str
     network: nn.Module
-    processor: Any
+    prepare: Callable[[Tensor], Tensor]
+    preparation: str = ""
+    weights: str = ""
+    unit: bool = False
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """The embeddings (n × d, of length 1) of pictures (n × 3 × h × w), on their device.
+        """The embeddings (n × d, float32) of pictures (n × 3 × h × w), on the network's device.
 
-        Pictures are uint8, or numbers from 0 to 1: then the embeddings have a derivative. A video
-        (n × frames × 3 × h × w) has the mean of its frames' embeddings.
+        Pictures are uint8, or floats from 0 to 1. A video (n × frames × 3 × h × w) has the mean of
+        its frames' embeddings.
         """
         if pictures.ndim == 5:
             return self(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(1)
         device = next(self.network.parameters()).device
-        given = self._prepared(pictures.to(device))
-        embed = getattr(self.network, "get_image_features", self.network)
-        output = embed(pixel_values=given)
+        given = self.prepare(pictures.to(device)).to(device)
+        output = getattr(self.network, "get_image_features", self.network)(given)
         features = output if isinstance(output, Tensor) else output.pooler_output
-        return normalize(features.float(), dim=1)
+        return normalize(features.float(), dim=1) if self.unit else features.float()
 
-    def _prepared(self, pictures: Tensor) -> Tensor:
-        """The network's input: resized, cut to the middle, and normalized."""
-        scaled = pictures / 255 if pictures.dtype == torch.uint8 else pictures.float()
-        size = _pair(self.processor.size, scaled.shape[2:])
-        if tuple(scaled.shape[2:]) != size:
-            scaled = interpolate(scaled, size, mode="bicubic", antialias=True).clamp(0, 1)
-        if getattr(self.processor, "do_center_crop", False):
-            high, wide = _pair(self.processor.crop_size, scaled.shape[2:])
-            top, left = (size[0] - high) // 2, (size[1] - wide) // 2
-            scaled = scaled[:, :, top : top + high, left : left + wide]
-        mean, spread = (
-            torch.tensor(values, device=scaled.device).reshape(3, 1, 1)
-            for values in (self.processor.image_mean, self.processor.image_std)
-        )
-        return (scaled - mean) / spread
-
-
-def _pair(size: Mapping[str, int], shape: torch.Size) -> tuple[int, int]:
-    """Height and width that an image processor's `size` means for pictures of a shape."""
-    if size.get("height"):
-        return size["height"], size["width"]
-    high, wide = shape
-    short = size["shortest_edge"]  # transformers cuts the other edge to a whole number
-    return high * short // min(shape), wide * short // min(shape)
+    @cached_property
+    def identity(self) -> str:
+        """The hash of all that embeddings depend on, besides the pictures."""
+        return of_values(self.name, self.preparation, self.unit, dict(self.network.state_dict()))
 
 
 @torch.no_grad()
 def embed(encoder: Encoder, pictures: Tensor, batch: int = 64) -> Tensor:
-    """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8), so many at once."""
+    """The embeddings (n × d, float32, on the CPU) of pictures (n × 3 × h × w), batch by batch."""
     return torch.cat([encoder(part).cpu() for part in pictures.split(batch)])
 
 
-def load_encoder(source: str = "bundled", device: str = "cpu") -> Encoder:
-    """The image encoder of a folder or a hub id, in float32; by default the bundled CLIP.
-
-    Raises WrongUse for what is no encoder of pictures, or cannot be loaded.
-    """
-    check_device(device)
-    return _encoder(source, device)
-
-
 def encoder_for(pipe: Pipeline, encoder: str | Encoder | None = None) -> Encoder:
-    """The encoder that was named, or given, for a pipeline's pictures, on its device.
+    """The encoder of that name, or the given one, for a pipeline's pictures, on its device.
 
     By default the bundled CLIP for a bundled model, and CLIP ViT-L/14 for any other.
     """
@@ -97,26 +75,141 @@ def encoder_for(pipe: Pipeline, encoder: str | Encoder | None = None) -> Encoder
     return load_encoder(encoder or ("bundled" if own else CLIP), str(device_of(pipe)))
 
 
-@cache
+def load_encoder(source: str = "bundled", device: str = "cpu") -> Encoder:
+    """The image encoder of a folder or a hub id, in float32; by default the bundled CLIP.
+
+    Its image processor's sizes, mean and spread are followed. Raises WrongUse for a source that
+    cannot be loaded, or a network that takes no pictures.
+    """
+    check_device(device)
+    return _encoder(source, device)
+
+
+@cache  # behind load_encoder, since the cache tells a named argument from a positional one
 def _encoder(source: str, device: str) -> Encoder:
     from transformers import AutoImageProcessor, AutoModel
 
+    network, processor = pretrained("encoder", source, device, AutoModel, AutoImageProcessor)
+    takes = hasattr(network, "get_image_features") or network.main_input_name == "pixel_values"
+    check(takes, "encoder", source, "it takes no pictures: give CLIP, SigLIP or DINOv2")
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else {}
+    edges = [
+        [size.get(edge) for edge in ("height", "width", "shortest_edge")]
+        for size in (processor.size, crop)
+    ]
+    preparation = str([*edges, list(processor.image_mean), list(processor.image_std)])
+    return Encoder(source, network, partial(_processed, processor), preparation, source, unit=True)
+
+
+@cache
+def load_inception(weights: str = "", prepare: str = "paper", device: str = "cpu") -> Encoder:
+    """Inception's pool3, the 2,048 features of FID, by torchmetrics and torch-fidelity.
+
+    `weights` is a checkpoint's file; without one, torch-fidelity fetches the published checkpoint.
+    `prepare` is "paper", which resizes the shorter side to 256 and crops the centre, or "plain",
+    torchmetrics' default, which does neither. Raises WrongUse for another one, and for weights or
+    packages that cannot be loaded.
+    """
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    check(prepare in PREPARATIONS, "prepare", prepare, f"use one of {', '.join(PREPARATIONS)}")
+    try:
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
+    except ModuleNotFoundError as error:
+        raise WrongUse(
+            "inception needs torch-fidelity and torchvision; pip install torch-fidelity torchvision"
+        ) from error
+    except Exception as error:  # the errors of pickle, torch and the download share no base class
+        raise _not_loaded("inception", weights or "the published checkpoint", error) from error
+    return Encoder("inception", network, PREPARATIONS[prepare], prepare, weights)
+
+
+@cache
+def load_dinov2(weights: str = "facebook/dinov2-large", device: str = "cpu") -> Encoder:
+    """The class token of a transformers DINOv2, for FD-DINOv2 (Stein et al. 2023).
+
+    `weights` is a folder or a hub id; the large model is usual, and has 1,024 features. FD-DINOv2
+    follows human judgement more closely than FID. Raises WrongUse for weights that cannot be
+    loaded.
+    """
+    from transformers import Dinov2Model
+
+    (network,) = pretrained("dinov2", weights, device, Dinov2Model)
+    return Encoder("dinov2", network, _squeezed, "224", weights)
+
+
+def pretrained(argument: str, source: str, device: str, model: Any, *processors: Any) -> list[Any]:
+    """A model of transformers (float32, on a device), and its processors, by their classes.
+
+    `source` is a folder, a hub id, or "bundled", the bundled CLIP. Raises WrongUse, which names
+    the argument, where one cannot be loaded.
+    """
     place = str(data_folder() / "clip") if source == "bundled" else source
     try:
-        network = AutoModel.from_pretrained(place, dtype=torch.float32).eval().to(device)
-        processor = AutoImageProcessor.from_pretrained(place)
+        network = model.from_pretrained(place, dtype=torch.float32).eval().to(device)
+        return [network.requires_grad_(False), *(p.from_pretrained(place) for p in processors)]
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, safetensors and the hub share no base class
-        reason = str(error).strip().splitlines()[0]
-        raise WrongUse(
-            f"encoder is {source!r}, which could not be loaded ({reason}); give a folder or a hub"
-            " id of an image encoder, such as openai/clip-vit-large-patch14"
-        ) from error
-    sees = hasattr(network, "get_image_features") or "pixel_values" in _inputs(network)
-    check(sees, "encoder", source, "it takes no pictures: give CLIP, SigLIP or DINOv2")
-    return Encoder(source, network.requires_grad_(False), processor)
+        raise _not_loaded(argument, source, error) from error
 
 
-def _inputs(network: nn.Module) -> tuple[str, ...]:
-    return (str(getattr(network, "main_input_name", "")),)
+def _not_loaded(argument: str, source: str, error: Exception) -> WrongUse:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    remedy = "give a folder or a hub id" if argument != "inception" else "give a checkpoint's file"
+    return WrongUse(f"{argument} is {source!r}, which could not be loaded ({reason}); {remedy}")
+
+
+def _processed(processor: Any, pictures: Tensor) -> Tensor:
+    """Pictures resized, cropped to the centre and normalized as an image processor would."""
+    scaled = pictures / 255 if pictures.dtype == torch.uint8 else pictures.float()
+    size = _size(processor.size, scaled.shape[2:])
+    if tuple(scaled.shape[2:]) != size:
+        scaled = interpolate(scaled, size, mode="bicubic", antialias=True).clamp(0, 1)
+    if getattr(processor, "do_center_crop", False):
+        scaled = _centre(scaled, *_size(processor.crop_size, scaled.shape[2:]))
+    return _normalized(scaled, processor.image_mean, processor.image_std)
+
+
+def _size(size: Mapping[str, int], shape: torch.Size) -> tuple[int, int]:
+    """Height and width that an image processor's `size` means for pictures of a shape."""
+    if size.get("height"):
+        return size["height"], size["width"]
+    high, wide = shape
+    short = size["shortest_edge"]  # transformers cuts the other edge to a whole number
+    return high * short // min(shape), wide * short // min(shape)
+
+
+def _centre(pictures: Tensor, high: int, wide: int) -> Tensor:
+    top, left = (pictures.shape[2] - high) // 2, (pictures.shape[3] - wide) // 2
+    return pictures[:, :, top : top + high, left : left + wide]
+
+
+def _normalized(scaled: Tensor, mean: Any, spread: Any) -> Tensor:
+    shift, width = (
+        torch.tensor(values, device=scaled.device).reshape(3, 1, 1) for values in (mean, spread)
+    )
+    return (scaled - shift) / width
+
+
+def _bytes(pictures: Tensor) -> Tensor:
+    """Pictures as uint8, which these networks were trained on and their resizing rounds to."""
+    return pictures if pictures.dtype == torch.uint8 else (pictures * 255).round().byte()
+
+
+def _squeezed(pictures: Tensor) -> Tensor:
+    """DINOv2's input: 224 × 224, resized as Pillow does, which torch has for uint8 on CPUs only."""
+    pixels = interpolate(_bytes(pictures).cpu(), (224, 224), mode="bicubic", antialias=True)
+    return _normalized(pixels / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _cropped(pictures: Tensor, side: int = 256) -> Tensor:
+    """Pictures (uint8) with the shorter side resized to `side`, cropped to the centre."""
+    scale = side / min(pictures.shape[2:])
+    size = [round(scale * edge) for edge in pictures.shape[2:]]
+    resized = interpolate(_bytes(pictures).float(), size, mode="bilinear", antialias=True)
+    return _centre(resized, side, side).round().clamp(0, 255).to(torch.uint8)
+
+
+#: What Inception is given.
+PREPARATIONS: dict[str, Callable[[Tensor], Tensor]] = {"paper": _cropped, "plain": _bytes}

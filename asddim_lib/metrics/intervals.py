@@ -20,10 +20,11 @@ from asddim_lib.errors import check
 
 LEVEL = 0.95
 ALPHA = 0.05
+#: The chance with which a difference as large as the one measured should be shown.
+POWER = 0.8
 
 Better = Literal["lower", "higher"]
 Verdict = Literal["win", "tie", "loss"]
-Test = Literal["wilcoxon", "t"]
 #: One label per value; None means that all differ.
 Clusters = Sequence[Any] | np.ndarray | None
 
@@ -74,14 +75,16 @@ def proportion_half_width(hits: float, total: float) -> float:
 def effective_size(hits: np.ndarray, clusters: Clusters = None) -> float:
     """How many independent values would give the clustered `hits` (n,) their standard error.
 
-    At most n, and n if all labels differ. If all hits are alike, their dependence cannot be
-    seen, and the size is the number of clusters.
+    From 1 to n, and n if all labels differ. If all hits are alike, their dependence cannot be
+    seen, and the size is the number of clusters; it is 1 of a single cluster, too.
     """
     array = np.asarray(hits, np.float64)
     if array.std() == 0:
         return float(len(array) if clusters is None else len(pd.unique(np.asarray(clusters))))
     plain, clustered = (_standard_error(array, labels)[0] for labels in (None, clusters))
-    return len(array) * min(1.0, (plain / clustered) ** 2)
+    if clustered <= plain:
+        return float(len(array))
+    return max(1.0, len(array) * (plain / clustered) ** 2)
 
 
 def bootstrap_interval(
@@ -127,14 +130,12 @@ class Paired(NamedTuple):
 def paired_difference(
     values: Tensor | np.ndarray,
     baseline: Tensor | np.ndarray,
-    test: Test = "wilcoxon",
     clusters: Clusters = None,
 ) -> Paired:
-    """The mean of values − baseline, both (n,), from the same prompts and noise.
+    """The mean of values − baseline, both (n,), from the same prompts and noise, by the t test.
 
-    `test` gives the p-value: "t", which agrees with the interval and takes `clusters`, or
-    "wilcoxon" (signed-rank, robust to outliers). It is 1 where nothing differs. Raises WrongUse
-    for unequal shapes, values that are not finite, and clusters with Wilcoxon's test.
+    The p-value is below 0.05 exactly where the interval excludes 0, and 1 where nothing differs.
+    Raises WrongUse for unequal shapes and for values that are not finite.
     """
     array, base = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     check(
@@ -143,9 +144,6 @@ def paired_difference(
     change = array - base
     check(bool(np.isfinite(change).all()), "values", "not finite", "leave such pairs out")
     mean, half = mean_interval(change, clusters)
-    if test == "wilcoxon":
-        check(clusters is None, "clusters", "given", 'use test="t"')
-        return Paired(mean, half, float(stats.wilcoxon(change).pvalue) if change.any() else 1.0)
     error, freedom = _standard_error(change, clusters)
     if not freedom or not change.any():
         return Paired(mean, half, 1.0)
@@ -179,3 +177,17 @@ def verdict(difference: float, half: float, p_adjusted: float, better: Better) -
     if not (abs(difference) > half and p_adjusted < ALPHA):  # NaN compares false: a tie
         return "tie"
     return "win" if (difference < 0) == (better == "lower") else "loss"
+
+
+def prompts_needed(change: np.ndarray) -> int | None:
+    """How many pairs would show a mean change as large as that of `change` (n), by a t test.
+
+    The power is 80 %, and the level 5 %. None where the mean is 0 or the spread is unknown. With z
+    the normal quantiles it is (z_level + z_power)² / effect² + z_level² / 2, whose second part
+    makes up for the t distribution's wider tails.
+    """
+    if len(change) < 2 or change.mean() == 0:
+        return None
+    spread = change.std(ddof=1) / abs(change.mean())
+    level, power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
+    return max(2, math.ceil(((level + power) * spread) ** 2 + level**2 / 2))

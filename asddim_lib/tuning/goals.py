@@ -95,7 +95,7 @@ class Embedding(Goal):
     @property
     def identity(self) -> str:
         encoders = [one for one in (self.encoder, self.check) if one is not None]
-        return of_values(self.name, [[e.name, dict(e.network.state_dict())] for e in encoders])
+        return of_values(self.name, [one.identity for one in encoders])
 
     def look(self, run: Run, steps: int) -> Seen:
         drawn = run.pictures(num_inference_steps=steps)

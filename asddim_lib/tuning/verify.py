@@ -8,23 +8,19 @@ most as often as the test against the one baseline that is truly as good.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.metrics.intervals import ALPHA, Verdict, paired_difference
+from asddim_lib.metrics.intervals import Verdict, paired_difference, prompts_needed, verdict
 
 #: The pipeline as the user has it.
 CURRENT = "current"
 #: What `tune` proposes.
 CANDIDATE = "candidate"
-#: The chance with which an effect as large as the one seen should be found.
-POWER = 0.8
 #: Distinct prompts that a verdict needs: a t interval of fewer says little.
 LEAST = 7
 
@@ -74,12 +70,9 @@ class Decision:
 def compared(first: str, second: str, losses: Mapping[str, Tensor]) -> Comparison:
     """One sampler's losses (n) against another's."""
     change = np.asarray(losses[first] - losses[second], np.float64)
-    pair = paired_difference(losses[first], losses[second], "t")
-    verdict: Verdict = "tie"
-    if abs(pair.difference) > pair.half:
-        verdict = "win" if pair.difference < 0 else "loss"
+    pair = paired_difference(losses[first], losses[second])
     loss, needed = float(losses[second].mean()), prompts_needed(change)
-    return Comparison(first, second, loss, *pair, verdict, needed)
+    return Comparison(first, second, loss, *pair, verdict(*pair, "lower"), needed)
 
 
 def decide(losses: Mapping[str, Tensor], checked: Mapping[str, Tensor] | None = None) -> Decision:
@@ -117,17 +110,3 @@ def by_text(losses: Tensor, texts: Sequence[str]) -> Tensor:
     for place, text in enumerate(texts):
         places.setdefault(text, []).append(place)
     return losses.new_tensor([float(losses[rows].mean()) for rows in places.values()])
-
-
-def prompts_needed(change: np.ndarray) -> int | None:
-    """How many pairs would show a mean change as large as that of `change` (n), by a t test.
-
-    The power is 80 %, and the level 5 %. None where the mean is 0 or the spread is unknown. With z
-    the normal quantiles it is (z_level + z_power)² / effect² + z_level² / 2, whose second part
-    makes up for the t distribution's wider tails.
-    """
-    if len(change) < 2 or change.mean() == 0:
-        return None
-    spread = change.std(ddof=1) / abs(change.mean())
-    level, power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
-    return max(2, math.ceil(((level + power) * spread) ** 2 + level**2 / 2))

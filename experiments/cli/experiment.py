@@ -79,7 +79,7 @@ class Experiment:
         from experiments.setting import evaluations
         from experiments.shards import joined
 
-        against = features(self.reference, self.inception, self.prepare, self.dinov2)
+        self._check_reference()
         setting = self.setting()
         table = load_prompts(self.prompts, self.count, self.prompt_seed)
         with joined(self.shard) as shard:
@@ -96,7 +96,8 @@ class Experiment:
                 self.out,
                 shard=shard,
                 clip=self.clip,
-                against=against,
+                reference=self.reference,
+                against=self._encoders(device),
                 progress=lambda waiting: bar(
                     waiting, shard, lambda cell: evaluations(pipe, setting, cell)
                 ),
@@ -106,6 +107,27 @@ class Experiment:
         if shard.speaks:
             self._show_shard(summary)
         raise typer.Exit
+
+    def _check_reference(self) -> None:
+        """Refuses encoders without real pictures, and a folder without any."""
+        from asddim_lib.metrics.encoders import PREPARATIONS
+        from asddim_lib.metrics.real import picture_files
+
+        if self.reference:
+            picture_files(self.reference)
+        alone = bool(self.inception or self.dinov2) and not self.reference
+        check(not alone, "reference", self.reference, "give a folder of real pictures, too")
+        remedy = f"use one of {', '.join(PREPARATIONS)}"
+        check(self.prepare in PREPARATIONS, "prepare", self.prepare, remedy)
+
+    def _encoders(self, device: str) -> list[Any]:
+        """The encoders that compare pictures with real ones; none without a `reference`."""
+        from asddim_lib.metrics.encoders import load_dinov2, load_inception
+
+        if not self.reference:
+            return []
+        found = [load_inception(self.inception, self.prepare, device)]
+        return [*found, load_dinov2(self.dinov2, device)] if self.dinov2 else found
 
     def _show_shard(self, summary: Any) -> None:
         after = "when all are, run the same command without --shard to judge"
@@ -145,19 +167,6 @@ def bar(waiting: list, shard: Any, evaluations: Callable[[Any], int]) -> Iterato
             text = f"{done}/{total} images, {rate:.3g} images/s"
             progress.set_postfix_str(text, refresh=False)
             progress.update(batch.pictures * evaluations(batch.cell))
-
-
-def features(reference: str, inception: str, prepare: str, dinov2: str = "") -> tuple:
-    """The feature networks that compare pictures with real ones; none without a `reference`."""
-    if not reference:
-        alone = not inception and not dinov2
-        check(alone, "reference", reference, "give a folder of real pictures, too")
-        return ()
-    from asddim_lib.metrics.features.dinov2 import Dinov2
-    from asddim_lib.metrics.features.inception import Inception
-
-    by_inception = Inception(reference, inception, prepare)
-    return (by_inception, Dinov2(reference, dinov2)) if dinov2 else (by_inception,)
 
 
 def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:

@@ -1,1 +1,0 @@
-"""Feature networks with one interface: images in, one row of features per image out."""
