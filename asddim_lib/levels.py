@@ -135,7 +135,7 @@ class Levels:
         or timestep 0's σ unless `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid
         falls strictly, also in float32, within the model's range.
         """
-        numbers = _numbers(values, name)
+        numbers = as_numbers(values, name)
         if whole and self.are_timesteps(numbers):
             sigmas = self.sigmas[check_timesteps(numbers, len(self), name)]
             return np.append(sigmas, 0.0 if self.ends_at_zero else self.sigmas[0])
@@ -224,8 +224,8 @@ def sigma_of(share: Any) -> Any:
         return share / (1 - share)
 
 
-def _numbers(values: Any, name: str) -> np.ndarray:
-    """A list, array or tensor of finite real numbers as an array (K)."""
+def as_numbers(values: Any, name: str) -> np.ndarray:
+    """A list, array or tensor of K finite real numbers as an array. Raises WrongUse for others."""
     try:
         if isinstance(values, Tensor):
             values = values.detach().cpu().tolist()
@@ -243,7 +243,7 @@ def check_timesteps(values: Any, num_train_timesteps: int, name: str = "timestep
 
     Raises WrongUse, naming `name`, unless they fall strictly within 0 … T − 1.
     """
-    given = _numbers(values, name)
+    given = as_numbers(values, name)
     grid = [int(t) for t in given]
     falling = bool(np.all(given == grid)) and all(a > b for a, b in itertools.pairwise(grid))
     check(falling, name, given.tolist(), "give strictly decreasing whole timesteps")

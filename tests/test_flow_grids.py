@@ -83,8 +83,8 @@ def test_a_wrong_number_of_steps_is_one_line(how, steps, name):
 
 @pytest.mark.parametrize("kind", [ASFlowScheduler, FlowMatchEulerDiscreteScheduler])
 def test_what_is_no_grid_is_not_laid(kind):
-    for wrong, name in (([990.0, 600.0], "grid"), ([0.5, 0.9], "grid"), ([600, 990], "timesteps")):
-        with pytest.raises(WrongUse, match=rf"^{name} is [^\n]*$"):
+    for wrong in ([990.0, 600.0], [0.5, 0.9], [600, 990]):
+        with pytest.raises(WrongUse, match=r"^grid is [^\n]*$"):
             set_grid(kind(shift=3.0), wrong)
 
 

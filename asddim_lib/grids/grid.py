@@ -218,8 +218,8 @@ def level_indices(
     On a variance-preserving model an index is a timestep. The arguments are those of `sigmas`;
     without them the grid is by the config's `grid` or allocation.
     """
-    options = {"p": p, "lam": lam, "eps": eps, "reading": reading, "profile": profile}
-    options |= {"path": path, "order": order, "exponent": exponent, "other_model": other_model}
+    options: dict[str, Any] = {"p": p, "lam": lam, "eps": eps, "reading": reading, "order": order}
+    options |= {"profile": profile, "path": path, "exponent": exponent, "other_model": other_model}
     given = {name: value for name, value in options.items() if value is not None}
     config, steps = with_fixed_shift(completed(scheduler), mu), num_inference_steps
     if allocation is None and config.get("grid") is not None:

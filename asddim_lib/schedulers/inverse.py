@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from asddim_lib.errors import check
+from asddim_lib.levels import as_numbers
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
-from asddim_lib.schedulers.mixin import as_array
 
 
 class ASDDIMInverseScheduler(ASDDIMScheduler):
@@ -21,9 +21,8 @@ class ASDDIMInverseScheduler(ASDDIMScheduler):
     """
 
     def _read(self, values: Any, name: str = "grid") -> list[Any]:
-        given = as_array(values)
-        real = given is not None and given.ndim == 1 and given.dtype.kind in "if"
-        if name != "grid" and real and len(given) > 1 and given[0] < given[-1]:
+        given = as_numbers(values, name)
+        if name != "grid" and given[0] < given[-1]:
             values = given[::-1]
         return super()._read(values, name)
 

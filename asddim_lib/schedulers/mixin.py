@@ -29,6 +29,7 @@ from asddim_lib.grids.rules import linear_quadratic
 from asddim_lib.grids.table import DEFAULTS, check_profile, method_of
 from asddim_lib.levels import (
     Levels,
+    as_numbers,
     check_timesteps,
     completed,
     for_class,
@@ -180,9 +181,7 @@ class TakesGrid:
         what is no grid of this model, and where `mu` is missing.
         """
         given, name = (timesteps, "timesteps") if sigmas is None else (sigmas, "sigmas")
-        remedy = "give a list of numbers, one for each step"
-        check(given is None or (np.ndim(as_array(given)) and len(given)), name, given, remedy)
-        count = num_inference_steps if given is None else len(given)
+        count = num_inference_steps if given is None else len(as_numbers(given, name))
         size = self.config["num_train_timesteps"]
         plain = passed_by_pipeline(sigmas, timesteps, size) if self._flow else given is None
         with torch.device("cpu"):
@@ -303,14 +302,6 @@ def passed_by_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) ->
 
 def _near(given: Any, values: np.ndarray) -> bool:
     return len(given) == len(values) and np.allclose(np.asarray(given, float), values, atol=1e-6)
-
-
-def as_array(values: Any) -> np.ndarray | None:
-    """A list, array or tensor as an array; None for a ragged one."""
-    try:
-        return np.asarray(values.tolist() if isinstance(values, Tensor) else values)
-    except ValueError:
-        return None
 
 
 def kind_of(source: Mapping[str, Any]) -> str:
