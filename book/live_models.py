@@ -86,7 +86,7 @@ def laid(scheduler: Any, allocation: str, profile: Path) -> dict[str, list[int]]
 
 
 def grid(scheduler: Any, allocation: str, steps: int, **how: Any) -> list[int]:
-    """An allocation's grid, as numbers of levels."""
+    """An allocation's grid, as indices of its levels."""
     from asddim_lib.grids.grid import level_indices
 
     return level_indices(scheduler, steps, allocation=allocation, **how)
