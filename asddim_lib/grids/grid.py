@@ -54,21 +54,20 @@ def timesteps(
     Without `allocation` and the arguments below it, they are those that the scheduler sets for K
     steps; real numbers where its timesteps are real, as Euler's Karras steps.
 
-    Args:
-        scheduler: a diffusers scheduler (DDIM, Euler, DPM-Solver++, UniPC, …) or its config.
-        num_inference_steps: K, from 1 to T.
-        allocation: the method's name, one of `METHODS`; `asddim export --list` prints them. The
-            default is that of the scheduler's config, if it is one of this library, or "uniform".
-        p, eps: of the paper's Eq 5. `p` is 0.5 by default; 0 ignores the noise level.
-        lam: λ of Eq 9, 1 by default.
-        reading: of Eqs 10–12, "intent" (default), "density" or "literal".
-        profile: a measured profile or its `to_dict()`, from `calibrate`.
-        path: a recorded path, from `record`.
-        order: the solver's order of accuracy, 1 (default) to 3.
-        exponent: the power of a profile's density, from 0 (uniform) to 1 (default).
-        begin: no step lies above this timestep. For image-to-image, pass the grid to the pipeline
-            as `timesteps`, with `strength=1.0`.
-        other_model: allows a grid that was published for another kind of model.
+    - `scheduler`: a diffusers scheduler (DDIM, Euler, DPM-Solver++, UniPC, …) or its config.
+    - `num_inference_steps`: K, from 1 to T.
+    - `allocation`: the method's name, one of `METHODS`; `asddim export --list` prints them. The
+      default is that of the scheduler's config, if it is one of this library, or "uniform".
+    - `p`, `eps`: of the paper's Eq 5. `p` is 0.5 by default; 0 ignores the noise level.
+    - `lam`: λ of Eq 9, 1 by default.
+    - `reading`: of Eqs 10–12, "intent" (default), "density" or "literal".
+    - `profile`: a measured profile or its `to_dict()`, from `calibrate`.
+    - `path`: a recorded path, from `record`.
+    - `order`: the solver's order of accuracy, 1 (default) to 3.
+    - `exponent`: the power of a profile's density, from 0 (uniform) to 1 (default).
+    - `begin`: no step lies above this timestep. For image-to-image, pass the grid to the pipeline
+      as `timesteps`, with `strength=1.0`.
+    - `other_model`: allows a grid that was published for another kind of model.
 
     Raises WrongUse, a ValueError, for a value out of range, for evidence that the method does not
     use or that belongs to another noise schedule, and for a flow-matching or EDM scheduler.
@@ -127,15 +126,14 @@ def sigmas(
 ) -> list[float]:
     """The noise levels of a grid, falling, as the scheduler's `set_timesteps(sigmas=…)` takes them.
 
-    | scheduler | values | length |
-    | --- | --- | --- |
-    | Euler, DPM-Solver++, UniPC, … | σ = √((1 − ᾱ)/ᾱ), noise over signal, then the end | K + 1 |
-    | EDM (Karras et al. 2022) | σ, the standard deviation of the noise | K |
-    | flow matching (FLUX, SD3, Wan, …) | s in (0, 1], the noise's weight, before the shift | K |
+    - Euler, DPM-Solver++, UniPC and others of Stable Diffusion: K + 1 values, σ = √((1 − ᾱ)/ᾱ),
+      noise over signal, and the end of the last step.
+    - EDM (Karras et al. 2022): K values, σ, the standard deviation of the noise.
+    - flow matching (FLUX, SD3, Wan, …): K values, s in (0, 1], the noise's weight in the sample,
+      before the shift.
 
-    A flow scheduler applies its own shift to whatever it is given and adds the 0 itself. With
-    `shifted=True` the values are those that the solver uses, K + 1 on every kind of model: other
-    programs (ComfyUI, A1111) take these.
+    A flow scheduler shifts them and adds the 0. With `shifted=True` they are the values that the
+    solver uses, K + 1 for every kind of model, as ComfyUI and A1111 take them.
 
     `mu` is the shift that depends on the picture's size, as FLUX's pipeline computes it. The other
     arguments are those of `timesteps`; without them the grid is the scheduler's current one.
