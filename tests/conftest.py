@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import experiments  # noqa: F401  (its grids enter the library's table)
 from tests import small_book
 from tests.colab_machine import once, output, publish
 

@@ -48,7 +48,7 @@ for name in MOVED:
     try:
         ASDDIMScheduler(allocation=name)
     except WrongUse as error:
-        assert str(error).startswith("allocation is " + name) and "experiments.rivals" in str(error)
+        assert str(error).startswith("allocation is " + name) and "import experiments" in str(error)
     else:
         raise AssertionError(name)
 print("done")
@@ -71,5 +71,20 @@ def test_without_the_experiments_one_line_says_what_to_import(tmp_path):
 
 
 def test_every_moved_grid_is_in_the_table_of_the_experiments():
-    for name in MOVED:
-        assert method_of(name) is METHODS[name]
+    assert set(MOVED) <= set(METHODS)
+    assert all(method_of(name) is METHODS[name] for name in MOVED)
+
+
+def test_in_a_clone_importing_the_experiments_is_enough(tmp_path):
+    ASDDIMScheduler(allocation="comfy-simple").save_pretrained(tmp_path)
+    script = f"""
+import experiments
+from asddim_lib import ASDDIMScheduler
+scheduler = ASDDIMScheduler.from_pretrained({str(tmp_path)!r})
+scheduler.set_timesteps(4)
+print(scheduler.timesteps.tolist())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(ran.stdout) == timesteps(ASDDIMScheduler(), 4, allocation="comfy-simple")

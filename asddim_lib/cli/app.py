@@ -68,7 +68,7 @@ def _log_to_stderr(name: str) -> Iterator[None]:
     """Shows the library's warnings in the form of its errors."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
-    logs = [logging.getLogger(package) for package in ("asddim_lib", "experiments")]
+    logs = [logging.getLogger(package) for package in ("asddim_lib", name)]
     for log in logs:
         log.addHandler(handler)
     try:

@@ -5,8 +5,6 @@ The schedulers, the command line, the experiments, the book and the tests read `
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +31,8 @@ DEFAULTS: dict[str, Any] = {
     "reading": "intent",
     "profile": None,
 }
-#: Methods that only the experiments compare; importing `experiments.rivals` adds them.
+#: Methods of version 0.2 that this package no longer has. In a clone, the experiments `register`
+#: them when they are imported.
 MOVED = (
     *("fitted", "dmn", "oracle", "constant-rate", "dual-path", "beta-sigmas", "ays-deepfloyd"),
     *("comfy-simple", "comfy-sgm-uniform", "comfy-ddim-uniform", "comfy-normal"),
@@ -234,14 +233,11 @@ def register(method: Method) -> None:
 def method_of(name: Any, needs: tuple[str, ...] | None = None) -> Method:
     """The method of that name, one of those with such `needs`.
 
-    One of `MOVED` is imported with the experiments, where these can be imported. Raises WrongUse
-    for any other name.
+    Raises WrongUse for any other name; for one of `MOVED` it says what brings it back.
     """
-    if name in MOVED and name not in METHODS:
-        clone = importlib.util.find_spec("experiments") is not None
-        remedy = "it is for the experiments alone: import experiments.rivals, from a clone"
-        check(clone, "allocation", name, remedy)
-        importlib.import_module("experiments.rivals")
+    moved = name in MOVED and name not in METHODS
+    remedy = "it left this package: `import experiments` first, in a clone, or use another"
+    check(not moved, "allocation", name, remedy)
     known = [m.name for m in METHODS.values() if needs is None or m.needs in needs]
     check(name in known, "allocation", name, f"use one of {', '.join(known)}")
     return METHODS[name]
