@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from asddim_lib.errors import WrongUse
+
+if TYPE_CHECKING:  # the command line needs this module at once, and torch only later
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +52,8 @@ class DamagedFile(WrongUse):
 def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file, then renames it to `file`.
 
-    A kill or a full disk leaves no half-written file under that name. Raises OSError with one line
-    that names the file where the system could not write it.
+    A kill or a full disk leaves no half-written file under that name. Raises OSError with one line:
+    the file, the cause, and a remedy if there is a plain one.
     """
     # The name is unique to this call. Its ending stays: some writers choose their format by it.
     part = file.with_name(f".part-{uuid4().hex[:8]}-{file.name}")
@@ -62,23 +66,42 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(written.fileno())  # or a power cut may leave an empty file under the name
         part.replace(file)
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"{file} could not be written ({error}); make room or name another place"
-        ) from error
+        raise OSError(f"{file} could not be written {_cause(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be the file that could not be written
+            part.unlink()
 
 
 def check_writable(argument: str, folder: Path) -> None:
-    """Makes a folder. Raises WrongUse, before any work, where no file can be written in it."""
-    probe = folder / f".part-{uuid4().hex[:8]}"
+    """Raises WrongUse, before any work, for a folder that cannot be made or written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        TemporaryFile(dir=there).close()
     except OSError as error:
-        reason = f"{argument} is {folder}, which cannot be written ({error.strerror})"
-        raise WrongUse(f"{reason}; name another folder") from error
+        raise WrongUse(
+            f"{argument} is {str(folder)!r}, which cannot be written {_cause(error)}"
+        ) from error
+
+
+#: What helps against a system's error, by its number.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or name another place"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "allow writing there, or name another place"
+    ),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder, or name another"),
+    errno.EISDIR: "name a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EFBIG: "raise the limit on the size of files, or name another place",
+}
+
+
+def _cause(error: Exception) -> str:
+    """An error's cause in brackets, and the remedy where its number has one."""
+    said = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text alone
+    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    cause = os.strerror(number) if number else str(error)
+    return f"({cause}); {_REMEDIES[number]}" if number in _REMEDIES else f"({cause})"
 
 
 def kept(file: Path | None, make: Callable[[], Value]) -> Value:
@@ -131,6 +154,8 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: str) -> None:
     Its header contains a SHA-256 of both, by which `load_tensors` detects any damage. Raises
     OSError as `write_whole` does.
     """
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"made_from": metadata, "sha256": _checksum(tensors, metadata)}
     write_whole(file, partial(save_file, tensors, metadata=header))
@@ -156,6 +181,8 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: str) -> str:
+    import torch
+
     digest = hashlib.sha256(metadata.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 import typer
 
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.cache import check_writable
+from asddim_lib.errors import check
 
 
 def say(value: Any, text: str, as_json: bool) -> None:
-    """Prints a result: `value` as JSON for programs, or `text` for people."""
+    """Prints `value` as JSON for programs, or `text` for people."""
     typer.echo(json.dumps(value) if as_json else text)
 
 
@@ -33,36 +33,29 @@ def check_file(out: str) -> Path:
     """The path of a file. Raises WrongUse for one that could not be written later."""
     check(bool(out.strip()), "out", repr(out), "give the name of a file")
     file = Path(out)
-    check(file.parent.is_dir(), "out", f"{out}, in a folder that is not there", "make the folder")
     check(not file.is_dir(), "out", f"{out}, a folder", "give the name of a file")
-    _check_writable(out, file.parent)
+    check(file.parent.is_dir(), "out", f"{out}, in a folder that is not there", "make the folder")
+    check_writable("out", file.parent)
     return file
 
 
 def check_folder(out: str) -> Path:
-    """The path of a folder, made later. Raises WrongUse for one that could not be written."""
+    """The path of a folder. Raises WrongUse for one that could not be made or written later."""
     check(bool(out.strip()), "out", repr(out), "give the name of a folder")
-    folder = Path(out)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    check(there.is_dir(), "out", f"{out}, where {there} is a file", "name a folder")
-    _check_writable(out, there)
-    return folder
+    check_writable("out", Path(out))
+    return Path(out)
 
 
-def _check_writable(out: str, folder: Path) -> None:
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        reason = f"out is {out}, but nothing can be written there ({error.strerror})"
-        raise WrongUse(f"{reason}; name another place") from error
+def guided(scale: float | None) -> str:
+    """A guidance scale within a list, if there is one."""
+    return "" if scale is None else f", guidance {scale:g}"
 
 
 @contextmanager
 def progress_line() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress line: what is being done, the network evaluations of all, and the time left.
+    """A line of the work in progress, the network evaluations spent of all, and the time left.
 
-    It begins when the first evaluations are spent: weights are loaded before, under lines of their
-    own.
+    It begins with the first evaluations: before them, loading weights has lines of its own.
     """
     from tqdm import tqdm
 
