@@ -101,14 +101,14 @@ def test_the_library_imports_neither_the_experiments_nor_the_book(file):
 
 
 def test_the_library_depends_on_what_it_imports_and_on_nothing_else():
-    """But for what an option alone needs, which says so, and what pandas needs for .parquet."""
+    """But for what pandas needs for .parquet."""
     imported = set()
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             imported |= {name.split(".")[0] for name in names}
-    foreign = imported - sys.stdlib_module_names - {"asddim_lib", "filelock"}
+    foreign = imported - sys.stdlib_module_names - {"asddim_lib"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.match(r"[\w-]+", one)[0] for one in project["dependencies"]}
     homes = packages_distributions()
