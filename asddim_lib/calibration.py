@@ -75,7 +75,7 @@ def calibrate(
     cannot be replayed (where the estimator needs it), or a network output that is not finite.
     """
     check_options(pipe, options, signature(calibrate).parameters)
-    _check_probes(probes, adjoint_probes, feature_probes, encoder)
+    check_probes(probes, adjoint_probes, feature_probes, encoder)
     method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
     if cache is not None:
         check_writable("cache", Path(cache))
@@ -106,10 +106,10 @@ def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
     return of_values(of_pipeline(pipe), plain, seen_by)
 
 
-def _check_probes(
+def check_probes(
     probes: int, adjoint_probes: int, feature_probes: int, encoder: str | Encoder | None
 ) -> None:
-    """Refuses numbers of probes out of range, and an encoder that no probe uses."""
+    """Raises WrongUse for numbers of probes out of range, and for an encoder that no probe uses."""
     check(probes >= 1, "probes", probes, "give at least 1")
     check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
     check(feature_probes >= 0, "feature_probes", feature_probes, "give at least 0")

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from asddim_lib import calibration as measure
-from asddim_lib.cli import app, generate, main, options
+from asddim_lib.cli import app, main, options
 from asddim_lib.grids.table import METHODS
 from asddim_lib.models import load
 from asddim_lib.pipeline import run
@@ -37,7 +37,15 @@ WRONG_USE = [
     ("calibrate p.json --call [1]", "call is [1]"),
     ('calibrate p.json --call {"guidance_scale":9}', "call is"),
     ('calibrate p.json --call {"seed":9}', "call is"),
+    ("calibrate p.json --estimator guess", "estimator is guess"),
+    ("calibrate p.json --adjoint-probes=-1", "adjoint_probes is -1"),
+    ("calibrate p.json --feature-probes=-1", "feature_probes is -1"),
+    ("calibrate p.json --encoder bundled", "encoder is bundled"),
+    ("calibrate p.json --seed 99999999999999999999999", "seed is 99999999999999999999999"),
     ("calibrate", "Missing argument"),
+    ("generate boot --seed 99999999999999999999999", "seed is 99999999999999999999999"),
+    ("generate boot --allocation combined --profile no.json", "profile is 'no.json'"),
+    ("generate boot --profile . --allocation combined", "profile is '.'"),
     ("generate boot --allocation magic", "allocation is magic"),
     ("generate boot --profile p.json --allocation uniform", "profile is p.json"),
     ("generate boot --override model", "override is model"),
@@ -58,10 +66,13 @@ WRONG_USE = [
     ("export --mu nan", "mu is nan"),
     ("export --model /nowhere", "model is '/nowhere'"),
     ("export --allocation magic", "allocation is magic"),
+    ("export --allocation comfy-sigmas", "allocation is comfy-sigmas"),
+    ("export --allocation combined --profile no.json", "profile is 'no.json'"),
     ("tune --goal beauty", "goal is beauty"),
     ("tune --solver heun", "solver is heun"),
     ("tune --steps 0", "steps is 0"),
     ("tune --batch-size 0", "batch_size is 0"),
+    ("tune --budget 0", "budget is 0"),
     ("tune --model elsewhere", "prompts is not given"),
     ("compare --grids magic", "allocation is magic"),
     ("compare --grids karras,karras", "grids is 'karras,karras'"),
@@ -161,7 +172,7 @@ def test_a_fault_of_ours_keeps_its_traceback(error, monkeypatch):
     def raises(*_):
         raise error
 
-    monkeypatch.setattr(generate, "check_steps", raises)
+    monkeypatch.setattr(options, "check_steps", raises)
     monkeypatch.setattr(sys, "argv", ["asddim", "generate", "boot"])
     with pytest.raises(type(error)) as raised:
         main()

@@ -94,7 +94,7 @@ def test_export_prints_the_same_grid_for_each_program():
     assert json.loads(export("a1111")) == ours["sigmas"]
     assert [float(value) for value in export("comfyui").split(", ")] == ours["sigmas"]
     solver = EulerDiscreteScheduler.from_config(
-        load_scheduler_config(), timestep_spacing="trailing", final_sigmas_type="zero"
+        load_scheduler_config(), final_sigmas_type="sigma_min"
     )
     solver.set_timesteps(timesteps=ours["timesteps"])
     assert solver.sigmas.tolist() == pytest.approx(ours["sigmas"], rel=1e-3)

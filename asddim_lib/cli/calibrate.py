@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.options import (
-    Call,
-    Count,
-    Device,
-    Dtype,
-    EncoderName,
-    Height,
-    Json,
-    Model,
-    PipelineClass,
-    Prompts,
-    Savers,
-    Scale,
-    Seed,
-    Truncate,
-    Variant,
-    Width,
-    called,
-    check_scale,
-    check_steps,
-    given,
-    instead_of_quick,
-    load,
-    scale_of,
-    texts,
-)
-from asddim_lib.cli.output import check_file, say
+from asddim_lib.cache import cache_folder, check_writable
+from asddim_lib.cli import options as opt
+from asddim_lib.cli.output import check_file, guided, say
 from asddim_lib.errors import WrongUse, check
 
 #: The allocation that each kind of measured error serves, the most telling kind first.
@@ -41,8 +18,11 @@ ALLOCATIONS = {
     "adjoint": "dual-weighted",
     "local": "equidistributed",
 }
-#: Below this guidance the book found the last two kinds of use, on the bundled model.
+#: Below this guidance scale the pictures of the first two kinds won, on the bundled model.
 MODERATE = 5
+
+#: Ways to measure g(t); path costs nothing, and power is the spectral norm's.
+ESTIMATORS = ("vjp", "jvp", "difference", "path", "power")
 
 Out = Annotated[str, typer.Argument(help="File for the profile (JSON).")]
 PathSteps = Annotated[int, typer.Option(help="Number of timesteps along the measured path.")]
@@ -53,73 +33,80 @@ Estimator = Annotated[
 Probes = Annotated[
     int,
     typer.Option(
-        help="Adjoint sweeps back along the path, which dual-weighted grids need; "
-        "each costs three evaluations per timestep."
+        help="Adjoint sweeps back along the path, which dual-weighted grids need. Each costs three "
+        "evaluations per timestep."
     ),
 ]
 FeatureProbes = Annotated[
     int,
     typer.Option(
-        help="Sweeps of what an image encoder sees of each error, which feature-weighted grids "
-        "need; each costs as much."
+        help="Sweeps back from an image encoder, which feature-weighted grids need. Each costs "
+        "three evaluations per timestep."
     ),
 ]
 Quick = Annotated[
     bool,
-    typer.Option("--quick", help="One prompt and the estimator path: less than two pictures."),
+    typer.Option(
+        "--quick", help="One prompt and the estimator path; it costs less than two pictures."
+    ),
 ]
 
 
 def calibrate(
     context: typer.Context,
     out: Out,
-    model: Model = "bundled",
-    prompts: Prompts = "",
-    count: Count = 8,
-    guidance_scale: Scale = None,
+    model: opt.Model = "bundled",
+    prompts: opt.Prompts = "",
+    count: opt.Count = 8,
+    guidance_scale: opt.Scale = None,
     num_steps: PathSteps = 32,
     estimator: Estimator = "vjp",
     adjoint_probes: Probes = 0,
     feature_probes: FeatureProbes = 0,
-    encoder: EncoderName = "",
+    encoder: opt.EncoderName = "",
     quick: Quick = False,
-    seed: Seed = 0,
-    width: Width = None,
-    height: Height = None,
-    call: Call = "",
-    truncate: Truncate = False,
-    variant: Variant = "",
-    pipeline_class: PipelineClass = "",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    save_memory: Savers = "",
-    as_json: Json = False,
+    seed: opt.Seed = 0,
+    width: opt.Pixels = None,
+    height: opt.Pixels = None,
+    call: opt.Call = "",
+    truncate: opt.Truncate = False,
+    variant: opt.Variant = "",
+    pipeline_class: opt.PipelineClass = "",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    save_memory: opt.Savers = "",
+    as_json: opt.Json = False,
 ) -> None:
-    """Measures how sensitive the model is, g(t), and each step's error, along its own path.
+    """Measures the model's sensitivity g(t) and each step's error along its path.
 
-    Finished batches are kept in the user's cache, so that measuring again costs nothing.
+    The cache in your home keeps finished batches, so that measuring again costs
+    nothing.
 
     Example: asddim calibrate profile.json --adjoint-probes 1
     """
-    file, options = check_file(out), called(call, width, height)
+    file, options = check_file(out), opt.called(call, width, height)
     if quick:
-        count = count if given(context, "count") else 1
-        estimator = estimator if given(context, "estimator") else "path"
-        instead_of_quick(context, "count", "estimator")
-    check_steps(num_steps, "num_steps")
-    check_scale(guidance_scale)
-    sentences = texts(prompts, model, count)
+        count = count if opt.given(context, "count") else 1
+        estimator = estimator if opt.given(context, "estimator") else "path"
+        opt.instead_of_quick(context, "count", "estimator")
+    opt.check_steps(num_steps, "num_steps")
+    opt.check_scale(guidance_scale)
+    check(estimator in ESTIMATORS, "estimator", estimator, f"use one of {', '.join(ESTIMATORS)}")
+    reserved = [name for name in ("seed", "norm", "probes", "cache", "progress") if name in options]
+    check(not reserved, "call", call, f"{', '.join(reserved)} is no option of a pipeline's call")
+    sentences = opt.texts(prompts, model, count)
 
     from tqdm import tqdm
 
-    from asddim_lib.calibration import calibrate as measure
+    from asddim_lib import calibration
+    from asddim_lib.models.load import check_seeds
     from asddim_lib.pipeline.run import Run
 
-    reserved = [name for name in ("seed", "norm", "probes", "cache", "progress") if name in options]
-    check(not reserved, "call", call, f"{', '.join(reserved)} is no option of a pipeline's call")
-    pipe = load(model, device, dtype, save_memory, variant, pipeline_class)
-    scale = scale_of(pipe, guidance_scale)
-    profile = measure(
+    calibration.check_probes(1, adjoint_probes, feature_probes, encoder or None)
+    check_seeds([seed])
+    pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
+    scale = opt.scale_of(pipe, guidance_scale)
+    profile = calibration.calibrate(
         pipe,
         sentences,
         guidance_scale=scale,
@@ -140,10 +127,8 @@ def calibrate(
     _show(out, profile, run, as_json)
 
 
-def _cache() -> Any:
-    """The user's cache; none, said in one line, where it cannot be written."""
-    from asddim_lib.cache import cache_folder, check_writable
-
+def _cache() -> Path | None:
+    """The user's cache; none, after one line on stderr, if it cannot be written."""
     try:
         check_writable("cache", folder := cache_folder())
     except WrongUse as error:
@@ -155,21 +140,32 @@ def _cache() -> Any:
 def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
     """Prints what was measured, for which allocation, and what is known of its pictures."""
     kind = next(kind for kind in ALLOCATIONS if kind in (profile.local_error or {}))
-    allocation = ALLOCATIONS[kind]
+    allocation, scale = ALLOCATIONS[kind], profile.guidance_scale
     p, lam, excess = profile.fit(run.schedule, kind=kind)
-    value = {"profile": out, "evaluations": profile.evaluations, "prompts": profile.samples}
-    value |= {"timesteps": len(profile.timesteps), "guidance_scale": profile.guidance_scale}
-    value |= {"allocation": allocation, "p": p, "lam": lam, "excess": excess, "mu": run.mu}
+    known = (
+        profile.model == "bundled" and scale is not None and scale < MODERATE and kind != "local"
+    )
+    value = {
+        "profile": out,
+        "evaluations": profile.evaluations,
+        "prompts": profile.samples,
+        "timesteps": len(profile.timesteps),
+        "guidance_scale": scale,
+        "allocation": allocation,
+        "p": p,
+        "lam": lam,
+        "excess": excess,
+        "mu": run.mu,
+        "advice": allocation if known else None,
+    }
     lines = [
         f"{out}: {profile.evaluations} network evaluations, prompts {profile.samples}, "
-        f"timesteps {len(profile.timesteps)}, guidance {profile.guidance_scale:g}",
-        f"for --allocation {allocation}; the paper's combined, at its best p {p:.2f} and "
+        f"timesteps {len(profile.timesteps)}{guided(scale)}",
+        f"for --allocation {allocation}. The paper's combined grid, at its best p {p:.2f} and "
         f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much",
     ]
     if run.mu is not None:
         lines.append(f"mu {run.mu:.4g}, which depends on --width and --height")
-    known = profile.model == "bundled" and profile.guidance_scale < MODERATE and kind != "local"
-    value["advice"] = allocation if known else None
     if known:
         lines.append(f"advice: use it; at guidance below {MODERATE} its pictures won on this model")
     else:

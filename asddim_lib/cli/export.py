@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from asddim_lib.cli.options import Allocation, Json, Profile, check_steps
+from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import say
 from asddim_lib.errors import check
 
@@ -51,45 +51,50 @@ Listed = Annotated[
 def export(
     steps: Steps = None,
     model: ModelConfig = "bundled",
-    allocation: Allocation = "",
+    allocation: opt.Allocation = "",
     order: Order = None,
-    profile: Profile = "",
+    profile: opt.Profile = "",
     mu: Mu = None,
     form: Format = "diffusers",
     listed: Listed = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
 
-    Without an allocation it is the grid of the model's own scheduler.
-
-    Sigmas of a flow-matching model: for diffusers, as they are before the
-    scheduler's own shift; for the others, as the solver uses them.
+    Sigmas of a flow-matching model are printed before the scheduler's shift for
+    diffusers, which applies it, and after the shift for the others.
 
     Example: asddim export --steps 10 --format comfyui
     """
     if listed:
         return _list(as_json)
-    check(form in FORMATS, "format", form, "use diffusers, comfyui or a1111")
+    check(form in FORMATS, "format", form, f"use one of {', '.join(FORMATS)}")
     remedy = "give what the pipeline computes, such as 1.15"
     check(mu is None or -20 <= mu <= 20, "mu", mu, remedy)
     if steps is not None:
-        check_steps(steps)
+        opt.check_steps(steps)
 
-    from asddim_lib.grids.grid import sigmas
-    from asddim_lib.levels import completed, with_fixed_shift
+    from asddim_lib.evidence.profile import Profile
+    from asddim_lib.grids.grid import sigmas, timesteps
+    from asddim_lib.levels import Levels, completed, with_fixed_shift
     from asddim_lib.models.load import load_scheduler_config
 
     config = with_fixed_shift(completed(load_scheduler_config(model)), mu)
-    if steps is None:
-        steps = len(config.get("grid") or range(10))
-    how: dict[str, Any] = {"allocation": allocation or None, "order": order}
-    how["profile"] = _read(profile, config)
-    if form == "diffusers":
-        typer.echo(json.dumps(_for_diffusers(config, steps, how)))
-        return None
-    levels = _rounded(sigmas(config, steps, shifted=True, **how))
-    typer.echo(", ".join(map(str, levels)) if form == "comfyui" else json.dumps(levels))
+    steps = steps or len(config.get("grid") or range(10))
+    levels = Levels.from_diffusers(config)
+    measured = Profile.load(profile, schedule=levels) if profile else None
+    name, after = allocation or None, form != "diffusers"
+    values = sigmas(config, steps, allocation=name, order=order, profile=measured, shifted=after)
+    values = [round(value, 6) for value in values]
+    if form == "comfyui":
+        typer.echo(", ".join(map(str, values)))
+    elif form == "a1111":
+        typer.echo(json.dumps(values))
+    elif levels.kind != "vp":
+        typer.echo(json.dumps({"sigmas": values}))
+    else:
+        grid = timesteps(config, steps, allocation=name, order=order, profile=measured)
+        typer.echo(json.dumps({"timesteps": grid, "sigmas": values}))
     return None
 
 
@@ -102,25 +107,3 @@ def _list(as_json: bool) -> None:
     lines = [f"{row[0]:{name}}  {row[1]:{needs}}  {row[2]}" for row in (head, *table)]
     keys = ("name", "needs", "summary")
     say([dict(zip(keys, row, strict=True)) for row in table], "\n".join(lines), as_json)
-
-
-def _read(profile: str, config: dict[str, Any]) -> Any:
-    from asddim_lib.evidence.profile import Profile
-    from asddim_lib.levels import Levels
-
-    return Profile.load(profile, schedule=Levels.from_diffusers(config)) if profile else None
-
-
-def _for_diffusers(config: dict[str, Any], steps: int, how: dict[str, Any]) -> dict[str, Any]:
-    """What `set_timesteps` takes: sigmas, and timesteps where those are whole numbers."""
-    from asddim_lib.grids.grid import sigmas, timesteps
-    from asddim_lib.levels import Levels
-
-    levels = {"sigmas": _rounded(sigmas(config, steps, **how))}
-    if Levels.from_diffusers(config).kind != "vp":
-        return levels
-    return {"timesteps": timesteps(config, steps, **how), **levels}
-
-
-def _rounded(levels: list[float]) -> list[float]:
-    return [round(level, 6) for level in levels]

@@ -14,40 +14,46 @@ Number = TypeVar("Number", int, float)
 
 #: The dtypes that networks run in.
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-_MODEL = (
-    "bundled, bundled-flow, sd15, sdxl, sd3, flux, pixart, qwen-image, wan, a folder, "
-    "a single file or a Hugging Face hub id"
+#: What --prompts takes.
+PROMPTS = (
+    "bundled, bundled-tune, coco, drawbench, or a file: MS-COCO captions or a list (.json), "
+    "a table (.csv, .tsv, .jsonl, .parquet), or text with one prompt per line."
 )
 
-Model = Annotated[str, typer.Option(help=f"{_MODEL}; or a folder that `asddim tune` wrote.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="bundled, bundled-flow, sd15, sdxl, sd3, flux, pixart, qwen-image, wan, a folder "
+        "(also one that `asddim tune` wrote), a single file or a Hugging Face hub id."
+    ),
+]
 Variant = Annotated[str, typer.Option(help="Variant of the weights' files, such as fp16.")]
 PipelineClass = Annotated[
-    str,
-    typer.Option(help="Class of a single file's pipeline, such as StableDiffusionPipeline."),
+    str, typer.Option(help="Class of a single file's pipeline, such as StableDiffusionPipeline.")
 ]
 Call = Annotated[
     str,
     typer.Option(
         "--call",
-        help="Further options of the pipeline's call, a JSON object such as "
-        '{"negative_prompt": "blurry"}.',
+        help='Other options of the pipeline\'s call: JSON such as \'{"negative_prompt": "blur"}\'.',
     ),
 ]
-Width = Annotated[
-    int | None, typer.Option(help="Pixels.", show_default="the pipeline's")  # a shift may need it
-]
-Height = Annotated[int | None, typer.Option(help="Pixels.", show_default="the pipeline's")]
+Pixels = Annotated[int | None, typer.Option(help="Pixels.", show_default="the pipeline's")]
 EncoderName = Annotated[
     str,
     typer.Option(
-        help="A folder or hub id: CLIP, SigLIP or DINOv2.",
+        help="Image encoder, a folder or hub id: CLIP, SigLIP or DINOv2.",
         show_default="the bundled CLIP for a bundled model, else CLIP ViT-L/14",
     ),
 ]
 CheckEncoder = Annotated[
+    str, typer.Option(help="A second image encoder: a grid that loses by it is not returned.")
+]
+GoalName = Annotated[
     str,
-    typer.Option(help="A second encoder: a grid that loses by it is not returned."),
+    typer.Option(
+        "--goal", help="Pictures are compared by their embedding (an image encoder's) or latents."
+    ),
 ]
 Scale = Annotated[
     float | None,
@@ -56,14 +62,7 @@ Scale = Annotated[
         show_default="the pipeline's; 3 for a bundled model",
     ),
 ]
-Prompts = Annotated[
-    str,
-    typer.Option(
-        help="bundled, bundled-tune, coco, drawbench, or a file: MS-COCO captions or a list "
-        "(.json), a table (.csv, .tsv, .jsonl, .parquet), or text with one prompt per line.",
-        show_default="bundled-tune for a bundled model",
-    ),
-]
+Prompts = Annotated[str, typer.Option(help=PROMPTS, show_default="bundled-tune, a bundled model's")]
 Count = Annotated[int, typer.Option(help="Number of prompts.")]
 Truncate = Annotated[
     bool, typer.Option("--truncate", help="Cut prompts that are too long instead of refusing them.")
@@ -72,15 +71,15 @@ StepCount = Annotated[int, typer.Option(help="Number of sampling steps, 1 to 100
 Allocation = Annotated[
     str,
     typer.Option(
-        help="Where the steps go: a name of `asddim export --list`.",
-        show_default="what the model's scheduler has",
+        help="Grid, by a name of `asddim export --list`.",
+        show_default="that of the model's scheduler",
     ),
 ]
 Solver = Annotated[
     str,
     typer.Option(
         help="ddim, dpm++ (2M), unipc or euler.",
-        show_default="the model's own, or DDIM (Euler) where that takes no grid",
+        show_default="the model's, or DDIM (Euler) where that takes no grid",
     ),
 ]
 Profile = Annotated[str, typer.Option(help="Profile that `asddim calibrate` wrote.")]
@@ -116,8 +115,7 @@ def numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
 
     Raises WrongUse for one that is repeated, infinite or no number of this kind.
     """
-    whole = "whole " if kind is int else ""
-    remedy = f"give {whole}numbers separated by commas"
+    remedy = f"give {'whole ' if kind is int else ''}numbers separated by commas"
     try:
         values = tuple(kind(item) for item in text.split(","))
     except ValueError as error:
@@ -135,32 +133,32 @@ def check_steps(steps: int, name: str = "steps") -> None:
 def check_scale(guidance_scale: float | None) -> None:
     """Raises WrongUse for a guidance scale that is no number of at least 0."""
     good = guidance_scale is None or (math.isfinite(guidance_scale) and guidance_scale >= 0)
-    remedy = "give a number of at least 0 (up to 1 is no guidance)"
+    remedy = "give a number of at least 0 (0 or 1 is no guidance)"
     check(good, "guidance_scale", guidance_scale, remedy)
 
 
 def given(context: typer.Context, name: str) -> bool:
-    """Whether the user gave an option, rather than its default."""
+    """Whether the user gave an option."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def instead_of_quick(context: typer.Context, *names: str) -> None:
-    """Says in one line which explicit options win over what --quick would choose."""
+    """Prints, in one line, which options of the user win over those of --quick."""
     kept = [f"{name} {context.params[name]}" for name in names if given(context, name)]
     if kept:
         typer.echo(f"asddim: --quick, but {', '.join(kept)} as given", err=True)
 
 
 def called(text: str, width: int | None = None, height: int | None = None) -> dict[str, Any]:
-    """The options of a pipeline's call. Raises WrongUse for what is no JSON object."""
+    """The options of a pipeline's call. Raises WrongUse for anything but a JSON object of them."""
     try:
         options = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         raise WrongUse(f"call is {text!r}; give a JSON object ({error})") from error
     check(isinstance(options, dict), "call", text, "give a JSON object")
     for name in ("guidance_scale", "prompt", "num_inference_steps", "generator"):
-        check(name not in options, "call", text, f"{name} is no option of it: leave it out")
+        check(name not in options, "call", text, f"{name} is given by itself: leave it out here")
     for name, pixels in (("width", width), ("height", height)):
         if pixels is not None:
             check(pixels > 0, name, pixels, "give a number of pixels")
@@ -182,26 +180,25 @@ def load(
     model: str, device: str, dtype: str, save_memory: str, variant: str, pipeline_class: str
 ) -> Any:
     """The pipeline that these options name. Raises WrongUse as `load_pipeline` does."""
-    check(dtype in DTYPES, "dtype", dtype, f"use one of {', '.join(DTYPES)}")
     savers = words("save_memory", save_memory) if save_memory else ()
+    check(dtype in DTYPES, "dtype", dtype, f"use one of {', '.join(DTYPES)}")
     from asddim_lib.models import load as models
 
     place = models.best_device() if device == "auto" else device
-    more = {"variant": variant} if variant else {}
     return models.load_pipeline(
         model,
         device=place,
         dtype=torch_dtype(dtype, place),
         save_memory=savers,
         pipeline_class=pipeline_class or None,
-        **more,
+        variant=variant or None,
     )
 
 
 def texts(prompts: str, model: str, count: int) -> list[str]:
-    """The first `count` prompts of a set: of a bundled model by default the bundled ones.
+    """The first `count` prompts of a set; by default bundled-tune, of a bundled model alone.
 
-    Raises WrongUse, before the model is loaded, where another model is given none.
+    Raises WrongUse, before the model is loaded, if another model is given none.
     """
     from asddim_lib.models.load import BUNDLED, base_model
     from asddim_lib.models.prompts import load_prompts

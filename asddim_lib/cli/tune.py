@@ -7,35 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asddim_lib.cli.options import (
-    Batch,
-    Call,
-    CheckEncoder,
-    Count,
-    Device,
-    Dtype,
-    EncoderName,
-    Height,
-    Json,
-    Model,
-    PipelineClass,
-    Prompts,
-    Savers,
-    Scale,
-    Solver,
-    StepCount,
-    Truncate,
-    Variant,
-    Width,
-    called,
-    check_scale,
-    check_steps,
-    given,
-    instead_of_quick,
-    load,
-    scale_of,
-    texts,
-)
+from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import check_folder, progress_line, rows, say
 from asddim_lib.errors import check
 
@@ -44,73 +16,68 @@ SEED = 1_000_000
 #: As many prompts as --quick needs for a verdict.
 QUICK_PROMPTS = 9
 
-Out = Annotated[str, typer.Option(help="Folder for the scheduler, the report and all drawings.")]
-GoalName = Annotated[
-    str,
-    typer.Option(
-        "--goal",
-        help="What pictures are compared by: embedding (an image encoder's) or latents.",
-    ),
-]
-Budget = Annotated[int | None, typer.Option(help="Network evaluations to spend at most.")]
+Out = Annotated[str, typer.Option(help="Folder for the scheduler, the report and the pictures.")]
+Budget = Annotated[int | None, typer.Option(help="Largest number of network evaluations.")]
 Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help=f"{QUICK_PROMPTS} prompts and no search: about ten guided pictures of 50 steps.",
+        help=f"{QUICK_PROMPTS} prompts and no search; it costs about ten guided pictures of "
+        "50 steps.",
     ),
 ]
 
 
 def tune(
     context: typer.Context,
-    steps: StepCount = 8,
+    steps: opt.StepCount = 8,
     out: Out = "tuned",
-    model: Model = "bundled",
-    prompts: Prompts = "",
-    count: Count = 48,
-    guidance_scale: Scale = None,
-    solver: Solver = "",
-    goal: GoalName = "embedding",
-    encoder: EncoderName = "",
-    check_encoder: CheckEncoder = "",
+    model: opt.Model = "bundled",
+    prompts: opt.Prompts = "",
+    count: opt.Count = 48,
+    guidance_scale: opt.Scale = None,
+    solver: opt.Solver = "",
+    goal: opt.GoalName = "embedding",
+    encoder: opt.EncoderName = "",
+    check_encoder: opt.CheckEncoder = "",
     budget: Budget = None,
     quick: Quick = False,
-    batch_size: Batch = 8,
-    width: Width = None,
-    height: Height = None,
-    call: Call = "",
-    truncate: Truncate = False,
-    variant: Variant = "",
-    pipeline_class: PipelineClass = "",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    save_memory: Savers = "",
-    as_json: Json = False,
+    batch_size: opt.Batch = 8,
+    width: opt.Pixels = None,
+    height: opt.Pixels = None,
+    call: opt.Call = "",
+    truncate: opt.Truncate = False,
+    variant: opt.Variant = "",
+    pipeline_class: opt.PipelineClass = "",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    save_memory: opt.Savers = "",
+    as_json: opt.Json = False,
 ) -> None:
     """Searches for a grid, and replaces the model's scheduler only if its pictures win.
 
-    A grid has to win over the scheduler that the model has, and over every other
-    grid, on prompts that served no choice. Stopped, the same command continues.
+    A grid has to win over the model's scheduler and over every other grid, on
+    prompts that served no choice. If you stop it, the same command continues.
 
     Example: asddim tune --steps 8 --out tuned
     """
-    folder, options = check_folder(out), called(call, width, height)
+    folder, options = check_folder(out), opt.called(call, width, height)
     check_choices(steps, guidance_scale, solver, goal, batch_size)
+    check(budget is None or budget >= 1, "budget", budget, "give at least 1")
     if quick:
-        count = count if given(context, "count") else QUICK_PROMPTS
-        instead_of_quick(context, "count")
-    sentences = texts(prompts, model, count)
+        count = count if opt.given(context, "count") else QUICK_PROMPTS
+        opt.instead_of_quick(context, "count")
+    sentences = opt.texts(prompts, model, count)
 
     from asddim_lib.tuning.tune import tune as search
 
-    pipe = load(model, device, dtype, save_memory, variant, pipeline_class)
+    pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
     with progress_line() as progress:
         tuned = search(
             pipe,
             sentences,
             steps=steps,
-            guidance_scale=scale_of(pipe, guidance_scale),
+            guidance_scale=opt.scale_of(pipe, guidance_scale),
             solver=solver or None,
             goal=goal,
             encoder=encoder or None,
@@ -131,9 +98,9 @@ def tune(
 def check_choices(
     steps: int, guidance_scale: float | None, solver: str, goal: str, batch_size: int
 ) -> None:
-    """Refuses, before the model is loaded, what needs no model to be refused."""
-    check_steps(steps)
-    check_scale(guidance_scale)
+    """Raises WrongUse, before the model is loaded, for a value that needs no model to be wrong."""
+    opt.check_steps(steps)
+    opt.check_scale(guidance_scale)
     check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
     from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
     from asddim_lib.tuning.goals import GOALS
@@ -145,10 +112,18 @@ def check_choices(
 
 def show(tuned: Any, folder: Path, as_json: bool) -> None:
     """Prints the verdict, the cost, and where the report and the scheduler are."""
-    value = {"out": str(folder), "changed": tuned.changed, "name": tuned.name}
-    value |= {"timesteps": tuned.grid, "skipped": tuned.skipped}
-    value |= {"evaluations": tuned.evaluations, "rows": rows(tuned.table())}
-    text = f"{tuned.summary()}\n{tuned.evaluations} network evaluations, as many as "
-    text += f"{tuned.pictures:.0f} pictures now; {folder / 'report.md'} has every comparison."
-    text += f" Draw: asddim generate PROMPT --model {folder}"
+    value = {
+        "out": str(folder),
+        "changed": tuned.changed,
+        "name": tuned.name,
+        "timesteps": tuned.grid,
+        "skipped": tuned.skipped,
+        "evaluations": tuned.evaluations,
+        "rows": rows(tuned.table()),
+    }
+    text = (
+        f"{tuned.summary()}\n{tuned.evaluations} network evaluations, as many as "
+        f"{tuned.pictures:.0f} pictures now; {folder / 'report.md'} has every comparison. "
+        f"Draw: asddim generate PROMPT --model {folder}"
+    )
     say(value, text, as_json)

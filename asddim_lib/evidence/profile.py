@@ -182,10 +182,11 @@ class Profile:
         what may differ: "model", "schedule", "guidance_scale".
         """
         try:
-            values = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            reason = f"profile {path} is no whole JSON file ({error})"
-            raise WrongUse(f"{reason}; calibrate again") from error
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else f"no whole JSON: {error}"
+            read = f"profile is {str(path)!r}, which could not be read ({reason})"
+            raise WrongUse(f"{read}; give a file that calibrate wrote") from error
         profile = cls.from_dict(values)
         made_on = fingerprint(schedule) if schedule else None
         wanted: dict[str, Any] = {"model": model, "schedule": made_on}

@@ -53,8 +53,8 @@ _SINGLE_FILE = (".safetensors", ".ckpt")
 def data_folder() -> Path:
     """The folder of the bundled models, prompts and reference features.
 
-    The package `asddim_data` has it, or else the checkout that this module is in. Raises WrongUse
-    where there is neither.
+    It is that of the package `asddim_data`, or else of the checkout that this module is in. Raises
+    WrongUse if there is neither.
     """
     package = importlib.util.find_spec("asddim_data")
     places = list(package.submodule_search_locations or []) if package else []
@@ -88,7 +88,7 @@ def tuned_setting(model: str | os.PathLike) -> dict[str, Any]:
 
 
 def base_model(model: str | os.PathLike) -> str:
-    """The model that a tuned folder is for; any other model's name as it is given."""
+    """The model that a tuned folder is for; any other model's name as given."""
     return str(tuned_setting(model).get("model", model))
 
 
@@ -116,55 +116,47 @@ def load_pipeline(
     device: str = "cpu",
     save_memory: Sequence[str] = (),
     pipeline_class: str | type | None = None,
+    variant: str | None = None,
     **options: Any,
 ) -> Pipeline:
     """Loads the diffusers pipeline of `model`, as `dtype` on `device`.
 
-    `model` is bundled or bundled-flow, a name of `HUB` (sd15, sdxl, sd3, flux, pixart, qwen-image,
-    wan), a folder, a hub id, or a single .safetensors or .ckpt file. A single file does not name
-    its class: `pipeline_class` does, as a class or its name in diffusers. sd15 and sdxl have a
-    fixed revision. Of a folder that `tune` wrote it is the model that was tuned, with the scheduler
-    of the folder.
+    - `model`: bundled, bundled-flow, a name of `HUB` (sd15, sdxl, sd3, flux, pixart, qwen-image,
+      wan), a folder, a hub id, or a single .safetensors or .ckpt file. sd15 and sdxl have a fixed
+      revision. A folder that `tune` wrote gives the model that was tuned, with its new scheduler.
+    - `pipeline_class`: the class of a single file's pipeline, or its name in diffusers.
+    - `save_memory`: any of vae-slicing (pictures are decoded one by one), vae-tiling (each in
+      tiles) and offload (each part is on the device only while it runs).
+    - `variant` and `options`: as of diffusers' `from_pretrained` or `from_single_file`.
 
-    `save_memory` holds any of vae-slicing (pictures are decoded one by one), vae-tiling (each of
-    them in tiles) and offload (each part is on the device only while it runs, which needs an
-    accelerator). Other options go to diffusers' `from_pretrained` or `from_single_file`.
-    Convolutions are laid out channels last, which is faster on CPUs and tensor cores.
-
-    Raises WrongUse, with one line that says what to do, when the weights are missing or damaged, a
-    single file has no class, the device is not there, or a switch is unknown.
+    Convolutions are stored channels last, which is faster on CPUs and tensor cores. Raises WrongUse
+    if the weights are missing or damaged, a single file has no class, the device is not there, or a
+    way to save memory is unknown.
     """
     for switch in save_memory:
         check(switch in SAVERS, "save_memory", switch, f"use some of {', '.join(SAVERS)}")
     needless = "offload" in save_memory and device == "cpu"
     check(not needless, "save_memory", "offload on a CPU", "leave it out: all parts are there")
     check_device(device)
-    if base := tuned_setting(model).get("model"):
-        pipe = load_pipeline(
-            base,
-            dtype=dtype,
-            device=device,
-            save_memory=save_memory,
-            pipeline_class=pipeline_class,
-            **options,
-        )
-        pipe.scheduler = _scheduler(model)
-        return pipe
+    tuned, model = model, base_model(model)
+    options = {**({"variant": variant} if variant else {}), **options}
     pipe = _load(model, dtype, pipeline_class, options)
-    _check_tokenizer(pipe, str(model))
-    for name in ("unet", "vae"):
-        if getattr(pipe, name, None) is not None:
-            getattr(pipe, name).to(memory_format=torch.channels_last)
+    _check_tokenizer(pipe, model)
+    for part in (getattr(pipe, name, None) for name in ("unet", "vae")):
+        if part is not None:
+            part.to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
     # Profiles and records name their model by this, never by a path on one machine.
     pipe.register_to_config(
-        _name_or_path=str(model),
+        _name_or_path=model,
         _revision=options.get("revision", _source(model)[1]),
         _save_memory=list(save_memory),
     )
     pipe = pipe if "offload" in save_memory else pipe.to(device)
     for switch in save_memory:
         SAVERS[switch](pipe, device)
+    if str(tuned) != model:
+        pipe.scheduler = _scheduler(tuned)
     return pipe
 
 
@@ -189,28 +181,26 @@ def _scheduler(folder: str | os.PathLike) -> Any:
     return kind.from_config(config)
 
 
-def _load(
-    model: str | os.PathLike, dtype: torch.dtype, pipeline_class: Any, options: dict[str, Any]
-) -> Pipeline:
-    name, (source, revision) = str(model), _source(model)
+def _load(name: str, dtype: torch.dtype, pipeline_class: Any, options: dict[str, Any]) -> Pipeline:
+    source, revision = _source(name)
     local = Path(source).exists()
     remedy = "install asddim-lib again, or check out the data folder"
     check(local or name not in BUNDLED, "model", f"{name!r} (looked in {source})", remedy)
     if source.endswith(_SINGLE_FILE) and not Path(source).is_dir():
         load = _file_loader(source, pipeline_class)
-        options = {"dtype": dtype, **options}
+        defaults: dict[str, Any] = {"dtype": dtype}
         remedy = f"give the pipeline_class it was saved from, or fetch {source} again"
     else:
         load = _class(pipeline_class or "DiffusionPipeline").from_pretrained
-        checker = {"safety_checker": None, "requires_safety_checker": False}
-        left_out = {**_left_out(Path(source)), **(checker if name == "sd15" else {})}
-        options = {**left_out, "revision": revision, **options}
-        options = {"dtype": dtype, "use_safetensors": True, **options}
+        defaults = {"dtype": dtype, "use_safetensors": True, "revision": revision}
+        defaults |= _left_out(Path(source))
+        if name == "sd15":
+            defaults |= {"safety_checker": None, "requires_safety_checker": False}
         fetch = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         damaged = "its files are damaged; fetch the folder again"
         remedy = damaged if local else f"fetch it once with `{fetch}`"
     try:
-        return load(source, **options)
+        return load(source, **{**defaults, **options})
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # safetensors, JSON, hub and OS errors share no base class
@@ -224,20 +214,17 @@ def _load(
 def _left_out(folder: Path) -> dict[str, None]:
     """The parts that a folder says it lacks, such as Stable Diffusion 3's T5.
 
-    diffusers asks for those by name, unless it is told None.
+    Without None for each of them diffusers raises.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return {}
     try:
-        parts = json.loads(index.read_text())
-    except ValueError:  # diffusers says what is wrong with it
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # diffusers says what is wrong with it
         return {}
     return {name: None for name, part in parts.items() if part == [None, None]}
 
 
 def _file_loader(source: str, pipeline_class: Any) -> Callable[..., Pipeline]:
-    """The `from_single_file` of the class that was named for a file."""
+    """The `from_single_file` of the class given for a file."""
     there = "://" in source or Path(source).is_file()
     check(there, "model", f"{source!r}, a file that does not exist", "give the path of a file")
     example = "pipeline_class='StableDiffusionPipeline'"
@@ -251,7 +238,7 @@ def _file_loader(source: str, pipeline_class: Any) -> Callable[..., Pipeline]:
 
 
 def _class(pipeline_class: str | type) -> Any:
-    """A pipeline class, by itself or by its name in diffusers."""
+    """A pipeline class, given as such or by its name in diffusers."""
     import diffusers
 
     if not isinstance(pipeline_class, str):
@@ -263,13 +250,12 @@ def _class(pipeline_class: str | type) -> Any:
 
 
 def _check_tokenizer(pipe: Pipeline, model: str) -> None:
-    """Refuses the empty tokenizer that transformers makes, silently, of an empty folder."""
+    """Raises WrongUse for the empty tokenizer that transformers makes of an empty folder."""
     tokenizer = getattr(pipe, "tokenizer", None)
     config = getattr(getattr(pipe, "text_encoder", None), "config", None)
     if tokenizer is None or config is None:
         return
-    size = f"{len(tokenizer)} of {config.vocab_size} tokens"
-    value = f"{model!r}, whose tokenizer knows {size}"
+    value = f"{model!r}, whose tokenizer has {len(tokenizer)} of {config.vocab_size} tokens"
     remedy = "its files are damaged; fetch the folder again"
     check(2 * len(tokenizer) > config.vocab_size, "model", value, remedy)
 

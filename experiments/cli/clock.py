@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,15 +44,23 @@ def clock(
     Example: python -m experiments clock --model sd15 --steps 20 --device cuda
     """
     check_file(str(out))
-    how: dict[str, Any] = {"steps": numbers("steps", steps, int), "repeats": repeats}
-    how |= {"methods": words("methods", methods), "dtype": torch_dtype(dtype), "pixels": pixels}
-    how |= {"guidance_scale": guidance_scale, "device": device}
+    counts, names = numbers("steps", steps, int), words("methods", methods)
     from tqdm import tqdm
 
     from asddim_lib.cache import write_whole
     from experiments.clock import clock as measure
 
-    times = measure(model, **how, progress=lambda waiting: tqdm(waiting, unit="image"))
+    times = measure(
+        model,
+        steps=counts,
+        methods=names,
+        repeats=repeats,
+        pixels=pixels,
+        guidance_scale=guidance_scale,
+        dtype=torch_dtype(dtype),
+        device=device,
+        progress=lambda waiting: tqdm(waiting, unit="image"),
+    )
     write_whole(out, lambda part: times.to_csv(part, index=False))
     figures = {"nfe": "first", "seconds": ["median", "min", "max"], "megabytes": "max"}
     shown = times.groupby(["steps", "method"], sort=False)[list(figures)].agg(figures)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from asddim_lib.cli.options import PROMPTS
+
 Scale = Annotated[
     float, typer.Option(help="Classifier-free guidance scale; 0 or 1 turns guidance off.")
 ]
@@ -37,13 +39,7 @@ Reference = Annotated[
         "distance is measured from; 0 for none."
     ),
 ]
-Prompts = Annotated[
-    str,
-    typer.Option(
-        help="bundled, bundled-tune, coco, drawbench, or a file: MS-COCO captions or a list "
-        "(.json), a table (.csv, .tsv, .jsonl, .parquet), or text with one prompt per line."
-    ),
-]
+Prompts = Annotated[str, typer.Option(help=PROMPTS)]
 Clip = Annotated[
     str | None,
     typer.Option(help="CLIP that scores pictures of your own prompts: a folder or a hub id."),
