@@ -10,7 +10,6 @@ WrongUse where the library refuses.
 import csv
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,16 +170,23 @@ def decoded(one):
 
 
 def tuned(one):
-    """What `tune` judges of a grid is what its scheduler draws in the pipeline, bit for bit."""
-    setup = Setup(one.run(2), len(GRID), Latents())
-    sampler = setup.sampler(GRID)
-    judged = Latents().look(replace(setup.run, scheduler=sampler.scheduler), len(GRID))["seen"]
-    own, config = one.pipe.scheduler, json.loads(sampler.scheduler.to_json_string())
-    one.pipe.scheduler = type(sampler.scheduler).from_config(config)  # as it is loaded
+    """What is judged of a grid is what its scheduler draws in the pipeline, bit for bit.
+
+    `Run` judges it. The scheduler is `tune`'s, loaded from its file, and called with K alone.
+    """
+    steps, run = len(GRID), one.run()
+    returned = Setup(run, steps, Latents()).sampler(GRID).scheduler
+    run = run.prepared_with(type(returned))
+    judged, levels = run.ends(GRID), run.asked(run.on_grid(GRID), steps).timesteps
+    own, config = one.pipe.scheduler, json.loads(returned.to_json_string())
+    one.pipe.scheduler = type(returned).from_config(config)
     try:
-        drawn = Latents().look(replace(setup.run, scheduler=one.pipe.scheduler), len(GRID))["seen"]
+        plain = one.run()
+        assert torch.equal(plain.asked(one.pipe.scheduler, steps).timesteps, levels)
+        drawn = plain.pictures(num_inference_steps=steps).latents.flatten(1)
     finally:
         one.pipe.scheduler = own
+    np.testing.assert_allclose(levels, one.levels(GRID), rtol=1e-5)
     assert judged.isfinite().all()
     assert torch.equal(judged, drawn)
 

@@ -17,12 +17,17 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
+from diffusers.pipelines.ideogram4.pipeline_ideogram4 import _logit_normal_sigmas
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+from diffusers.pipelines.stable_audio_3.pipeline_stable_audio_3 import logsnr_sigma_schedule
 
 from asddim_lib import ASDDIMScheduler, tune
 from asddim_lib.cache import unseal
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import completed, is_flow
 from asddim_lib.pipeline.run import Run
+from asddim_lib.schedulers.place import with_grid
 from asddim_lib.tuning.draw import Setup
 from asddim_lib.tuning.goals import Latents
 from asddim_lib.tuning.proposals import baseline_names, baselines, needing_a_path
@@ -30,8 +35,10 @@ from experiments import grids
 from experiments.setting import Cell, Setting
 from tests import tiny
 from tests.planted import SMALL, WORDS
+from tests.support import GRID
 from tests.test_goals import encoders as encoders
 from tests.zoo.entry import entry
+from tests.zoo.first import counted
 
 #: Without a search, which knows nothing of pipelines.
 PLAN = replace(SMALL, profile_steps=4, trials=0, reference_steps=4)
@@ -92,19 +99,50 @@ def test_a_shift_that_depends_on_size_or_steps_is_that_of_k_steps(by_steps, monk
     assert setup.mu == pytest.approx(np.log(shift))
 
 
-def test_a_pipeline_that_sets_its_own_levels_is_refused_before_any_work(monkeypatch):
+#: Levels that pipelines of diffusers hand over whatever their scheduler's grid, and those of two
+#: that hand over even ones.
+LEVELS_OF = {
+    "Ideogram 4": lambda k: _logit_normal_sigmas(k, 0.5).tolist(),
+    "Stable Audio 3": lambda k: logsnr_sigma_schedule(k, -6.0, 2.0),
+    "ACE-Step": lambda k: AceStepPipeline._get_timestep_schedule(None, k, 3.0).tolist(),
+    "Cosmos 2": lambda k: torch.linspace(0, 1, k, dtype=torch.float64),
+    "FLUX": lambda k: np.linspace(1, 1 / k, k),
+    "Mochi": lambda k: linear_quadratic_schedule(k, 0.025),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS_OF)
+def test_a_pipeline_that_sets_its_own_levels_is_refused_before_any_work(name, monkeypatch):
     from diffusers.pipelines.flux import pipeline_flux
 
     made = entry("flux-dev")
     retrieve = pipeline_flux.retrieve_timesteps
 
     def own(scheduler, num_inference_steps=None, device=None, sigmas=None, **kwargs):
-        levels = np.geomspace(1, 0.01, num_inference_steps or len(sigmas))
-        return retrieve(scheduler, None, device, sigmas=levels, **kwargs)
+        sigmas = LEVELS_OF[name](num_inference_steps or len(sigmas))
+        return retrieve(scheduler, None, device, sigmas=sigmas, **kwargs)
 
     monkeypatch.setattr(pipeline_flux, "retrieve_timesteps", own)
-    with pytest.raises(WrongUse, match=r"pipe is FluxPipeline"):
-        Setup(made.run(2), 4, Latents())
+    for judge in (lambda: Setup(made.run(2), 4, Latents()), lambda: made.run().ends(GRID)):
+        with counted(made.pipe) as rows:
+            if name in ("FLUX", "Mochi"):
+                judge()
+                continue
+            with pytest.raises(WrongUse, match="pipe is FluxPipeline"):
+                judge()
+        assert not rows
+
+
+def test_a_subclass_with_another_step_is_another_method():
+    class Halved(EulerDiscreteScheduler):
+        def step(self, model_output, *args, **kwargs):
+            return super().step(0.5 * model_output, *args, **kwargs)
+
+    run = of_tiny(EulerDiscreteScheduler)
+    ends = [run.prepared_with(kind).ends(GRID) for kind in (EulerDiscreteScheduler, Halved)]
+    assert not torch.allclose(*ends, rtol=0.1)
+    with pytest.raises(WrongUse, match="scheduler is Halved"):
+        with_grid(Halved(**LEVELS), GRID)
 
 
 def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):

@@ -14,7 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import (
@@ -110,6 +110,8 @@ def test_a_diffusion_model_s_grid_is_held_as_it_would_be_laid(kind, grid, flag, 
     flag=st.sampled_from([None, *FLAGS]),
 )
 def test_a_flow_model_s_grid_is_held_as_it_would_be_laid(kind, grid, shift, mu, flag):
+    # A single step from pure noise passes for a pipeline's own, which UniPC asks at whole times.
+    assume(list(grid) not in ([1.0], [999]))
     dynamic = {"shift": shift, "use_dynamic_shifting": mu is not None}
     config = FlowMatchEulerDiscreteScheduler(**dynamic).config
     takes = FLOW[kind] if kind in GRIDLESS[1] else kind

@@ -6,7 +6,7 @@ import copy
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -138,48 +138,24 @@ class _Asked(BaseException):
     """A pipeline has come as far as `set_timesteps`. Modular ones log any Exception, many times."""
 
 
-@contextmanager
-def asked_for_mu(scheduler: Any) -> Iterator[tuple[Any, list[float | None]]]:
-    """A copy of a scheduler that learns the `mu` it is given, and stops the run there.
+def asked(scheduler: Any, call: Callable[[Any], Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments with which a pipeline, run by `call` of a scheduler, sets its steps.
 
-    Nothing is computed until then but what encodes prompts and given pictures.
+    The run stops there: nothing is computed until then but what encodes prompts and given pictures.
+    Raises WrongUse where no steps are asked for.
     """
-    found: list[float | None] = []
+    found: list[tuple[tuple, dict[str, Any]]] = []
 
-    def set_timesteps(
-        self: Any,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        found.append(mu)
-        raise _Asked
-
-    with suppress(_Asked):
-        yield intercepted(scheduler, set_timesteps, "asked for its mu"), found
-    what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
-    check(bool(found), "pipe.scheduler", what, "use a fixed shift")
-
-
-@contextmanager
-def asked_for_steps(scheduler: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """A copy of a scheduler that lays what its pipeline asks for, and stops the run there.
-
-    It is found then; nothing is found where the pipeline asks for no steps.
-    """
-    kind = type(scheduler)
-    found: list[Any] = []
-
-    @functools.wraps(kind.set_timesteps)
+    @functools.wraps(type(scheduler).set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        kind.set_timesteps(self, *args, **kwargs)
-        found.append(self)
+        found.append((args, kwargs))
         raise _Asked
 
     with suppress(_Asked):
-        yield intercepted(scheduler, set_timesteps, "asked for its steps"), found
+        call(intercepted(scheduler, set_timesteps, "asked for its steps"))
+    what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
+    check(bool(found), "pipe.scheduler", what, "give a pipeline that calls set_timesteps")
+    return found[0]
 
 
 @contextmanager

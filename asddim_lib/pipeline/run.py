@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.levels import Levels, completed, with_fixed_shift
 from asddim_lib.metrics.distance import images_to_uint8
@@ -23,7 +23,7 @@ from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.pipeline import calls, manifest
 from asddim_lib.pipeline.recording import Measure, Probes, record_path
-from asddim_lib.schedulers.place import drawing, hold
+from asddim_lib.schedulers.place import counterpart, drawing, hold, with_grid
 
 log = logging.getLogger(__name__)
 
@@ -133,20 +133,67 @@ class Run:
         """Network evaluations of one step for all prompts: mostly two per prompt under guidance."""
         return len(self.prompts) * calls.rows(self.pipe, self.guidance_scale, self.options)
 
-    @cached_property
+    @property
     def mu(self) -> float | None:
-        """What the pipeline computes a flow scheduler's shift from, at `shift_steps` steps.
+        """`mu_at` `shift_steps`, by default the pipeline's number of steps."""
+        known = calls.parameters(self.pipe)
+        default = known["num_inference_steps"].default if "num_inference_steps" in known else None
+        return self.mu_at(self.shift_steps or default or 50)
+
+    def mu_at(self, steps: int) -> float | None:
+        """What the pipeline computes a flow scheduler's shift from, at K steps.
 
         None where the shift is fixed.
         """
         if not completed(self.pipe.scheduler).get("use_dynamic_shifting"):
             return None
-        first, known = slice(0, 1), calls.parameters(self.pipe)
-        default = known["num_inference_steps"].default if "num_inference_steps" in known else None
-        steps = self.shift_steps or default or 50
-        with calls.asked_for_mu(self.pipe.scheduler) as (scheduler, found):
-            self.call(first, scheduler, self.generators(first), num_inference_steps=steps)
-        return found[0]
+        return self._arguments(self.pipe.scheduler, steps)[1].get("mu")
+
+    def asked(self, scheduler: Any, steps: int) -> Any:
+        """A copy of a scheduler as the pipeline sets it for K steps. Nothing is drawn."""
+        args, kwargs = self._arguments(scheduler, steps)
+        alone = copy.deepcopy(scheduler)
+        alone.set_timesteps(*args, **kwargs)
+        return alone
+
+    def _arguments(self, scheduler: Any, steps: int) -> tuple[tuple, dict[str, Any]]:
+        """Those with which the pipeline sets K steps of such a scheduler."""
+        key, first = (type(scheduler).__name__, steps), slice(0, 1)
+        if key not in self._asked:
+            self._asked[key] = calls.asked(
+                scheduler,
+                lambda s: self.call(first, s, self.generators(first), num_inference_steps=steps),
+            )
+        return self._asked[key]
+
+    @cached_property
+    def _asked(self) -> dict[tuple[str, int], tuple[tuple, dict[str, Any]]]:
+        return {}
+
+    def check_grid_used(self, scheduler: Any, steps: int) -> None:
+        """Raises WrongUse where the pipeline sets other levels than the scheduler's grid of K."""
+        alone = copy.deepcopy(scheduler)
+        mu = self.mu_at(steps)
+        alone.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
+        try:
+            used = self.asked(scheduler, steps).timesteps.tolist() == alone.timesteps.tolist()
+        except WrongUse:  # levels that the scheduler refuses, as Cosmos 2's, which rise
+            used = False
+        remedy = "it sets levels of its own, whatever its scheduler's grid: no grid can be drawn"
+        check(used, "pipe", type(self.pipe).__name__, remedy)
+
+    def on_grid(self, grid: Sequence[Any]) -> Any:
+        """The run's scheduler on a grid, as `with_grid` returns it.
+
+        Where no class of ours is the same method, it cannot be saved (`hold`). Raises WrongUse for
+        what is no grid, and for a pipeline that sets levels of its own.
+        """
+        scheduler = self.scheduler or self.pipe.scheduler
+        if counterpart(scheduler) is None:
+            return hold(scheduler, grid)
+        made = with_grid(scheduler, grid, self.mu_at(len(grid)))
+        self.check_grid_used(made, len(grid))
+        return made
 
     @cached_property
     def schedule(self) -> Levels:
@@ -164,12 +211,12 @@ class Run:
         options = {name: self._cut(name, value, batch) for name, value in self.options.items()}
         prompts, seeds = self.prompts[batch], self.seeds[batch]
         part = replace(self, prompts=prompts, seeds=seeds, options=options)
-        vars(part)["mu"] = self.mu  # asking for it again would encode the prompts again
+        vars(part)["_asked"] = self._asked  # asking again would encode the prompts again
         return part
 
     def prepared_with(self, kind: Any) -> Run:
         """The same run, drawn by a scheduler class that takes any grid as it is given."""
-        return replace(self, scheduler=drawing(kind, self.config, self.end))
+        return replace(self, scheduler=drawing(kind, self.pipe.scheduler, self.end))
 
     def path(
         self,
@@ -192,18 +239,14 @@ class Run:
         """The final latents (n × d, float32) of the run's scheduler on a grid.
 
         The grid holds timesteps: numbers of levels, also for a flow or EDM scheduler, which may be
-        given sigmas instead. Raises WrongUse where the scheduler takes none, or holds another one
-        afterwards.
+        given sigmas instead. Raises WrongUse where scheduler or pipeline takes none (`on_grid`).
         """
-        scheduler, how = (
-            hold(self.scheduler or self.pipe.scheduler, grid),
-            {"output_type": "latent"},
-        )
-        drawn = (
-            self._drawn(batch, scheduler, num_inference_steps=len(grid), **how)
+        scheduler, steps = self.on_grid(grid), len(grid)
+        ends = [
+            self._drawn(batch, scheduler, num_inference_steps=steps, output_type="latent")[1]
             for batch in self.batches()
-        )
-        return torch.cat([latents.flatten(1) for _, latents in drawn]).float().cpu()
+        ]
+        return torch.cat([latents.flatten(1) for latents in ends]).float().cpu()
 
     def pictures(self, grid: Sequence[Any] | None = None, **steps: Any) -> Drawn:
         """Pictures on a grid, as `ends` takes it.
@@ -237,7 +280,7 @@ class Run:
     def _pictures(self, grid: Sequence[Any] | None, steps: dict[str, Any]) -> Drawn:
         scheduler = self.scheduler or self.pipe.scheduler
         if grid is not None:
-            scheduler, steps = hold(scheduler, grid), {**steps, "num_inference_steps": len(grid)}
+            scheduler, steps = self.on_grid(grid), {**steps, "num_inference_steps": len(grid)}
         images, latents, finite, begun = [], [], [], time.perf_counter()
         for batch in self.batches():
             drawn, last = self._drawn(batch, scheduler, **steps, output_type="np")

@@ -64,7 +64,7 @@ def with_grid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> A
     changed = getattr(scheduler, "not_in_config", None)
     what, remedy = f"{type(scheduler).__name__}, {changed}", "give the one that it was made of"
     check(changed is None, "scheduler", what, remedy)
-    ours = next((ours for theirs, ours in _COUNTERPARTS if isinstance(scheduler, theirs)), None)
+    ours = counterpart(scheduler)
     remedy = "no class of ours is the same method: use DDIM, Euler, UniPC or DPMSolverMultistep"
     check(ours is not None, "scheduler", type(scheduler).__name__, remedy)
     config = {key: value for key, value in completed(scheduler).items() if key not in OPTIONS}
@@ -72,7 +72,26 @@ def with_grid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> A
     meant = list(grid)
     if levels.kind == "flow":
         meant = np.minimum(levels.shifted(_shares(grid, len(levels))), 1.0).tolist()
-    return ours.from_config(config, grid=meant)  # type: ignore[union-attr]
+    made = ours.from_config(config, grid=meant)  # type: ignore[union-attr]
+    made.strict = getattr(scheduler, "strict", True)
+    return made
+
+
+def counterpart(scheduler: Any) -> Any:
+    """The class of ours that is the same method as a scheduler's; None where there is none.
+
+    A subclass of ours is its own. There is none for one that changes diffusers' `step`, and for one
+    that is not as its config says.
+    """
+    if getattr(scheduler, "not_in_config", None) is not None:
+        return None
+    kind = type(scheduler)
+    for theirs, ours in _COUNTERPARTS:
+        if isinstance(scheduler, ours):
+            return kind
+        if isinstance(scheduler, theirs) and kind.step is theirs.step:
+            return ours
+    return None
 
 
 def drawing(kind: Any, config: Any, end: str | None = None) -> Any:
@@ -182,17 +201,6 @@ def intercepted(scheduler: Any, set_timesteps: Callable[..., None], how: str) ->
     return changed
 
 
-def numbers_of(scheduler: Any, grid: Sequence[Any]) -> list[int]:
-    """A grid as numbers of levels, or the nearest to a flow scheduler's sigmas before its shift.
-
-    Raises WrongUse unless they fall strictly within 0 … T − 1.
-    """
-    levels = Levels.from_diffusers(scheduler, 1.0)
-    if levels.kind == "flow" and not _numbered(grid):
-        grid = [round(float(share) * len(levels)) - 1 for share in grid]
-    return check_timesteps(grid, len(levels), "grid")
-
-
 def numbers_held(scheduler: Any, mu: float | None = None) -> list[int]:
     """The number of the level nearest to the begin of each step that a scheduler has set.
 
@@ -265,7 +273,3 @@ def _begins(scheduler: Any) -> np.ndarray:
         return found[::2] if scheduler.order == 2 and len(found) > 1 else found
     table = Levels.from_diffusers(scheduler).finite_sigmas  # of a VP scheduler without sigmas
     return table[scheduler.timesteps.cpu().numpy().astype(int)]
-
-
-#: Names until every branch has changed.
-prepared, holding = drawing, with_grid

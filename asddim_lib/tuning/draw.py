@@ -118,7 +118,7 @@ class Setup:
     work: Work = field(default_factory=Work)
 
     def __post_init__(self) -> None:
-        pipe, own = self.run.pipe, self.run.pipe.scheduler
+        own = self.run.pipe.scheduler
         self.run = replace(self.run, shift_steps=self.steps)
         self.mu, self.config = self.run.mu, self.run.config
         self.size = len(Levels.from_diffusers(self.config))
@@ -134,11 +134,7 @@ class Setup:
             except WrongUse:  # no class of ours has its solver
                 kind = own_scheduler(own)
         self._plain = drawing(kind, own)
-        trial = self.sampler(even)
-        asked = _asked(self.run, trial.scheduler, self.steps)
-        same = _times(asked) == _times(self._set(trial.scheduler))
-        remedy = "it sets levels of its own, whatever its scheduler's grid: no grid can be tried"
-        check(same, "pipe", type(pipe).__name__, remedy)
+        self.run.check_grid_used(self.sampler(even).scheduler, self.steps)
 
     @property
     def rows(self) -> int:
@@ -148,14 +144,14 @@ class Setup:
     @cached_property
     def current(self) -> Sampler:
         """The pipeline's own scheduler, as the user has it."""
-        asked = _asked(self.run, self.run.pipe.scheduler, self.steps)
+        asked = self.run.asked(self.run.pipe.scheduler, self.steps)
         own = copy.deepcopy(self.run.pipe.scheduler)  # the user's keeps its state
         return Sampler(CURRENT, own, self.steps, len(asked.timesteps))
 
     @cached_property
     def current_grid(self) -> list[int] | None:
         """The current sampler's timesteps; None unless `sampler` draws the same with them."""
-        asked = _asked(self.run, self.run.pipe.scheduler, self.steps)
+        asked = self.run.asked(self.run.pipe.scheduler, self.steps)
         try:
             grid = numbers_held(asked, self.mu)
             same = _times(asked) == _times(self._set(self.sampler(grid).scheduler))
@@ -342,16 +338,6 @@ def claimed(folder: str | os.PathLike | None, setup: Setup) -> Path | None:
         seal(file, said)
     (place / "drawn").mkdir(exist_ok=True)
     return place / "drawn"
-
-
-def _asked(run: Run, scheduler: Any, steps: int) -> Any:
-    """A copy of a scheduler, as the pipeline sets it for K steps; nothing is drawn."""
-    first = slice(0, 1)
-    with calls.asked_for_steps(scheduler) as (asking, found):
-        run.call(first, asking, run.generators(first), num_inference_steps=steps)
-    remedy = "it asks its scheduler for no steps: give a pipeline that does"
-    check(bool(found), "pipe", type(run.pipe).__name__, remedy)
-    return found[0]
 
 
 def _times(scheduler: Any) -> list[float]:
