@@ -176,7 +176,7 @@ class TakesGrid:
         A grid of another number of steps is interpolated in log σ, with a warning. Given
         `timesteps` are whole numbers; given `sigmas` are as ComfyUI, A1111 and diffusers print
         them, the last 0 optional. A flow model takes sigmas alone, before its shift; `mu` is the
-        shift that depends on the picture's size. They take precedence over the scheduler's own
+        shift that depends on the picture's size. They take precedence over the scheduler's
         steps, with a warning, unless they are what a pipeline passes by itself. Raises WrongUse for
         what is no grid of this model, and where `mu` is missing.
         """
@@ -188,13 +188,13 @@ class TakesGrid:
             if not plain:
                 if self.places_steps:
                     log.warning(
-                        "the call gives %s a grid, which takes precedence over its own grid or "
+                        "the call gives %s a grid, which takes precedence over its grid or "
                         "allocation; leave it out, or use schedulers.place.with_grid",
                         type(self).__name__,
                     )
                 self._set_given(num_inference_steps, device, timesteps, sigmas, mu)
             elif self.places_steps:
-                self._set(self._own_steps(count, mu), device)
+                self._set(self._steps_by_options(count, mu), device)
             else:
                 self._set_uniform(count, device, timesteps, sigmas, mu)
 
@@ -250,7 +250,7 @@ class TakesGrid:
         check(bool((np.diff(times) < 0).all()), name, list(given), remedy)
         return s.tolist()
 
-    def _own_steps(self, steps: int | None, mu: float | None) -> Any:
+    def _steps_by_options(self, steps: int | None, mu: float | None) -> Any:
         """K steps by the scheduler's grid or allocation, as `_set` takes them."""
         grid, boundary = self.config["grid"], self.config.get("boundary")
         whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool) and steps >= 1
