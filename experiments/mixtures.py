@@ -1,10 +1,11 @@
-"""The exact noise predictor of Gaussians and their mixtures.
+"""The exact noise predictor of Gaussians and their mixtures, and DDIM's path along any predictor.
 
 These models have known answers: the oracle of the tests, and a reader's first model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,30 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.paper import NoiseSchedule
+from asddim_lib.evidence.path import Trajectory
+from asddim_lib.levels import Levels, fingerprint
+from asddim_lib.paper import NoiseSchedule, ddim_step
+
+
+def follow(
+    eps: Callable[[Tensor, int], Tensor],
+    x: Tensor,
+    levels: Levels | NoiseSchedule,
+    timesteps: list[int],
+) -> Trajectory:
+    """The path of DDIM from x (n × d) over `timesteps`, with one call of `eps(x, t)` at each.
+
+    A fine grid gives a reference path.
+    """
+    bars = levels.alphas_cumprod
+    alphas = torch.tensor([*bars[timesteps], 1.0], dtype=torch.float64)
+    samples, noises = [], []
+    for k, t in enumerate(timesteps):
+        samples.append(x)
+        noises.append(eps(x, t))
+        x, _ = ddim_step(x, noises[-1], alphas[k], alphas[k + 1])
+    points = torch.stack(samples), torch.stack(noises), x
+    return Trajectory(list(timesteps), *points, schedule=fingerprint(levels))
 
 
 class GaussianMixture:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares, spread
+from asddim_lib.evidence.path import Trajectory, carry_back, shares, spread
 from asddim_lib.grids.grid import timesteps
 from asddim_lib.grids.table import method_of
 from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.paper import allocate
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 
 
 def trial(

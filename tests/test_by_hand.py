@@ -11,11 +11,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares
+from asddim_lib.evidence.path import Trajectory, carry_back, shares
 from asddim_lib.levels import Levels, noise_schedule
 from asddim_lib.paper import allocate, ddim_step, gradient_step
 from asddim_lib.sensitivity import gradient_norm
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE, LEVELS = noise_schedule(SD), Levels.from_diffusers(SD)

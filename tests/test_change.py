@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asddim_lib import sigmas, timesteps
-from asddim_lib.evidence.path import Trajectory, follow
+from asddim_lib.evidence.path import Trajectory
 from asddim_lib.grids.searched import tors, total_rotation
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 from experiments.searches import constant_rate, feature_changes, paired
 from tests.tiny import SD, easy, sd3
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from asddim_lib import paper as allocation
-from asddim_lib.evidence.path import Trajectory, carry_back, follow, shares, spread
+from asddim_lib.evidence.path import Trajectory, carry_back, shares, spread
 from asddim_lib.grids.grid import timesteps
 from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.paper import ddim_step
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 from tests import pages
 
 CHAPTER = (Path(editor.BOOK) / "chapters" / "editor.md").read_text()

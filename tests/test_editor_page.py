@@ -7,10 +7,9 @@ import editor
 import pytest
 import torch
 
-from asddim_lib.evidence.path import follow
 from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.distance import relative_distance
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 from tests.pages import opening
 
 pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file

@@ -11,11 +11,11 @@ from asddim_lib import ASDDIMScheduler, Profile, calibrate, load_pipeline, times
 from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.fit import excess, fit_paper
-from asddim_lib.evidence.path import Trajectory, carry_back, follow, local_errors, shares
+from asddim_lib.evidence.path import Trajectory, carry_back, local_errors, shares
 from asddim_lib.levels import Levels, fingerprint
 from asddim_lib.paper import allocate, gradient_step, noise_weights, step_sizes
 from asddim_lib.pipeline.run import Run
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = Levels.from_diffusers(SD)

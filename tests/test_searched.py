@@ -9,11 +9,11 @@ import torch
 
 from asddim_lib import timesteps
 from asddim_lib.errors import WrongUse
-from asddim_lib.evidence.path import Trajectory, carry_back, follow
+from asddim_lib.evidence.path import Trajectory, carry_back
 from asddim_lib.grids.searched import detours, gits, shortest_path
 from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
-from experiments.mixtures import GaussianMixture
+from experiments.mixtures import GaussianMixture, follow
 from experiments.searches import arrivals, deviations, dual_path, oracle
 from experiments.trial import trial
 from tests.tiny import SD

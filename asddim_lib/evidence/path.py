@@ -18,7 +18,6 @@ from torch import Tensor
 
 from asddim_lib.errors import check
 from asddim_lib.levels import Levels, fingerprint
-from asddim_lib.paper import ddim_step
 
 ORDERS = (1, 2, 3)
 
@@ -64,24 +63,6 @@ class Trajectory:
         """
         scale = (1 + self.sigmas(levels) ** 2).sqrt()
         return torch.cat([self.samples, self.end[None]]).double() * scale.reshape(-1, 1, 1)
-
-
-def follow(
-    eps: Callable[[Tensor, int], Tensor], x: Tensor, levels: Levels, timesteps: list[int]
-) -> Trajectory:
-    """The path of DDIM from x (n × d) over `timesteps`, with one call of `eps(x, t)` at each.
-
-    A fine grid gives a reference path.
-    """
-    bars = levels.alphas_cumprod
-    alphas = torch.tensor([*bars[timesteps], 1.0], dtype=torch.float64)
-    samples, noises = [], []
-    for k, t in enumerate(timesteps):
-        samples.append(x)
-        noises.append(eps(x, t))
-        x, _ = ddim_step(x, noises[-1], alphas[k], alphas[k + 1])
-    points = torch.stack(samples), torch.stack(noises), x
-    return Trajectory(list(timesteps), *points, schedule=fingerprint(levels))
 
 
 def local_errors(path: Trajectory, levels: Levels, order: int = 1) -> Tensor:
