@@ -58,7 +58,7 @@ def cases():
 
 
 def itself(scheduler, steps):
-    """K timesteps and K + 1 levels (or None) by the scheduler alone."""
+    """K timesteps and K + 1 levels (or None) by the scheduler alone, falling."""
     scheduler = copy.deepcopy(scheduler)
     dynamic = scheduler.config.get("use_dynamic_shifting")
     scheduler.set_timesteps(steps, **({"mu": MU} if dynamic else {}))
@@ -66,11 +66,16 @@ def itself(scheduler, steps):
     levels = getattr(scheduler, "sigmas", None)
     if levels is None or len(levels) == 1:  # DDIM and its like have no levels but ᾱ
         times = list(dict.fromkeys(times))  # PNDM repeats one
-        return times, None
+        return falling(times), None
     levels = levels.double().tolist()
     if getattr(scheduler, "order", 1) == 2:  # two evaluations a step
         times, levels = times[::2], [*levels[:-1:2], levels[-1]]
-    return times, levels
+    return falling(times), falling(levels)
+
+
+def falling(values):
+    """Those of inversion rise."""
+    return values[::-1] if values[0] < values[-1] else values
 
 
 @pytest.mark.parametrize("steps", [4, 7])

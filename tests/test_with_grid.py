@@ -124,7 +124,11 @@ def test_a_flow_model_s_grid_is_held_as_it_would_be_laid(kind, grid, shift, mu, 
     exact = factor * mix / (1 + (factor - 1) * mix)
     np.testing.assert_allclose(ours.sigmas[:-1], exact, rtol=2e-6)
     np.testing.assert_allclose(ours.sigmas, meant.sigmas, rtol=2e-6)
-    np.testing.assert_allclose(ours.timesteps, meant.timesteps, rtol=2e-6)
+    if kind is UniPCMultistepScheduler:  # diffusers' cuts them to whole numbers below T
+        cut = (ours.timesteps - meant.timesteps).numpy()
+        assert ((cut >= -1e-3) & (cut <= 1 + 1e-3)).all()
+    else:
+        np.testing.assert_allclose(ours.timesteps, meant.timesteps, rtol=2e-6)
     if mu is not None:  # a shift that comes later moves the held grid no more
         again = laid(ours, len(grid), mu=mu + 0.5).sigmas
         np.testing.assert_allclose(again, meant.sigmas, rtol=2e-6)

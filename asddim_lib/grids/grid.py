@@ -308,7 +308,7 @@ def _falling_timesteps(scheduler: Any) -> list[Any]:
     if getattr(scheduler, "order", 1) == 2:  # it evaluates the network twice in each step
         times = times[::2]
     times = times[np.append(True, np.diff(times) != 0)]  # PNDM repeats one
-    times = times[::-1] if times[0] < times[-1] else times  # inversion's rise
+    times = times[::-1] if times[0] < times[-1] else times  # those of inversion rise
     if getattr(scheduler, "sigmas", None) is None:
         times = times[times >= 0]  # DDIM's trailing steps end in −1 for K of 61, 103, …
     return [int(t) for t in times] if np.all(times == np.floor(times)) else times.tolist()
@@ -320,7 +320,7 @@ def _levels_of(scheduler: Any, levels: Levels) -> np.ndarray:
         values = scheduler.sigmas.cpu().double().numpy()
         if getattr(scheduler, "order", 1) == 2:
             values = np.append(values[:-1:2], values[-1])
-        return values
+        return values[::-1] if values[0] < values[-1] else values  # those of inversion rise
     table = levels.finite_sigmas
     end = 0.0 if levels.ends_at_zero else table[0]
     return np.append(table[_falling_timesteps(scheduler)], end)
