@@ -26,7 +26,7 @@ def geometric_mean(values: np.ndarray) -> np.ndarray:
 
 
 #: What a grid could be chosen by: a column of the records and how it is averaged.
-GOALS: dict[str, tuple[str, Average]] = {
+CHOICES: dict[str, tuple[str, Average]] = {
     "latents": ("distance", mean),
     "latents, geometric": ("distance", geometric_mean),
     "embedding": ("embedding", mean),
@@ -39,7 +39,7 @@ JUDGES = ("kid_share", "own_kid_share", "right_all")
 
 def agreement(
     records: pd.DataFrame,
-    goals: Mapping[str, tuple[str, Average]] = GOALS,
+    goals: Mapping[str, tuple[str, Average]] = CHOICES,
     judges: Sequence[str] = JUDGES,
     resamples: int = 400,
     seed: int = 0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from asddim_lib.errors import check
-from experiments.setting import METHODS as EXPERIMENTS
+from experiments.setting import PAPER_METHODS
 
 #: The ink of words and axes, on a light page and on a dark one.
 INK, INK_ON_DARK = "#24292f", "#e2e5e9"
@@ -114,7 +114,7 @@ def style(method: str, marker: bool = True) -> dict[str, Any]:
     `method` is a name of the table of methods, or of an experiment: `ddim` looks like `leading`.
     Raises WrongUse for any other name.
     """
-    name = EXPERIMENTS.get(method, method)
+    name = PAPER_METHODS.get(method, method)
     remedy = f"use one of {', '.join(LOOKS)}, or give it a colour in FAMILIES"
     check(name in LOOKS, "method", method, remedy)
     return {key: value for key, value in LOOKS[name].items() if marker or key != "marker"}

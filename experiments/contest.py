@@ -23,10 +23,10 @@ from experiments.records import read_records
 
 #: What names a cell: the solver, the guidance scale and the number of steps.
 CELL = ["solver", "guidance_scale", "steps"]
-FAMILIES = Path("results/families.yml")
+FAMILIES_FILE = Path("results/families.yml")
 
 
-class Measure(NamedTuple):
+class Criterion(NamedTuple):
     """A column of the records, its better direction, and whether logarithms are compared."""
 
     column: str
@@ -35,23 +35,24 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "embedding": Measure("embedding", "lower", ratio=True),
-    "looks": Measure("looks", "lower", ratio=True),
-    "KID, real": Measure("kid_share", "lower"),
-    "KID, own fine": Measure("own_kid_share", "lower"),
-    "all right": Measure("right_all", "higher"),
-    "CLIP score": Measure("clip", "higher"),
-    "latents": Measure("distance", "lower"),
+    "embedding": Criterion("embedding", "lower", ratio=True),
+    "looks": Criterion("looks", "lower", ratio=True),
+    "KID, real": Criterion("kid_share", "lower"),
+    "KID, own fine": Criterion("own_kid_share", "lower"),
+    "all right": Criterion("right_all", "higher"),
+    "CLIP score": Criterion("clip", "higher"),
+    "latents": Criterion("distance", "lower"),
 }
+#: The measures that judge pictures.
+PICTURES = [name for name in MEASURES if name != "latents"]
 
 
 def better_of(column: str) -> Better:
     """The direction in which a column of the records improves. Raises WrongUse for another."""
-    known = {measure.column: measure.better for measure in MEASURES.values()}
+    known: dict[str, Better] = {one.column: one.better for one in MEASURES.values()}
     known["seconds"] = "lower"
-    right = column in known or column.startswith("right_")
     remedy = f"use one of {', '.join(known)}, or say which direction is better"
-    check(right, "key", column, remedy)
+    check(column in known or column.startswith("right_"), "key", column, remedy)
     return known.get(column, "higher")
 
 
@@ -70,12 +71,11 @@ def paired(
     text are a cluster, and pairs of which one failed are left out. Raises WrongUse for an unknown
     baseline, or a `key` whose direction is not known and not given.
     """
-    direction = better or better_of(key)
-    known = list(records["method"].unique())
-    check(baseline in known, "baseline", baseline, f"use one of {', '.join(known)}")
-    pairs = [(name, baseline) for name in known if name != baseline]
-    table = _decided(_differences(records, pairs, key, ratio), direction)
-    return table.sort_values(CELL, kind="stable", ignore_index=True).drop(columns="against")
+    criterion = Criterion(key, better or better_of(key), ratio)
+    _check_methods(records, baseline=[baseline])
+    pairs = [(name, baseline) for name in records["method"].unique() if name != baseline]
+    table = _compared(records, pairs, criterion).drop(columns="against")
+    return table.sort_values(CELL, kind="stable", ignore_index=True)
 
 
 def standing(
@@ -84,66 +84,74 @@ def standing(
     rivals: Sequence[str],
     measures: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Pairs one method, or several, with each of the rivals, in each cell, by some `MEASURES`.
+    """Compares one method, or several, with each rival in each cell, by some `MEASURES`.
 
-    Without `measures`, by all that judge pictures: all but the distance of latents. One row per
-    measure, method, rival and cell, with the columns of `paired` and `against`, the rival's name.
-    Holm's correction is over all methods, rivals and cells of a measure. A cell that lacks a method
-    has no row for it. Raises WrongUse for a name that the records do not hold.
+    By default by all `PICTURES`. One row per measure, method, rival and cell that has both, with
+    the columns of `paired`, and `against`, the rival's name. Holm's correction is over all rows of
+    a measure. Raises WrongUse for a name that the records do not have.
     """
-    methods = [method] if isinstance(method, str) else list(method)
-    known = list(records["method"].unique())
-    for argument, names in (("method", methods), ("rivals", list(rivals))):
-        missing = [name for name in names if name not in known]
-        check(not missing, argument, missing, f"use some of {', '.join(known)}")
+    methods = _listed(method)
+    _check_methods(records, method=methods, rivals=rivals)
     pairs = [(one, rival) for one in methods for rival in rivals]
     return pd.concat([_by(records, pairs, measure) for measure in measures or PICTURES])
 
 
-#: The measures that judge pictures.
-PICTURES = [name for name in MEASURES if name != "latents"]
+def _listed(method: str | Sequence[str]) -> list[str]:
+    return [method] if isinstance(method, str) else list(method)
+
+
+def _check_methods(records: pd.DataFrame, **arguments: Sequence[str]) -> None:
+    known = list(records["method"].unique())
+    for argument, names in arguments.items():
+        missing = ", ".join(name for name in names if name not in known)
+        check(not missing, argument, missing, f"use some of {', '.join(known)}")
+
+
+def _measure(name: str) -> Criterion:
+    check(name in MEASURES, "measure", name, f"use one of {', '.join(MEASURES)}")
+    return MEASURES[name]
 
 
 def _by(records: pd.DataFrame, pairs: Sequence[tuple[str, str]], measure: str) -> pd.DataFrame:
-    """The pairs of methods compared by a measure, and corrected for each other."""
-    check(measure in MEASURES, "measure", measure, f"use one of {', '.join(MEASURES)}")
-    column, better, ratio = MEASURES[measure]
-    table = _decided(_differences(records, pairs, column, ratio), better)
+    table = _compared(records, pairs, _measure(measure))
     table.insert(0, "measure", measure)
     return table
 
 
-def _differences(
-    records: pd.DataFrame, pairs: Sequence[tuple[str, str]], column: str, ratio: bool
+def _compared(
+    records: pd.DataFrame, pairs: Sequence[tuple[str, str]], criterion: Criterion
 ) -> pd.DataFrame:
-    """A row per pair of methods and cell that has both, without a verdict."""
-    tables = []
-    for cell, part in records.groupby(CELL):
-        wide = part.pivot(index="index", columns="method", values=column).astype(float)
-        tables.append((dict(zip(CELL, cell, strict=True)), np.log(wide) if ratio else wide))
-    texts = None
-    if "prompt" in records:
-        texts = records.drop_duplicates("index").set_index("index")["prompt"]
+    """A row per pair of methods and cell that has both, corrected over all rows (Holm)."""
+    tables = [(cell, _wide(part, criterion)) for cell, part in records.groupby(CELL)]
+    texts = _texts(records)
     rows = []
     for method, rival in pairs:
         for cell, wide in tables:
-            if method not in wide or rival not in wide:
-                continue
-            both = wide[[method, rival]].dropna()
-            labels = None if texts is None else texts.loc[both.index].to_numpy()
-            pair = metrics.paired_difference(both[method], both[rival], labels)
-            rows.append({**cell, "method": method, "against": rival, **pair._asdict()})
-    return pd.DataFrame(rows, columns=[*CELL, "method", "against", *metrics.Paired._fields])
-
-
-def _decided(table: pd.DataFrame, better: Better) -> pd.DataFrame:
-    """The table with `p_adjusted`, by Holm's correction over its rows, and `verdict`."""
+            if method in wide and rival in wide:
+                both = wide[[method, rival]].dropna()
+                labels = texts.loc[both.index].to_numpy()
+                pair = metrics.paired_difference(both[method], both[rival], labels)
+                rows.append((*cell, method, rival, *pair))
+    columns = [*CELL, "method", "against", *metrics.Paired._fields]
+    table = pd.DataFrame(rows, columns=columns)
     adjusted = metrics.holm(table["p_value"].astype(float))
-    said = [
-        metrics.verdict(row.difference, row.half, p_value, better)
+    verdicts = [
+        metrics.verdict(row.difference, row.half, p_value, criterion.better)
         for row, p_value in zip(table.itertuples(), adjusted, strict=True)
     ]
-    return table.assign(p_adjusted=adjusted, verdict=said)
+    return table.assign(p_adjusted=adjusted, verdict=verdicts)
+
+
+def _wide(records: pd.DataFrame, criterion: Criterion, index: Any = "index") -> pd.DataFrame:
+    """The values that are compared: a row per picture, a column per method."""
+    wide = records.pivot(index=index, columns="method", values=criterion.column).astype(float)
+    return np.log(wide) if criterion.ratio else wide
+
+
+def _texts(records: pd.DataFrame) -> pd.Series:
+    """The cluster of each picture, by its index: the prompt's text, if the records have it."""
+    first = records.drop_duplicates("index").set_index("index", drop=False)
+    return first["prompt" if "prompt" in first else "index"]
 
 
 class Family:
@@ -153,26 +161,28 @@ class Family:
     all `comparisons` in all cells (Holm), and over all `further` ones. `records` are the pictures'.
     """
 
-    def __init__(self, name: str, file: Path = FAMILIES) -> None:
+    def __init__(self, name: str, file: Path = FAMILIES_FILE) -> None:
         """Reads the family `name` of `file`. Raises WrongUse for one that it does not have."""
         families = yaml.safe_load(file.read_text())
         check(name in families, "name", name, f"use one of {', '.join(families)}")
-        said: dict[str, Any] = families[name]
-        self.name, self.primary = name, str(said["primary"])
-        folders = [file.parent / folder for folder in said["records"]]
+        family: dict[str, Any] = families[name]
+        self.name, self.primary = name, str(family["primary"])
+        folders = [file.parent / folder for folder in family["records"]]
         self.records = pd.concat([read_records(folder) for folder in folders], ignore_index=True)
         self.groups = [
-            [(method, rival) for rival, names in said.get(key, {}).items() for method in names]
+            [(method, rival) for rival, names in family.get(key, {}).items() for method in names]
             for key in ("comparisons", "further")
         ]
-        self._tables: dict[str, pd.DataFrame] = {}
+        self._tables: dict[str, list[pd.DataFrame]] = {}
 
     def by(self, measure: str = "") -> pd.DataFrame:
         """Every comparison by a measure, by default the primary one: rows as `standing`'s."""
-        measure = measure or self.primary
+        return pd.concat(self._corrected(measure or self.primary), ignore_index=True)
+
+    def _corrected(self, measure: str) -> list[pd.DataFrame]:
+        """A table for each group of comparisons that are corrected together."""
         if measure not in self._tables:
-            tables = [_by(self.records, pairs, measure) for pairs in self.groups if pairs]
-            self._tables[measure] = pd.concat(tables, ignore_index=True)
+            self._tables[measure] = [_by(self.records, one, measure) for one in self.groups if one]
         return self._tables[measure]
 
     def standing(
@@ -182,11 +192,10 @@ class Family:
 
         Raises WrongUse for a pair that the family does not have.
         """
-        methods = [method] if isinstance(method, str) else list(method)
         pairs, parts = [pair for group in self.groups for pair in group], []
         for measure in measures or PICTURES:
             table = self.by(measure)
-            for pair in ((one, rival) for one in methods for rival in rivals):
+            for pair in [(one, rival) for one in _listed(method) for rival in rivals]:
                 known = pair in pairs or pair[::-1] in pairs
                 names = f"{' against '.join(pair)}, not in the family {self.name!r}"
                 check(known, "method", names, "use contest.standing, or add it to the family")
@@ -198,58 +207,56 @@ class Family:
     @cached_property
     def note(self) -> str:
         """What the tables of this family rest on, for the line below one."""
-        sizes = [len(_differences(self.records, pairs, "index", False)) for pairs in self.groups]
-        further = f" ({sizes[1]} further ones among themselves)" if sizes[1] else ""
+        first, *others = map(len, self._corrected(self.primary))
+        further = f" ({others[0]} further ones among themselves)" if others else ""
         return (
             f"{sample_size(self.records)}. The primary measure is {self.primary}; any other is "
-            f"secondary. Each is corrected over {sizes[0]} comparisons of this record{further}."
+            f"secondary. Each is corrected over {first} comparisons of this record{further}."
         )
 
 
 def _turned(rows: pd.DataFrame) -> pd.DataFrame:
     """The same comparisons with the method and its rival exchanged."""
-    turned = {"win": "loss", "tie": "tie", "loss": "win"}
     return rows.assign(
         method=rows["against"],
         against=rows["method"],
         difference=-rows["difference"],
-        verdict=rows["verdict"].map(turned),
+        verdict=rows["verdict"].map({"win": "loss", "tie": "tie", "loss": "win"}),
     )
 
 
 def sample_size(records: pd.DataFrame) -> str:
     """How many pictures a cell of the records has, and of how many prompts, in words."""
-    pictures = records["index"].nunique()
-    texts = records["prompt"].nunique() if "prompt" in records else pictures
-    return f"{pictures:,} pictures of {texts:,} prompts"
+    return f"{records['index'].nunique():,} pictures of {_texts(records).nunique():,} prompts"
 
 
 def best_against_best(
     records: pd.DataFrame, mine: Sequence[str], rivals: Sequence[str], over: str = "trailing"
 ) -> pd.DataFrame:
-    """Pairs, in each cell, the nearest of `mine` with the nearest of `rivals` on the same prompts.
+    """Compares, in each cell, the nearest of `mine` with the nearest of `rivals`.
 
     Nearest is the least mean `distance` on the very records compared, so a group of several methods
     is flattered by the choice. One row per cell: `ours` and `peer` are the methods' names,
-    `distance` and `its distance` their means, `over` and its column "over …" the first over the
-    mean of that method, and the columns of `paired` are corrected for all cells. Raises WrongUse
-    for records in which a cell has none of a group.
+    `distance` and `its distance` their means, `over …` the first over the mean of the method
+    `over`, and the columns of `paired` are corrected over all cells. Raises WrongUse for records in
+    which a cell has none of a group.
     """
-    parts, about = [], []
+    parts, names = [], []
     for _, cell in records.groupby(CELL):
         mean = cell.groupby("method")["distance"].mean()
         best = []
-        for name, group in (("mine", mine), ("rivals", rivals)):
+        for argument, group in (("mine", mine), ("rivals", rivals)):
             known = mean[[method for method in group if method in mean]]
-            check(len(known) > 0, name, list(group), f"use some of {', '.join(mean.index)}")
+            check(len(known) > 0, argument, list(group), f"use some of {', '.join(mean.index)}")
             best.append(known.idxmin())
-        about.append((*best, *mean[best], mean[best[0]] / mean[over]))
+        names.append((*best, *mean[best], mean[best[0]] / mean[over]))
         for method, label in zip(best, ("ours", "peer"), strict=True):
             parts.append(cell[cell["method"] == method].assign(method=label))
     pairs = paired(pd.concat(parts), "peer", "distance")
-    columns = ["ours", "peer", "distance", "its distance", f"over {over}"]
-    names = pd.DataFrame(about, columns=columns)
-    return pd.concat([pairs[CELL], names, pairs.drop(columns=CELL)], axis=1)
+    about = pd.DataFrame(
+        names, columns=["ours", "peer", "distance", "its distance", f"over {over}"]
+    )
+    return pd.concat([pairs[CELL], about, pairs.drop(columns=CELL)], axis=1)
 
 
 def pooled(records: pd.DataFrame, method: str, rival: str, measure: str) -> metrics.Paired:
@@ -257,21 +264,17 @@ def pooled(records: pd.DataFrame, method: str, rival: str, measure: str) -> metr
 
     A prompt's pictures in different cells depend on each other: they are of one cluster.
     """
-    column, _, ratio = MEASURES[measure]
     both = records[records["method"].isin([method, rival])]
-    wide = both.pivot(index=[*CELL, "index"], columns="method", values=column).astype(float)
-    wide = (np.log(wide) if ratio else wide).dropna()
-    index = wide.index.get_level_values("index")
-    texts = records.drop_duplicates("index").set_index("index")
-    labels = texts["prompt"].loc[index] if "prompt" in texts else index
-    return metrics.paired_difference(wide[method], wide[rival], np.asarray(labels))
+    wide = _wide(both, _measure(measure), [*CELL, "index"]).dropna()
+    labels = _texts(records).loc[wide.index.get_level_values("index")]
+    return metrics.paired_difference(wide[method], wide[rival], labels.to_numpy())
 
 
 def beside(records: pd.DataFrame, other: pd.DataFrame, name: str) -> pd.DataFrame:
     """The records with one more method in every cell: other records, whatever cell they are of.
 
     So a grid of a few steps can be compared with one of many, prompt by prompt. Raises WrongUse
-    where the records hold a method of that name, or the others two pictures of a prompt.
+    where the records have a method of that name, or the others two pictures of a prompt.
     """
     check(name not in set(records["method"]), "name", name, "give one that the records lack")
     twice = bool(other["index"].duplicated().any())
@@ -289,8 +292,7 @@ def at_own_best(records: pd.DataFrame, measure: str = "all right") -> pd.DataFra
     flattered by the choice. `scale` is that scale, and `guidance_scale` says "own best" in every
     row. Solvers and step counts choose for themselves. Raises WrongUse for an unknown measure.
     """
-    check(measure in MEASURES, "measure", measure, f"use one of {', '.join(MEASURES)}")
-    column, better, _ = MEASURES[measure]
+    column, better, _ = _measure(measure)
     sign = 1 if better == "higher" else -1
     parts = []
     for _, rows in records.groupby(["solver", "steps", "method"], sort=False):
@@ -308,16 +310,19 @@ def shown(standings: pd.DataFrame, by: Sequence[str] = ("against", "steps")) -> 
 
     A ratio is shown in per cent.
     """
-    said = [
+    entries = [
         f"{100 * np.expm1(row.difference):+.0f} %: {row.verdict}"
         if MEASURES[row.measure].ratio
         else f"{_brief(row.difference, '+')} ± {_brief(row.half)}: {row.verdict}"
         for row in standings.itertuples()
     ]
-    wide = standings.assign(said=said).pivot(index=list(by), columns="measure", values="said")
+    wide = standings.assign(entry=entries).pivot(index=list(by), columns="measure", values="entry")
     order = list(dict.fromkeys(standings[by[0]]))
-    wide = wide[[measure for measure in MEASURES if measure in wide]]
-    return wide.reindex(order, level=by[0])
+    return wide[[measure for measure in MEASURES if measure in wide]].reindex(order, level=by[0])
+
+
+def _brief(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.0f}" if abs(value) >= 10 else f"{value:{sign}.2g}"
 
 
 def summed(standings: pd.DataFrame) -> pd.DataFrame:
@@ -327,24 +332,20 @@ def summed(standings: pd.DataFrame) -> pd.DataFrame:
     """
     counts = standings.groupby(["against", "measure"])["verdict"].value_counts()
     wide = counts.unstack(fill_value=0).reindex(columns=["win", "tie", "loss"], fill_value=0)
-    said = wide.astype(str).agg("\u00a0/\u00a0".join, axis=1).unstack()
-    measures = [measure for measure in MEASURES if measure in said]
-    return said.loc[list(dict.fromkeys(standings["against"])), measures]
-
-
-def _brief(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.0f}" if abs(value) >= 10 else f"{value:{sign}.2g}"
+    entries = wide.astype(str).agg("\u00a0/\u00a0".join, axis=1).unstack()
+    measures = [measure for measure in MEASURES if measure in entries]
+    return entries.loc[list(dict.fromkeys(standings["against"])), measures]
 
 
 def count_verdicts(rows: pd.DataFrame) -> dict[str, int]:
     """The numbers of wins, ties and losses in rows with a column `verdict`, in this order."""
-    counts = rows["verdict"].value_counts()
-    return {name: int(counts.get(name, 0)) for name in ("win", "tie", "loss")}
+    return {name: int((rows["verdict"] == name).sum()) for name in ("win", "tie", "loss")}
 
 
 def counted(pairs: pd.DataFrame) -> str:
     """How many wins, ties and losses a table with a column `verdict` has, in words."""
-    words = {"win": "wins", "tie": "ties", "loss": "losses"}
-    said = [f"{n} {name if n == 1 else words[name]}" for name, n in count_verdicts(pairs).items()]
-    cells = f"{len(pairs)} cell" + ("" if len(pairs) == 1 else "s")
-    return f"{', '.join(said[:-1])} and {said[-1]} in {cells}"
+    nouns = {"win": "wins", "tie": "ties", "loss": "losses"}
+    wins, ties, losses = (
+        f"{n} {name if n == 1 else nouns[name]}" for name, n in count_verdicts(pairs).items()
+    )
+    return f"{wins}, {ties} and {losses} in {len(pairs)} cell{'' if len(pairs) == 1 else 's'}"

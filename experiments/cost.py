@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from asddim_lib.calibration import evaluations as evaluations_of_profile
+from asddim_lib.calibration import evaluations
 from asddim_lib.models.load import Pipeline, device_of
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.run import Run
 from experiments.memory import Peak
-from experiments.setting import Setting, cells, evaluations, references
+from experiments.setting import Setting, cells, picture_evaluations, references
 
 #: Two lengths of a run. They differ by the network's time; the rest is text, decoding, copying.
 STEPS = (1, 4)
 
 
-class Cost(NamedTuple):
+class PictureCost(NamedTuple):
     """What a picture costs.
 
     `seconds` per network evaluation, the `rest` of its seconds, `kilobytes` on disk, and the peak
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
     memory: float | None
 
 
-def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
+def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> PictureCost:
     """Draws one batch of the setting's size over 1 step and over 4, after one that is not timed.
 
     The memory is the device's; on a CPU, the process's.
@@ -45,10 +45,10 @@ def measure(pipe: Pipeline, table: pd.DataFrame, setting: Setting) -> Cost:
     seconds = max(long.seconds - short.seconds, 0) / (STEPS[1] - STEPS[0]) / per_step
     size = sum(part.nbytes for part in (long.images, long.latents)) / len(prompts)
     rest = max(short.seconds - seconds * per_step, 0)
-    return Cost(seconds, rest, size / 1e3, peak.megabytes())
+    return PictureCost(seconds, rest, size / 1e3, peak.megabytes())
 
 
-def plan(pipe: Pipeline, setting: Setting, count: int, cost: Cost) -> pd.DataFrame:
+def plan(pipe: Pipeline, setting: Setting, count: int, cost: PictureCost) -> pd.DataFrame:
     """The cost of `count` prompts: one row per guidance scale and step count, references too.
 
     Each has its pictures, network evaluations, hours on one device, hours of one method
@@ -58,7 +58,7 @@ def plan(pipe: Pipeline, setting: Setting, count: int, cost: Cost) -> pd.DataFra
     rows = []
     for scale, steps in dict.fromkeys((cell.guidance_scale, cell.steps) for cell in wanted):
         alike = [c for c in wanted if (c.guidance_scale, c.steps) == (scale, steps)]
-        each = evaluations(pipe, setting, alike[0])
+        each = picture_evaluations(pipe, setting, alike[0])
         hours = count * (each * cost.seconds + cost.rest) / 3600
         pictures = count * len(alike)
         row = {"guidance_scale": scale, "steps": steps, "rows": len(alike), "pictures": pictures}
@@ -75,4 +75,4 @@ def calibration(pipe: Pipeline, setting: Setting) -> int:
     rows = (calls.rows(pipe, scale, setting.options) for scale in setting.guidance_scales)
     runs = setting.calibrate_on * sum(rows)
     probes = {"adjoint_probes": setting.adjoint_probes, "feature_probes": setting.feature_probes}
-    return runs * evaluations_of_profile(setting.calibrate_steps, **probes)
+    return runs * evaluations(setting.calibrate_steps, **probes)

@@ -29,7 +29,7 @@ from experiments import attributes
 from experiments.draw import file_hash, generate
 from experiments.grids import find_grids, grid_file
 from experiments.records import read_records
-from experiments.score import has_attributes, judge, real_figures, summarize
+from experiments.score import has_attributes, real_figures, score_pictures, summarize
 from experiments.setting import Batch, Cell, Setting, batches, needs, references
 from experiments.shards import ALONE, Shard
 from experiments.store import load
@@ -49,16 +49,17 @@ def evaluate(
     reference: str = "",
     against: Sequence[Encoder] = (),
 ) -> pd.DataFrame:
-    """The whole experiment: grids, pictures, records and summary, all kept in `out`.
+    """Runs the whole experiment: grids, pictures, records and summary, all saved in `out`.
 
-    What a grid needs is measured on prompts that are not reported on, as the setting says; the path
-    of the oracle and of GITS on `teach_on` prompts over 60 steps, as GITS' authors do. One process
-    measures and others wait for it. Each process draws its shard. One judges, when all pictures
-    are there: it reads them from files, so that no figure depends on how many processes there were.
+    Grids are measured on prompts that are not reported on, as the setting says; the path of the
+    oracle and of GITS on `teach_on` prompts over 60 steps, as GITS' authors do. One process
+    measures while others wait. Each process draws its shard. One judges when all pictures are
+    there: it reads them from files, so no figure depends on the number of processes.
     FID and KID from the real pictures in the folder `reference` are added by the features of each
     encoder in `against`.
-    Returns the summary, with the number of `failed_references` in its attrs; of a process that does
-    not judge, a row that says how many of its pictures failed. Raises WrongUse as `generate` does.
+    Returns the summary, with the number of `failed_references` in its attrs; a process that does
+    not judge returns a row with the number of its pictures that failed. Raises WrongUse as
+    `generate` does.
     """
     out, prompts = Path(out), list(table["prompt"])
     remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
@@ -73,7 +74,7 @@ def evaluate(
     if not shard.judges:
         return pd.DataFrame({"shard": [f"{shard.number}/{shard.count}"], "failed": [failed]})
     _name_damage(out)
-    records, features = judge(pipe, table, setting, out, clip)
+    records, features = score_pictures(pipe, table, setting, out, clip)
     summary = summarize(records, features)
     origin: dict[str, Any] = {"clip": clip or ("bundled" if has_attributes(table) else None)}
     for encoder in against:
@@ -103,7 +104,7 @@ def _tuning_prompts(setting: Setting, prompts: list[str]) -> list[str]:
 
 
 def _name_damage(out: Path) -> None:
-    """Says in the log that records are damaged, which are about to be made from the pictures."""
+    """Logs that the records are damaged; they are about to be written again from the pictures."""
     if (out / "records.parquet").exists():
         try:
             read_records(out)
@@ -118,7 +119,7 @@ def _failed_references(pipe: Pipeline, setting: Setting, count: int, out: Path) 
 
 
 def _grids(grids: dict[Cell, Any], out: Path) -> dict[str, Any]:
-    """The grids, and what is known of those that were found by trying."""
+    """Every cell's grid, and the trials of those that a search chose."""
     tried = [cell for cell in grids if needs(cell.method) == "trials"]
     return {
         "grids": {cell.name: grid for cell, grid in grids.items()},
@@ -144,7 +145,7 @@ def _check_networks(pipe: Pipeline, setting: Setting, prompts: list[str], clip: 
 
 
 def provenance(setting: Setting, pipe: Pipeline, table: pd.DataFrame) -> dict[str, Any]:
-    """What a record says of where it came from: setting, weights, prompts, versions, machine."""
+    """The provenance of a record: setting, weights, prompts, versions, machine."""
     import diffusers
 
     return {

@@ -1,4 +1,4 @@
-"""An experiment's pictures beside the model's own fine ones, so that only the sampler is judged."""
+"""Pictures against the same model's pictures of many steps, so that only the sampler is judged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.metrics.kid import kid_shares
 
 
-class Seen(NamedTuple):
-    """What is known of n pictures, with rows of NaN where one failed.
+class Observed(NamedTuple):
+    """Latents, embeddings and features of n pictures. Rows of failed pictures are NaN.
 
-    `latents` (n × …), the image encoder's `embeddings` (n × e), and the `features` (n × d) of the
-    judge, or of a second encoder where the judge cannot read the prompts. The last two have no
-    columns where nothing that is at hand can look at the pictures.
+    `latents` are n × …; `embeddings` (n × e) are the image encoder's; `features` (n × d) are the
+    judge's, or a second encoder's where the judge cannot read the prompts. The last two have no
+    columns without such an encoder.
     """
 
     latents: Tensor
@@ -26,9 +26,12 @@ class Seen(NamedTuple):
     features: Tensor
 
 
-def joined(parts: list[Seen]) -> Seen:
-    """The parts of a cell, one after the other; one of which all failed knows no columns."""
-    return Seen(*(_stacked(tensors) for tensors in zip(*parts, strict=True)))
+def concatenated(parts: list[Observed]) -> Observed:
+    """Concatenates a cell's batches.
+
+    A batch whose pictures all failed has no feature columns; they are filled with NaN.
+    """
+    return Observed(*(_stacked(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
@@ -38,7 +41,7 @@ def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
 
 
 def _alike(fine: Tensor, seen: Tensor) -> Tensor:
-    """What is known of fine pictures; of those which all failed, nothing, in the others' shape."""
+    """Fine pictures' values; NaN in the shape of `seen` where all fine pictures failed."""
     return fine if fine.shape[1:] == seen.shape[1:] else _unknown(len(fine), seen.shape[1:])
 
 
@@ -46,15 +49,15 @@ def _unknown(count: int, shape: torch.Size) -> Tensor:
     return torch.full((count, *shape), torch.nan, dtype=torch.float64)
 
 
-def beside_fine(seen: Seen, fine: Seen) -> pd.DataFrame:
-    """A row per picture: how far it is from the fine one of the same prompt and noise.
+def beside_fine(seen: Observed, fine: Observed) -> pd.DataFrame:
+    """A row per picture: its distance from the fine one of the same prompt and noise.
 
-    `distance` is of the latents, `embedding` of the image encoder's embeddings and `looks` of the
-    judge's features, which served no choice of a grid. Each is over the spread of the fine ones.
-    The mean of `own_kid_share` is the KID to fine pictures of other prompts and noise.
+    `distance` is between latents, `embedding` between embeddings and `looks` between the judge's
+    features, which served no choice of a grid. Each is over the spread of the fine pictures. The
+    mean of `own_kid_share` is the KID from fine pictures of other prompts and noise.
     Raises WrongUse for pictures of one prompt, which have no spread.
     """
-    fine = Seen(*(_alike(*pair) for pair in zip(fine, seen, strict=True)))
+    fine = Observed(*(_alike(*pair) for pair in zip(fine, seen, strict=True)))
     columns = {"distance": _distances(seen.latents, fine.latents)}
     for name, which in (("embedding", "embeddings"), ("looks", "features")):
         values = getattr(seen, which)

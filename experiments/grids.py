@@ -22,7 +22,7 @@ from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tuning.tune import tune
 from experiments.draw import claim
 from experiments.setting import (
-    METHODS,
+    PAPER_METHODS,
     RECORDED_STEPS,
     Cell,
     Setting,
@@ -121,7 +121,7 @@ def grid_for(
     return level_indices(
         scheduler,
         cell.steps,
-        allocation=METHODS.get(cell.method, cell.method),
+        allocation=PAPER_METHODS.get(cell.method, cell.method),
         p=setting.p,
         lam=setting.lam,
         reading=setting.reading,

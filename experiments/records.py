@@ -18,8 +18,8 @@ from experiments.draw import file_hash
 def read_records(out: str | os.PathLike) -> pd.DataFrame:
     """An experiment's records, a row per picture, with the column `prompt`.
 
-    Records of earlier versions lack that column: it is joined where they are of bundled prompts,
-    by the hash in their provenance. Raises WrongUse where the file does not hold what was written.
+    Records of earlier versions lack that column. It is added where the hash in their provenance
+    is that of bundled prompts. Raises WrongUse for a damaged file.
     """
     file, provenance_file = Path(out) / "records.parquet", Path(out) / "provenance.json"
     try:

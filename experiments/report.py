@@ -62,53 +62,47 @@ def paper_tables() -> pd.DataFrame:
 
 
 def table(summary: pd.DataFrame, figures: dict[str, Figure]) -> pd.DataFrame:
-    """A summary's rows as they are printed: each of `figures` that it has, with its half-width.
+    """A summary as it is printed: each of `figures` that it has, with its half-width.
 
-    The paper's figures of the same method and step count stand beside them, where there are any.
-    Time has the number of network evaluations beside it. N is a column where rows differ in it.
+    The paper's figures of the same method and step count follow, if any row has them. Time comes
+    with the number of network evaluations. N is a column where rows differ in it.
     """
-    paper = paper_tables()
-    columns = {key: how for key, how in figures.items() if key in summary}
-    known = any(
-        pair in paper.index for pair in zip(summary["steps"], summary["method"], strict=True)
-    )
-    printed = dict.fromkeys(how.paper for how in columns.values() if how.paper and known)
-
-    def cells(row: pd.Series) -> dict[str, Any]:
-        line: dict[str, Any] = {"steps": row["steps"], "method": row["method"]}
-        if summary["n"].nunique() > 1:
-            line["N"] = row["n"]
-        if "seconds" in columns:
-            line["evaluations"] = row["nfe"]
-        for key, how in columns.items():
-            line[how.title] = plus_minus(row[key], row[f"{key}_ci"], how)
-        for name in printed:
-            title, decimals = _PAPER[name]
-            pair = (row["steps"], row["method"])
-            line[title] = f"{paper.loc[pair, name]:.{decimals}f}" if pair in paper.index else "–"
-        return line
-
-    return pd.DataFrame([cells(row) for _, row in summary.iterrows()])
+    columns = {key: figure for key, figure in figures.items() if key in summary}
+    pairs = pd.MultiIndex.from_frame(summary[["steps", "method"]])
+    paper = paper_tables().reindex(pairs)
+    printed: dict[str, Any] = {"steps": summary["steps"], "method": summary["method"]}
+    if summary["n"].nunique() > 1:
+        printed["N"] = summary["n"]
+    if "seconds" in columns:
+        printed["evaluations"] = summary["nfe"]
+    for key, figure in columns.items():
+        values = zip(summary[key], summary[f"{key}_ci"], strict=True)
+        printed[figure.title] = [plus_minus(value, half, figure) for value, half in values]
+    for name in dict.fromkeys(figure.paper for figure in columns.values() if figure.paper):
+        title, decimals = _PAPER[name]
+        if paper.notna().any(axis=None):
+            printed[title] = [f"{v:.{decimals}f}" if pd.notna(v) else "–" for v in paper[name]]
+    return pd.DataFrame(printed).reset_index(drop=True)
 
 
-def plus_minus(value: float, half: float, how: Figure) -> str:
-    """A figure and its half-width; a dash without a figure, and ∞ for the interval of one value."""
+def plus_minus(value: float, half: float, figure: Figure) -> str:
+    """A value and its half-width; a dash without a figure, and ∞ for the interval of one value."""
     if pd.isna(value):
         return "–"
-    width = f"{how.times * half:.{how.decimals}f}" if math.isfinite(half) else "∞"
-    return f"{how.times * value:.{how.decimals}f} ± {width}"
+    width = f"{figure.times * half:.{figure.decimals}f}" if math.isfinite(half) else "∞"
+    return f"{figure.times * value:.{figure.decimals}f} ± {width}"
 
 
-class Run(NamedTuple):
-    """A run on record: its folder, its provenance and its summary."""
+class Record(NamedTuple):
+    """What a finished experiment left: its folder, its provenance and its summary."""
 
     folder: Path
     provenance: dict[str, Any]
     summary: pd.DataFrame
 
 
-def read_run(folder: str | os.PathLike) -> Run:
-    """The record of a finished run.
+def read_record(folder: str | os.PathLike) -> Record:
+    """The record of a finished experiment.
 
     Raises WrongUse where files are missing, and ValueError where the records are damaged.
     """
@@ -122,14 +116,14 @@ def read_run(folder: str | os.PathLike) -> Run:
         "name the folder of a run that has ended (python -m experiments evaluate --out …)",
     )
     read_records(folder)
-    return Run(folder, json.loads(files[2].read_text()), pd.read_csv(files[1]))
+    return Record(folder, json.loads(files[2].read_text()), pd.read_csv(files[1]))
 
 
-def markdown(run: Run) -> str:
-    """The tables of a run in Markdown, under a line that states their provenance."""
-    origin, parts = ", ".join(_origin(run.provenance)), []
-    for (scale, solver), part in run.summary.groupby(["guidance_scale", "solver"], sort=False):
-        parts.append(f"**{run.folder}**, guidance {scale:g}, {solver}: {origin}")
+def paper_markdown(record: Record) -> str:
+    """The tables of a record in Markdown, under a line that states their provenance."""
+    origin, parts = ", ".join(_origin(record.provenance)), []
+    for (scale, solver), part in record.summary.groupby(["guidance_scale", "solver"], sort=False):
+        parts.append(f"**{record.folder}**, guidance {scale:g}, {solver}: {origin}")
         parts += [
             f"{title}\n\n{_lines(table(part, figures))}"
             for title, figures in (("Tables 1–3: quality", QUALITY), ("Tables 4–6: time", TIME))

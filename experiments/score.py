@@ -16,94 +16,105 @@ from asddim_lib.metrics.encoders import Encoder, embed, load_encoder
 from asddim_lib.metrics.real import real_features
 from asddim_lib.models.load import Pipeline, device_of
 from experiments import attributes
-from experiments.fine import Seen, beside_fine, joined
-from experiments.setting import Batch, Cell, Setting, batches, cells, evaluations, references
+from experiments.fine import Observed, beside_fine, concatenated
+from experiments.setting import (
+    Batch,
+    Cell,
+    Setting,
+    batches,
+    cells,
+    picture_evaluations,
+    references,
+)
 from experiments.store import load
 
 
-def judge(
+def score_pictures(
     pipe: Pipeline, table: pd.DataFrame, setting: Setting, out: Path, clip: str | None = None
 ) -> tuple[pd.DataFrame, dict[Cell, Tensor]]:
-    """Reads the pictures of a pipeline back, one batch at a time, and scores them on its device.
+    """Reads an experiment's pictures back, one batch at a time, and scores them on pipe's device.
 
     Returns one record per picture and the judge's features (n × d) of each cell. A record has the
     CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
-    real pictures (`kid_shares`), and with a reference what `beside_fine` says. Only prompts with
-    the columns of the bundled ones have attributes and features, since the judge was trained on
-    those. `clip`, a folder or a hub id, scores the pictures of other prompts. It embeds them, too,
-    unless the setting has an `encoder`; their features are its `check_encoder`'s, if it has one. A
-    picture that is `failed` has no figures.
+    real pictures (`kid_shares`), and with a reference the columns of `beside_fine`. Only prompts
+    with the columns of the bundled ones have attributes and features, since the judge was trained
+    on those. `clip`, a folder or a hub id, scores the pictures of other prompts. It embeds them,
+    too, unless the setting has an `encoder`; their features are its `check_encoder`'s, if it has
+    one. A picture that is `failed` has no figures.
 
     Raises WrongUse for a reference of one prompt, which has no spread.
     """
 
-    def judged(cell: Cell) -> tuple[pd.DataFrame, Seen]:
-        how = (pipe, setting, clip)
+    def scored(cell: Cell) -> tuple[pd.DataFrame, Observed]:
         parts = [
-            _judged(load(batch.file(out)), batch, table.iloc[batch.start : batch.stop], *how)
+            _scored(batch, table.iloc[batch.start : batch.stop], pipe, setting, out, clip)
             for batch in batches(cell, len(table), setting)
         ]
         frame = pd.concat([part[0] for part in parts], ignore_index=True)
-        return frame, joined([part[1] for part in parts])
+        return frame, concatenated([part[1] for part in parts])
 
     records, features = [], {}
-    goals = {cell.guidance_scale: judged(cell)[1] for cell in references(setting, pipe.scheduler)}
+    goals = {cell.guidance_scale: scored(cell)[1] for cell in references(setting, pipe.scheduler)}
     for cell in cells(setting):
-        frame, seen = judged(cell)
+        frame, seen = scored(cell)
         if has_attributes(table):
-            sound = torch.from_numpy(~frame["failed"].to_numpy())
-            features[cell] = seen.features[sound]
+            sound = ~frame["failed"].to_numpy()
+            features[cell] = seen.features[torch.from_numpy(sound)]
             if sound.sum() > 1:
                 real = (attributes.reference_features(), attributes.reference_kernel())
                 shares = metrics.kid_shares(features[cell], *real)
-                frame.loc[sound.numpy(), "kid_share"] = shares.numpy()
+                frame.loc[sound, "kid_share"] = shares.numpy()
         if cell.guidance_scale in goals:
             frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
         records.append(frame)
     return pd.concat(records, ignore_index=True), features
 
 
-def _judged(
-    stored: dict[str, Tensor],
+def _scored(
     batch: Batch,
     table: pd.DataFrame,
     pipe: Pipeline,
     setting: Setting,
+    out: Path,
     clip: str | None,
-) -> tuple[pd.DataFrame, Seen]:
-    """A batch's records, and what is known of its pictures."""
-    finite, encoder, scores = stored["finite"].numpy(), setting.encoder, {}
-    device = str(device_of(pipe))
-    features = embeddings = torch.empty(len(finite), 0)
+) -> tuple[pd.DataFrame, Observed]:
+    """A batch's records, and what encoders see of its pictures. `table` has the batch's rows."""
+    stored, device = load(batch.file(out)), str(device_of(pipe))
+    finite = stored["finite"].numpy()
     images, asked = stored["images"][stored["finite"]], table[finite]
-    if len(images) and (clip or has_attributes(table)):
-        how: Any = {"device": device, "truncate": setting.truncate}
-        scores["clip"] = metrics.clip_cosine(images, list(asked["prompt"]), clip, **how).numpy()
-        encoder = encoder or clip or "bundled"
-    if len(images) and encoder:
-        embeddings = _placed(embed(load_encoder(encoder, device), images), finite)
-    if len(images) and has_attributes(table):
-        found = attributes.judge_features(images, device=device)
-        features = _placed(found, finite)
-        right = attributes.attributes_right(found, {name: list(asked[name]) for name in asked})
-        scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
-    elif len(images) and setting.check_encoder:
-        features = _placed(embed(load_encoder(setting.check_encoder, device), images), finite)
+    scores: dict[str, np.ndarray] = {}
+    features = embeddings = torch.empty(len(finite), 0)
+    if len(images):
+        judged, encoder = has_attributes(table), setting.encoder
+        if clip or judged:
+            prompts = list(asked["prompt"])
+            cosine = metrics.clip_cosine(
+                images, prompts, clip, device=device, truncate=setting.truncate
+            )
+            scores["clip"], encoder = cosine.numpy(), encoder or clip or "bundled"
+        if encoder:
+            embeddings = _placed(embed(load_encoder(encoder, device), images), finite)
+        if judged:
+            found = attributes.judge_features(images, device=device)
+            features = _placed(found, finite)
+            right = attributes.attributes_right(found, {name: list(asked[name]) for name in asked})
+            scores |= {f"right_{name}": hits.numpy() for name, hits in right.items()}
+        elif setting.check_encoder:
+            features = _placed(embed(load_encoder(setting.check_encoder, device), images), finite)
     index = pd.RangeIndex(batch.start, batch.stop)
     frame = pd.DataFrame(
         {
             **asdict(batch.cell),
             "index": index,
-            "prompt": table["prompt"].to_numpy(),
-            **({"category": table["category"].to_numpy()} if "category" in table else {}),
+            **{name: table[name].to_numpy() for name in ("prompt", "category") if name in table},
             **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
-            "nfe": evaluations(pipe, setting, batch.cell),
+            "nfe": picture_evaluations(pipe, setting, batch.cell),
             "failed": ~finite,
         },
         index=index,
     )
-    scored = frame.join(pd.DataFrame(scores, index=index[finite]))
-    return scored, Seen(stored["latents"], embeddings, features)
+    figures = pd.DataFrame(scores, index=index[finite])
+    return frame.join(figures), Observed(stored["latents"], embeddings, features)
 
 
 def _placed(values: Tensor, finite: np.ndarray) -> Tensor:
@@ -137,8 +148,7 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
             "nfe": int(every["nfe"].iloc[0]),
         }
         if cell in features and len(judged) > 1:
-            goal = attributes.reference_features()
-            row |= _frechet(features[cell], goal, clusters=judged["prompt"])
+            row |= _judge_figures(features[cell], judged["prompt"])
         row |= figures(judged)
         seconds = every["seconds"].drop_duplicates()
         row["seconds"] = float(seconds.median())
@@ -154,9 +164,8 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
     Pictures of one prompt text are a cluster.
     """
     row: dict[str, float] = {}
-    columns = {f"{name}_share": name for name in ("kid", "own_kid")}
-    columns |= {name: name for name in ("clip", "distance", "embedding", "looks")}
-    for column, name in columns.items():
+    for column in ("kid_share", "own_kid_share", "clip", "distance", "embedding", "looks"):
+        name = column.removesuffix("_share")
         known = judged[judged[column].notna()] if column in judged else ()
         if len(known):
             row[name], row[f"{name}_ci"] = metrics.mean_interval(known[column], known.get("prompt"))
@@ -170,11 +179,12 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
     return row
 
 
-def _frechet(features: Tensor, reference: Tensor, **how: Any) -> dict[str, float]:
-    """FID and FID at infinity, each where there are enough pictures for it."""
+def _judge_figures(features: Tensor, texts: pd.Series) -> dict[str, float]:
+    """FID and FID at infinity by the judge's features (n × d), if there are enough pictures."""
     row: dict[str, float] = {}
+    reference = attributes.reference_features()
     if len(features) > features.shape[1]:
-        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference, **how)
+        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference, clusters=texts)
     if len(features) > 2 * features.shape[1] + 1:
         row["fid_infinity"] = metrics.fid_infinity(features, reference)
     return row

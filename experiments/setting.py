@@ -19,7 +19,7 @@ from experiments import rivals as rivals  # adds its grids to the table
 
 #: The paper's methods, by their allocations. `ddim` is Stable Diffusion's own; the trailing one
 #: tells a better start from a better grid. Any other method goes by its name in the table.
-METHODS: dict[str, str] = {
+PAPER_METHODS: dict[str, str] = {
     "ddim": "leading",
     "ddim-trailing": "trailing",
     "noise": "noise",
@@ -36,7 +36,7 @@ def needs(method: str) -> str:
     """What a method needs, as the table of methods says."""
     if method in TRIED:
         return "trials"
-    return table.METHODS[METHODS.get(method, method)].needs
+    return table.METHODS[PAPER_METHODS.get(method, method)].needs
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Setting:
     value out of range, or one that is named twice.
     """
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(PAPER_METHODS)
     steps: tuple[int, ...] = (20, 50, 100)
     guidance_scales: tuple[float, ...] = (7.5,)
     solvers: tuple[str, ...] = ("ddim",)
@@ -83,7 +83,7 @@ class Setting:
     call: str = ""
 
     def __post_init__(self) -> None:
-        known = tuple(dict.fromkeys((*METHODS, *table.METHODS, *TRIED)))
+        known = tuple(dict.fromkeys((*PAPER_METHODS, *table.METHODS, *TRIED)))
         for method in self.methods:
             check(method in known, "method", method, f"use some of {', '.join(known)}")
         for solver in self.solvers:
@@ -182,7 +182,7 @@ def cells(setting: Setting) -> list[Cell]:
     ]
 
 
-def evaluations(pipe: Pipeline, setting: Setting, cell: Cell) -> int:
+def picture_evaluations(pipe: Pipeline, setting: Setting, cell: Cell) -> int:
     """Network evaluations of one of the cell's pictures."""
     return cell.steps * calls.rows(pipe, cell.guidance_scale, setting.options)
 

@@ -1,6 +1,6 @@
-"""Many processes, one experiment: which part of the work is whose.
+"""Many processes, one experiment: each draws a shard of the pictures.
 
-Pictures go through files, so that processes only ever wait for each other.
+Pictures are passed on in files, so processes exchange lists of work and nothing else.
 """
 
 from __future__ import annotations
@@ -36,19 +36,15 @@ class Shard:
 
     @property
     def speaks(self) -> bool:
-        """Whether what this process finds is for the user: of a group, only the first one's."""
+        """Whether this process prints: in a group, only the first one."""
         return self.number == 0 or not self.together
 
     def share(self, work: Sequence[Any]) -> Sequence[Any]:
-        """This process's part of work that all know alike."""
+        """This process's part of a list of work that is the same in all processes."""
         return work[self.number :: self.count]
 
     def deal(self, work: list[Any]) -> list[Any]:
-        """Evens out what is left to do.
-
-        Each process brings the work that it found in its share, sortable, and takes every
-        `count`-th piece of it all.
-        """
+        """Gathers the remaining work (sortable) of all processes, and redistributes it in turn."""
         if not self.together:
             return work
         shares: list[Any] = [None] * self.count

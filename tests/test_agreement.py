@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from asddim_lib.errors import WrongUse
-from experiments.agreement import GOALS, agreement, geometric_mean, mean
+from experiments.agreement import CHOICES, agreement, geometric_mean, mean
 
 WHERE = {"guidance_scale": 3.0, "steps": 5, "solver": "ddim"}
 
@@ -98,7 +98,7 @@ def test_too_few_methods_and_records_without_a_column_are_refused():
     with pytest.raises(WrongUse, match="of 2 methods; a ranking needs at least 3"):
         agreement(two, {"near": ("distance", mean)}, ["kid_share"])
     with pytest.raises(WrongUse, match="without embedding; compare with a reference"):
-        agreement(two, GOALS, ["kid_share"])
+        agreement(two, CHOICES, ["kid_share"])
 
 
 def test_the_correlation_is_scipy_s_also_with_ties():

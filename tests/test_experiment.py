@@ -16,12 +16,12 @@ from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
 from experiments import grids, store
 from experiments.contest import paired
-from experiments.cost import Cost, calibration, plan
+from experiments.cost import PictureCost, calibration, plan
 from experiments.draw import generate
 from experiments.evaluate import evaluate
 from experiments.grids import grid_for
 from experiments.records import read_records
-from experiments.score import judge, summarize
+from experiments.score import score_pictures, summarize
 from experiments.setting import Cell, Setting, cells, references
 from tests.test_goals import encoders as encoders
 from tests.zoo import ZOO
@@ -77,7 +77,7 @@ def test_missing_and_damaged_files_are_drawn_again(small, run):
 
 def test_every_picture_is_judged(small, run):
     folder, _ = run
-    records, features = judge(small, TABLE, SETTING, folder)
+    records, features = score_pictures(small, TABLE, SETTING, folder)
     assert len(contents(folder)) == 14  # two files for each of six cells, and for the reference
     assert len(records) == 18
     assert features[Cell("ddim", 3, 7.5)].shape == (3, 192)
@@ -111,7 +111,7 @@ def test_paired_differences_are_those_of_the_same_picture():
 def test_distance_is_that_of_the_latents_from_the_fine_solution(small, tmp_path):
     setting = Setting(methods=("ddim-trailing",), steps=(2, 8), reference_steps=16, batch_size=3)
     generate(small, PROMPTS, setting, grids_of(small.scheduler, setting), tmp_path)
-    records, _ = judge(small, TABLE, setting, tmp_path)
+    records, _ = score_pictures(small, TABLE, setting, tmp_path)
     small.scheduler = ASDDIMScheduler.from_config(small.scheduler.config, allocation="trailing")
 
     def ends(steps):
@@ -129,7 +129,6 @@ def test_distance_is_that_of_the_latents_from_the_fine_solution(small, tmp_path)
 
 def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path, monkeypatch):
     """The chosen grid is measured on other prompts, but by the same distance."""
-    monkeypatch.setattr(grids, "FINE_STEPS", 20)
     monkeypatch.setattr(grids, "RECORDED_STEPS", 12)
     setting = Setting(
         methods=("trailing", "chosen"),
@@ -186,7 +185,7 @@ def test_a_network_that_is_told_the_guidance_is_evaluated_once_a_step(tmp_path):
     summary = evaluate(pipe, OWN, setting, tmp_path)
     warm = 1  # the first call is not timed
     assert list(summary["nfe"]) == [len(drawn) - warm] == [3]
-    assert list(plan(pipe, setting, 5, Cost(1.0, 0.0, 1.0, None))["evaluations"]) == [5 * 3]
+    assert list(plan(pipe, setting, 5, PictureCost(1.0, 0.0, 1.0, None))["evaluations"]) == [5 * 3]
     spent = calibrate(pipe, PROMPTS[:1], guidance_scale=3.5, num_steps=2, **options).evaluations
     setting = replace(setting, methods=("combined",), calibrate_on=1, calibrate_steps=2)
     assert calibration(pipe, setting) == spent
@@ -209,7 +208,7 @@ def test_both_encoders_reach_the_search(small, encoders, tmp_path):
     """Which refuses one that would check itself, and one that cannot be loaded."""
     own = encoders[0].name
     setting = Setting(methods=("tuned",), steps=(2,), encoder=own, check_encoder=own)
-    with pytest.raises(ValueError, match=r"check_encoder is .*; it is the goal's own"):
+    with pytest.raises(ValueError, match="check_encoder"):
         evaluate(small, OWN, setting, tmp_path)
     for name in ("encoder", "check_encoder"):
         setting = Setting(methods=("ddim",), steps=(2,), **{name: str(tmp_path / "none")})
@@ -230,7 +229,7 @@ def test_a_cell_of_which_all_pictures_failed_is_judged_without_figures(small, tm
         kept["latents"][:] = torch.nan
         meta = json.dumps(store.made_from(batch))
         save_tensors(batch, kept, meta)
-    records, features = judge(small, TABLE, setting, tmp_path)
+    records, features = score_pictures(small, TABLE, setting, tmp_path)
     summary = summarize(records, features).set_index("method")
     assert len(records) == 2 * len(PROMPTS)
     assert summary.loc["trailing", ["clip", "right", "kid"]].notna().all()

@@ -13,7 +13,7 @@ from torchmetrics.image.kid import maximum_mean_discrepancy
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
 from experiments.contest import paired
-from experiments.fine import Seen, beside_fine, joined, own_kid_shares
+from experiments.fine import Observed, beside_fine, concatenated, own_kid_shares
 
 
 def features(count, seed, shift=0.0):
@@ -93,7 +93,7 @@ def test_the_interval_of_own_kid_covers(change, shift):
 
 
 def test_the_fine_pictures_themselves_have_distance_0_and_an_own_kid_about_0():
-    fine = Seen(features(400, 7).reshape(400, 2, 3), features(400, 8), features(400, 9))
+    fine = Observed(features(400, 7).reshape(400, 2, 3), features(400, 8), features(400, 9))
     table = beside_fine(fine, fine)
     assert (table[["distance", "embedding", "looks"]] == 0).all(axis=None)
     mean, half = metrics.mean_interval(table["own_kid_share"].to_numpy())
@@ -103,8 +103,8 @@ def test_the_fine_pictures_themselves_have_distance_0_and_an_own_kid_about_0():
 
 
 def test_a_failed_picture_is_left_out_and_the_others_keep_their_places():
-    fine = Seen(features(6, 1), features(6, 2), features(6, 3))
-    part = Seen(features(6, 4), features(6, 5), features(6, 6))
+    fine = Observed(features(6, 1), features(6, 2), features(6, 3))
+    part = Observed(features(6, 4), features(6, 5), features(6, 6))
     for values in part:
         values[2] = torch.nan
     table = beside_fine(part, fine)
@@ -113,16 +113,16 @@ def test_a_failed_picture_is_left_out_and_the_others_keep_their_places():
 
 
 def test_a_batch_of_which_all_failed_has_rows_without_figures():
-    known = Seen(features(3, 1), features(3, 2), features(3, 3))
-    lost = Seen(features(2, 1) * torch.nan, torch.empty(2, 0), torch.empty(2, 0))
-    both = joined([known, lost])
+    known = Observed(features(3, 1), features(3, 2), features(3, 3))
+    lost = Observed(features(2, 1) * torch.nan, torch.empty(2, 0), torch.empty(2, 0))
+    both = concatenated([known, lost])
     assert [len(values) for values in both] == [5, 5, 5]
     assert both.embeddings.shape == (5, 6)
     assert both.embeddings[3:].isnan().all()
 
 
 def test_of_pictures_that_nothing_can_read_only_latents_are_compared():
-    blind = Seen(features(4, 1), torch.empty(4, 0), torch.empty(4, 0))
+    blind = Observed(features(4, 1), torch.empty(4, 0), torch.empty(4, 0))
     assert list(beside_fine(blind, blind)) == ["distance"]
 
 

@@ -14,7 +14,7 @@ from asddim_lib import calibrate
 from asddim_lib.pipeline.run import draw
 from experiments import memory, store
 from experiments.cli import app
-from experiments.cost import Cost, calibration, measure, plan
+from experiments.cost import PictureCost, calibration, measure, plan
 from experiments.setting import Setting
 from tests.runs import SETTING, TABLE, files
 from tests.tiny import sd
@@ -31,7 +31,7 @@ PLANNED = Setting(
 
 
 def test_a_plan_counts_what_a_run_evaluates(small):
-    cost = Cost(seconds=0.5, rest=2.0, kilobytes=10.0, memory=None)
+    cost = PictureCost(seconds=0.5, rest=2.0, kilobytes=10.0, memory=None)
     table = plan(small, PLANNED, 100, cost).set_index(["guidance_scale", "steps"])
     counts = {4: 200, 10: 200, 50: 100}  # two methods, and one reference
     expected = {(scale, steps): count for scale in (1.0, 5.0) for steps, count in counts.items()}

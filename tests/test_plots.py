@@ -69,7 +69,7 @@ def test_every_method_has_one_colour_and_no_two_the_same():
 
 
 def test_an_experiment_s_names_look_like_the_methods_they_stand_for():
-    for name, method in setting.METHODS.items():
+    for name, method in setting.PAPER_METHODS.items():
         assert plots.style(name) == plots.style(method)
     with pytest.raises(ValueError, match="method is ddpm; use one of trailing, "):
         plots.style("ddpm")

@@ -14,7 +14,7 @@ from asddim_lib.cli import app as asddim
 from experiments.cli import app
 from experiments.contest import paired
 from experiments.records import read_records
-from experiments.report import INTERVALS, QUALITY, TIME, plus_minus, read_run, table
+from experiments.report import INTERVALS, QUALITY, TIME, plus_minus, read_record, table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "guidance-7.5" / "steps-20"
@@ -26,7 +26,7 @@ def rows(file):
 
 
 def test_a_table_prints_the_record_beside_the_paper():
-    shown = table(read_run(FOLDER).summary, QUALITY | TIME).set_index("method")
+    shown = table(read_record(FOLDER).summary, QUALITY | TIME).set_index("method")
     paper = {(row["steps"], row["method"]): row for row in rows(ROOT / "data" / "paper_tables.csv")}
     recorded = rows(FOLDER / "summary.csv")
     assert len(shown) == len(recorded) == 5
@@ -50,7 +50,7 @@ def test_a_table_prints_the_record_beside_the_paper():
 
 
 def test_what_the_paper_has_not_is_no_column():
-    summary = read_run(FOLDER).summary.assign(steps=7, clip=float("nan"))
+    summary = read_record(FOLDER).summary.assign(steps=7, clip=float("nan"))
     shown = table(summary, QUALITY)
     assert not [name for name in shown if name.startswith("paper")]
     assert set(shown["CLIP"]) == {"–"}
@@ -68,7 +68,7 @@ def test_a_figure_of_one_value_has_an_endless_interval_and_none_of_none():
 
 
 def test_a_folder_s_name_may_be_text():
-    assert read_run(str(FOLDER)).folder == FOLDER
+    assert read_record(str(FOLDER)).folder == FOLDER
     pd.testing.assert_frame_equal(read_records(str(FOLDER)), read_records(FOLDER))
 
 
@@ -100,13 +100,13 @@ def test_a_folder_without_a_whole_record_is_named(tmp_path):
         match=r"folder is .*, without records\.parquet, summary\.csv, provenance\.json; "
         "name the folder of a run that has ended",
     ):
-        read_run(tmp_path)
+        read_record(tmp_path)
     for file in (ROOT / "results" / "compare" / "direct").iterdir():
         shutil.copy(file, tmp_path)
     records = tmp_path / "records.parquet"
     records.write_bytes(records.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"records\.parquet is damaged"):
-        read_run(tmp_path)
+        read_record(tmp_path)
 
 
 def test_machines_are_told_what_people_are(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.metrics.encoders import pretrained
+from asddim_lib.metrics.encoders import normalized, pretrained
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
@@ -49,16 +49,12 @@ def clip_cosine(
     scores = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
-        pixels = _pixels(
-            processor.image_processor, model.config.vision_config.image_size, images[part]
-        )
+        side = model.config.vision_config.image_size
+        pixels = _pixels(processor.image_processor, side, images[part])
         words = tokens(model, processor, prompts[part], truncate)
         out = model(**words.to(device), pixel_values=pixels.to(device))
-        scores.append(
-            nn.functional.cosine_similarity(
-                out.image_embeds.cpu().double(), out.text_embeds.cpu().double()
-            )
-        )
+        embeds = (part.cpu().double() for part in (out.image_embeds, out.text_embeds))
+        scores.append(nn.functional.cosine_similarity(*embeds))
     return torch.cat(scores)
 
 
@@ -109,11 +105,7 @@ def _pixels(processor: Any, size: int, images: Tensor) -> Tensor:
     """
     if images.shape[2:] != (size, size):
         return processor(images=list(images), return_tensors="pt")["pixel_values"]
-    mean, std = (
-        torch.tensor(values).reshape(3, 1, 1)
-        for values in (processor.image_mean, processor.image_std)
-    )
-    return (images / 255 - mean) / std
+    return normalized(images / 255, processor.image_mean, processor.image_std)
 
 
 class _Reader:

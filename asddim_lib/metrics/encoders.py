@@ -168,7 +168,7 @@ def _processed(processor: Any, pictures: Tensor) -> Tensor:
         scaled = interpolate(scaled, size, mode="bicubic", antialias=True).clamp(0, 1)
     if getattr(processor, "do_center_crop", False):
         scaled = _centre(scaled, *_size(processor.crop_size, scaled.shape[2:]))
-    return _normalized(scaled, processor.image_mean, processor.image_std)
+    return normalized(scaled, processor.image_mean, processor.image_std)
 
 
 def _size(size: Mapping[str, int], shape: torch.Size) -> tuple[int, int]:
@@ -185,7 +185,8 @@ def _centre(pictures: Tensor, high: int, wide: int) -> Tensor:
     return pictures[:, :, top : top + high, left : left + wide]
 
 
-def _normalized(scaled: Tensor, mean: Any, spread: Any) -> Tensor:
+def normalized(scaled: Tensor, mean: Any, spread: Any) -> Tensor:
+    """Pixels (n × 3 × h × w, 0 to 1) less the mean of their channel, over its spread."""
     shift, width = (
         torch.tensor(values, device=scaled.device).reshape(3, 1, 1) for values in (mean, spread)
     )
@@ -200,7 +201,7 @@ def _bytes(pictures: Tensor) -> Tensor:
 def _squeezed(pictures: Tensor) -> Tensor:
     """DINOv2's input: 224 × 224, resized as Pillow does, which torch has for uint8 on CPUs only."""
     pixels = interpolate(_bytes(pictures).cpu(), (224, 224), mode="bicubic", antialias=True)
-    return _normalized(pixels / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return normalized(pixels / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _cropped(pictures: Tensor, side: int = 256) -> Tensor:

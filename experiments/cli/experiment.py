@@ -76,7 +76,7 @@ class Experiment:
         """
         from asddim_lib.models.prompts import load_prompts
         from experiments.evaluate import evaluate
-        from experiments.setting import evaluations
+        from experiments.setting import picture_evaluations
         from experiments.shards import joined
 
         self._check_reference()
@@ -99,7 +99,7 @@ class Experiment:
                 reference=self.reference,
                 against=self._encoders(device),
                 progress=lambda waiting: bar(
-                    waiting, shard, lambda cell: evaluations(pipe, setting, cell)
+                    waiting, shard, lambda cell: picture_evaluations(pipe, setting, cell)
                 ),
             )
         if shard.judges:

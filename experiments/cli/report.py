@@ -20,11 +20,11 @@ def report(folders: Folders, as_json: Json = False) -> None:
 
     Example: python -m experiments report results/guidance-7.5/steps-20
     """
-    from experiments.report import markdown, read_run
+    from experiments.report import paper_markdown, read_record
 
-    runs = [read_run(folder) for folder in folders]
+    records = [read_record(folder) for folder in folders]
     values = [
-        {"folder": str(run.folder), "provenance": run.provenance, "rows": rows(run.summary)}
-        for run in runs
+        {"folder": str(one.folder), "provenance": one.provenance, "rows": rows(one.summary)}
+        for one in records
     ]
-    say(values, "\n\n".join(map(markdown, runs)), as_json)
+    say(values, "\n\n".join(map(paper_markdown, records)), as_json)
