@@ -29,6 +29,7 @@ class Planted(Goal):
     """
 
     name = "planted"
+    relative = False
 
     def __init__(self, best, shared=0.1, own=1e-4, current=0.5):
         self.best, self.shared, self.own, self.current = list(best), shared, own, current

@@ -12,7 +12,7 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.encoders import load_encoder
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import SMALLEST, Setup
-from asddim_lib.tuning.goals import GOALS, Embedding, Latents, goal_of
+from asddim_lib.tuning.goals import GOALS, Embedding, Latents, embedded, goal_of
 from tests.test_encoders import clip, dinov2
 
 PROMPTS = ["a red boot", "a blue bag", "a pink dress"]
@@ -135,9 +135,9 @@ def test_an_encoder_that_the_memory_does_not_hold_is_named(error, encoders):
     def full(pictures):
         raise error
 
-    goal = Embedding(replace(encoders[0], prepare=full))
+    large = replace(encoders[0], prepare=full)
     with pytest.raises(WrongUse, match=r"^encoder"):
-        goal.embedded(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+        embedded(large, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_every_goal_has_its_name():

@@ -1,6 +1,7 @@
 """`tune` and `compare`: what replaces a sampler, what is drawn and returned, spent and refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -79,7 +80,6 @@ def test_a_search_that_followed_noise_changes_nothing(small):
     assert found.candidate not in found.grids.values()
     assert not found.changed
     assert found.scheduler is small.scheduler
-    assert found.summary().startswith("Not proven better than ")
 
 
 def test_a_named_grid_that_wins_over_all_is_returned(small):
@@ -131,11 +131,11 @@ def test_no_text_of_the_verdict_served_the_choice(plan, small, monkeypatch):
     how = {**HOW, "plan": plan, "goal": goal}
     found = tune(small, words, **how, progress=lambda doing, spent, total: phase.append(doing))
     verdict = used.pop("verifying")
-    assert len(verdict) == found.setting["prompts"] >= 7
-    assert found.setting["pictures"] > found.setting["prompts"]
+    assert len(verdict) == found.prompts >= 7
+    assert found.pictures > found.prompts
     assert "measuring the model" in used
     assert not verdict & set.union(*used.values())
-    assert f"{found.setting['pictures']} pictures of {len(verdict)} prompts" in found.report()
+    assert f"{found.pictures} pictures of {len(verdict)} prompts" in found.report()
 
 
 def test_pictures_of_one_text_are_no_independent_evidence(small):
@@ -190,8 +190,8 @@ def test_the_user_s_scheduler_is_drawn_by_itself_and_returned_where_nothing_wins
     for key, value in before.items():  # nor was its state touched
         now = vars(small.scheduler)[key]
         assert now is value or torch.is_tensor(value)
-    assert (found.setting["current"], found.setting["solver"]) == (kind.__name__, solver)
-    assert found.setting["evaluations_per_picture"] == calls
+    assert (found.setting.current, found.setting.solver) == (kind.__name__, solver)
+    assert found.setting.evaluations_per_picture == calls
     assert kind.__name__ in found.summary()
     assert kind.__name__ in found.report()
     ((prompts, ends), *_) = drawn.items()
@@ -240,20 +240,30 @@ def test_a_saved_pipeline_draws_the_judged_pictures_bit_for_bit(small, solver, t
     assert sampler.scheduler.config.items() <= loaded.config.items()
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
-def test_diffusers_own_scheduler_draws_the_grid_without_us(small, solver):
-    small.scheduler = DDIMScheduler(**LEVELS, clip_sample=False, timestep_spacing="leading")
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("PNDM", "ddim"), ("PNDM", "dpm++"), ("DPM++ Karras", "ddim"), ("DPM++ Karras", "dpm++")],
+)
+def test_the_report_s_lines_draw_the_grid_with_us_and_without(name, solver, small, tmp_path):
+    """Whatever flags the user's scheduler has: Karras' would refuse any timesteps."""
+    kind, more, *_ = CURRENTS[name]
+    small.scheduler = kind(**LEVELS, **more)
     found = planted(small, [940, 500, 80], solver=solver)
-    scheduler, how = found.without_us()
-    assert type(scheduler).__module__.startswith("diffusers.")
-    assert how == {"timesteps": found.grid}
-    call = {"guidance_scale": 1.0, "output_type": "latent"}
+    assert found.changed
+    found.save(tmp_path)
+    ours, stock = re.findall(r"```python\n(.*?)```", (tmp_path / "report.md").read_text(), re.S)
+    assert "asddim_lib" not in stock
     latents = []
-    for own, more in ((scheduler, how), (found.scheduler, {"num_inference_steps": 3})):
-        small.scheduler, noise = own, torch.Generator().manual_seed(3)
-        latents.append(small(WORDS[0], generator=noise, **call, **more).images)
+    for lines in (ours, stock):
+        drawn = "noise = torch.Generator().manual_seed(3)\ndrawn = pipe(prompt, generator=noise, "
+        drawn += "output_type='latent', "
+        space = {"pipe": small, "prompt": WORDS[0], "torch": torch}
+        exec(lines.replace("pipe(prompt, ", drawn), space)
+        latents.append(space["drawn"].images)
     torch.testing.assert_close(*latents, rtol=2e-3, atol=2e-3)
-    assert f"pipe(prompt, timesteps={found.grid})" in found.report()
+    scheduler, how = found.without_us()
+    assert how == {"timesteps": found.grid}
+    assert type(small.scheduler) is type(scheduler)
 
 
 def test_a_folder_gives_all_of_it_back(small, tmp_path):
@@ -263,8 +273,8 @@ def test_a_folder_gives_all_of_it_back(small, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes() == found.sheet
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name, grid in found.grids.items():
-        assert f"| {name} | the current " in page
-        assert str(grid) in page
+        assert f"| {name} | " in page
+        assert ", ".join(map(str, grid)) in page
     for file in ("tune.json", "report.md", "sheet.png", "scheduler/scheduler_config.json"):
         assert (tmp_path / file).stat().st_mode & 0o044 == 0o044
     replace(found, sheet=b"").save(tmp_path)
@@ -288,16 +298,16 @@ def test_a_folder_for_another_setting_is_refused_before_any_work(small, tmp_path
     hook.remove()
     assert not rows
     with pytest.raises(WrongUse, match=r"^folder"):
-        replace(found, setting={**found.setting, "steps": 2}).save(tmp_path)
+        replace(found, setting=replace(found.setting, steps=2)).save(tmp_path)
     assert tune(small, WORDS, **how) == found  # the same continues
-    assert tune(small, WORDS[:20], **how).setting["pictures"] < found.setting["pictures"]
+    assert tune(small, WORDS[:20], **how).pictures < found.pictures
 
 
 def test_a_flow_model_s_sigmas_are_of_its_own_number_of_timesteps(small):
     found = planted(small, TRAILING)
     with pytest.raises(WrongUse, match="model"):
         _ = found.sigmas
-    setting = {**found.setting, "flow": True, "num_train_timesteps": 2000}
+    setting = replace(found.setting, shift=1.0, num_train_timesteps=2000)
     assert replace(found, grid=[1999, 999], setting=setting).sigmas == [1.0, 0.5]
 
 
@@ -308,14 +318,14 @@ def test_compare_draws_named_grids_and_those_that_are_given(small):
     found = compare(small, WORDS, **{**LATER, "grids": ["trailing", "gits"], "shown": 2})
     assert {one.second for one in found.decision.of("trailing")} >= {CURRENT}
     assert found.candidate is None
-    assert found.setting["prompts"] == len(WORDS) - 8  # gits has the others
+    assert found.prompts == len(WORDS) - 8  # gits has the others
     assert found.sheet
     assert len(found.table()) >= 2
     given = {"mine": [900, 500, 100], "even": TRAILING}
     found = compare(small, WORDS, **{**LATER, "grids": given, "goal": Planted(given["mine"])})
     assert (found.name, found.grid) == ("mine", given["mine"])
     assert list(found.scheduler.config["grid"]) == given["mine"]
-    assert found.setting["prompts"] == len(WORDS)
+    assert found.prompts == len(WORDS)
     for wrong in ({"mine": [1, 2, 3]}, {"mine": [9, 5]}, {CURRENT: TRAILING}, ["magic"]):
         with pytest.raises(WrongUse, match=r"grids|baseline"):
             compare(small, WORDS, **{**LATER, "grids": wrong})
@@ -341,7 +351,7 @@ def test_quick_counts_what_it_spends(small, encoders):
     sweeps = 2 * QUICK.profile_prompts * (QUICK.profile_steps + 1)  # backward, as two more
     assert found.evaluations == sum(rows) + 2 * sweeps
     assert found.evaluations <= 11 * 50 * 2
-    assert found.pictures == found.evaluations / found.setting["evaluations_per_picture"]
+    assert found.cost_in_pictures == found.evaluations / found.setting.evaluations_per_picture
 
 
 def test_the_least_budget_is_named_and_kept(small):
@@ -425,7 +435,7 @@ def test_too_few_prompts_are_told_how_many_are_needed(small):
         hook.remove()
         assert not rows
         if plan:
-            assert tune(small, WORDS[: needed + 3], **{**HOW, "plan": plan}).setting["prompts"] >= 7
+            assert tune(small, WORDS[: needed + 3], **{**HOW, "plan": plan}).prompts >= 7
 
 
 def test_one_step_is_a_grid_too(small):

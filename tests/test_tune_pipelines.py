@@ -56,9 +56,9 @@ def test_what_is_judged_is_returned_in_every_kind_of_pipeline(name, goal, encode
     sees = {} if goal == "latents" else {"encoder": encoders[0]}
     made, found = tuned(name, goal, **sees)
     flow = is_flow(made.pipe.scheduler)
-    assert found.setting["flow"] == flow
-    assert ("shift" in found.setting) == flow
-    assert (found.setting["encoder"] == "") == (goal == "latents")
+    assert found.setting.flow == flow
+    assert (found.setting.shift is not None) == flow
+    assert (found.setting.encoder == "") == (goal == "latents")
     assert len(found.candidate) == 2
     if not found.changed:
         assert found.scheduler is made.pipe.scheduler
@@ -94,7 +94,7 @@ def test_a_shift_that_depends_on_size_or_steps_is_that_of_k_steps(by_steps, monk
     assert found.skipped["trailing"] == "it is the current sampler's grid"
     mix = np.array([(t + 1) / 1000 for t in found.candidate])
     held = setup.sampler(found.candidate).scheduler
-    shift = found.setting["shift"]
+    shift = found.setting.shift
     np.testing.assert_allclose(held.config["grid"], shift * mix / (1 + (shift - 1) * mix), 1e-6)
     assert setup.mu == pytest.approx(np.log(shift))
 

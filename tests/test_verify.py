@@ -8,9 +8,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.metrics.intervals import prompts_needed
+from asddim_lib.metrics.intervals import ALPHA, prompts_needed
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, compared, decide
-from tests.simulate_tune import BETTER, NOBODY, rate, replaced, replaced_before, wilcoxon
+from tests.simulate_tune import (
+    BETTER,
+    COUNTS,
+    NOBODY,
+    RUNS,
+    rate,
+    replaced,
+    replaced_before,
+    wilcoxon,
+)
 
 SAMPLERS = ("a", "b", CANDIDATE)
 
@@ -109,14 +118,15 @@ def test_a_second_encoder_may_object_for_every_baseline_but_not_speak_for_one(
 # how often
 
 
-@pytest.mark.parametrize("count", [24, 64])
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("scenario", NOBODY, ids=lambda s: s.name)
 def test_where_nothing_is_better_the_sampler_is_replaced_in_at_most_five_percent(scenario, count):
-    share, *_ = rate(scenario, count, 2000)
-    assert share <= 0.05
+    share, low, _ = rate(scenario, count, RUNS)
+    assert low < ALPHA
+    assert share <= ALPHA
 
 
-@pytest.mark.parametrize("count", [24, 64])
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("scenario", [s for s in BETTER if not s.copies], ids=lambda s: s.name)
 def test_where_the_candidate_is_better_the_power_is_that_of_the_rule_before(scenario, count):
     now, low, high = rate(scenario, count, 400)

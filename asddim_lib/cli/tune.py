@@ -121,9 +121,9 @@ def show(tuned: Any, folder: Path, as_json: bool) -> None:
         "evaluations": tuned.evaluations,
         "rows": rows(tuned.table()),
     }
+    cost = f"as much as {tuned.cost_in_pictures:.0f} pictures of {tuned.setting.current}"
     text = (
-        f"{tuned.summary()}\n{tuned.evaluations} network evaluations, as many as "
-        f"{tuned.pictures:.0f} pictures now; {folder / 'report.md'} has every comparison. "
+        f"{tuned.summary()}\nIt cost {cost}; {folder / 'report.md'} has every comparison. "
         f"Draw: asddim generate PROMPT --model {folder}"
     )
     say(value, text, as_json)

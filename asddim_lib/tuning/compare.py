@@ -11,12 +11,13 @@ from asddim_lib.errors import check
 from asddim_lib.levels import check_timesteps
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
-from asddim_lib.tuning.draw import Progress, Setup, Work, begun, claimed, split
+from asddim_lib.models.prompts import listed
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.draw import Progress, Setup, Work, split
 from asddim_lib.tuning.goals import Goal, goal_of
 from asddim_lib.tuning.proposals import baseline_names, baselines, needing_a_path, recorded
-from asddim_lib.tuning.report import examples
 from asddim_lib.tuning.result import Tuned, result
-from asddim_lib.tuning.tune import verdict
+from asddim_lib.tuning.tune import judged
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 
 #: Prompts and steps of a path that grids such as `gits` are searched on.
@@ -51,36 +52,39 @@ def compare(
     arguments, the rule and the errors are those of `tune`: a grid that wins over the current
     sampler and over every other is the one returned.
     """
-    run = begun(pipe, prompts, guidance_scale, batch_size, seed, truncate, options)
+    texts = listed(prompts)
+    seeds = range(seed, seed + len(texts))
+    run = Run(pipe, texts, seeds, guidance_scale, batch_size, options, truncate)
     aim = goal_of(goal, pipe, encoder, check_encoder)
     setup = Setup(run, steps, aim, solver, reference_steps, Work(progress=progress))
     given: dict[str, list[int]] = {}
-    for name, grid in grids.items() if isinstance(grids, Mapping) else ():
-        check(name not in (CURRENT, CANDIDATE), "grids", name, "it is taken: use another name")
-        given[name] = check_timesteps(grid, setup.size, f"grids[{name!r}]")
-        same = f"{len(grid)} timesteps in {name}"
-        check(len(grid) == steps, "grids", same, f"give {steps}, as many as steps")
-    names = [] if given else baseline_names(setup.config, grids)  # type: ignore[arg-type]
+    names: list[str] = []
+    if grids and isinstance(grids, Mapping):
+        for name, grid in grids.items():
+            check(name not in (CURRENT, CANDIDATE), "grids", name, "it is taken: use another name")
+            given[name] = check_timesteps(grid, setup.size, f"grids[{name!r}]")
+            same = f"{len(grid)} timesteps in {name}"
+            check(len(grid) == steps, "grids", same, f"give {steps}, as many as steps")
+    else:
+        names = baseline_names(setup.config, list(grids or ()))
     searched = needing_a_path(names)
     first, second = split(run.prompts, PATH[0] if searched else 0)
-    trials, work = setup.trials(second), setup.work
-    most = setup.current.calls + (len(names) + len(given)) * steps + setup.reference.steps
-    work.total = trials.cost(most)
-    work.open(claimed(folder, setup), pipe)
+    trials = setup.trials(second)
+    count = setup.current.calls + (len(names) + len(given)) * steps + setup.reference.steps
+    setup.work.total = trials.cost(count)
+    setup.keep(folder)
     path = recorded(setup, setup.trials(first).run, *PATH) if searched else None
-    found, skipped = baselines(setup, names, path)
-    found |= given
-    work.doing = "drawing"
-    samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in found.items()}}
-    decision = verdict(trials, samplers)
-    sheet = examples(trials, samplers, shown)
+    named, skipped = baselines(setup, names, path)
+    setup.work.doing = "drawing"
+    drawn = {**named, **given}
+    samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in drawn.items()}}
     return result(
-        setup,
         trials,
         samplers,
-        decision,
-        found,
+        judged(trials, samplers),
+        drawn,
         skipped=skipped,
+        shown=list(samplers),
+        examples_of=shown,
         needed=lambda count: count + (PATH[0] if searched else 0),
-        sheet=sheet,
     )

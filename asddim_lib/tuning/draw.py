@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -25,8 +25,6 @@ from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.grid import level_indices
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import Levels, completed, is_flow
-from asddim_lib.models.load import Pipeline
-from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.manifest import of_pipeline, of_values
 from asddim_lib.pipeline.run import Run
@@ -42,6 +40,8 @@ SAME = (
     "FlowMatchEulerDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
+#: The fine solution's sampler.
+REFERENCE = "fine"
 #: A distance below this counts as this: its logarithm is finite.
 SMALLEST = 1e-6
 #: Receives what is being done, how many evaluations were spent, and how many may be in all.
@@ -52,8 +52,8 @@ Progress = Callable[[str, int, int], None]
 class Work:
     """Network evaluations: counted, reported before they are made, their results kept in a folder.
 
-    What a stopped run has drawn is read from the `folder`, and counted as if it were drawn again.
-    `identity` is the pipeline's hash. Evaluations that were made here, `drawn`, took `seconds`.
+    Results that a stopped run left in the `folder` are read and counted as if drawn again.
+    `identity` is the pipeline's hash. The `drawn` evaluations of this process took `seconds`.
     """
 
     folder: Path | None = None
@@ -65,34 +65,30 @@ class Work:
     drawn: int = 0
     seconds: float = 0.0
 
-    def open(self, folder: Path | None, pipe: Pipeline) -> None:
-        """Keeps what is drawn in a folder from now on, if there is one."""
-        self.folder, self.identity = folder, "" if folder is None else of_pipeline(pipe)
-
     def do(self, evaluations: int, make: Callable[[], Seen], *depends: Any) -> Seen:
-        """What `make` returns for so many evaluations, or the folder's file of the same depends."""
+        """The result of `make`, or the folder's file for the same `depends`."""
         self.report()
         self.spent += evaluations
 
         def timed() -> Seen:
-            begun, made = time.perf_counter(), make()
-            self.seconds += time.perf_counter() - begun
+            start, value = time.perf_counter(), make()
+            self.seconds += time.perf_counter() - start
             self.drawn += evaluations
-            return made
+            return value
 
-        if self.folder is None:
-            return timed()
-        return kept(self.folder / f"{of_values(self.identity, *depends)}.safetensors", timed)
+        name = f"{of_values(self.identity, *depends)}.safetensors" if self.folder else ""
+        return kept(self.folder / name if self.folder else None, timed)
 
-    def report(self) -> None:
-        """Calls `progress`."""
+    def report(self, doing: str = "") -> None:
+        """Calls `progress`, from now on with `doing`."""
+        self.doing = doing or self.doing
         if self.progress is not None:
             self.progress(self.doing, self.spent, max(self.total, self.spent))
 
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """A scheduler as it is returned: it draws in `steps`, by so many calls of the network."""
+    """A scheduler that draws in `steps` by so many `calls` of the network."""
 
     name: str
     scheduler: Any
@@ -100,14 +96,62 @@ class Sampler:
     calls: int
 
 
+@dataclass(frozen=True)
+class TunedFor:
+    """What a result is for.
+
+    `current` and `solver` are classes: of the user's scheduler, and of the one that draws grids.
+    `takes` are the arguments by which the pipeline takes a grid.
+    """
+
+    model: str
+    pipeline: str
+    current: str
+    solver: str
+    steps: int
+    guidance_scale: float | None
+    options: dict[str, str]
+    shift: float | None
+    num_train_timesteps: int
+    evaluations_per_picture: int
+    takes: list[str]
+    goal: str
+    relative: bool
+    encoder: str
+    check_encoder: str
+    reference_steps: int
+
+    @property
+    def flow(self) -> bool:
+        """Whether the model is a flow-matching one."""
+        return self.shift is not None
+
+    def claim(self, folder: str | os.PathLike, weights: str = "") -> Path:
+        """Makes a folder for one setting, and for one pipeline where its `weights`' hash is given.
+
+        Raises WrongUse for a folder with another result, and for one that cannot be written.
+        """
+        check(bool(str(folder)), "folder", "''", "name one")
+        place = Path(folder)
+        check_writable("folder", place)
+        mine = asdict(self) | ({"weights": weights} if weights else {})
+        with locked(place):
+            before = unseal(place / "setting.json") or {}
+            other = [name for name in mine if before.get(name, mine[name]) != mine[name]]
+            text = f"{folder}, which has a result for another {', '.join(other)}"
+            check(not other, "folder", text, "name another folder, or remove this one")
+            seal(place / "setting.json", before | mine)
+        return place
+
+
 @dataclass
 class Setup:
-    """Who draws: a pipeline at one guidance scale, its current sampler, grids, and the fine one.
+    """A pipeline at one guidance scale, and who draws: its current sampler, grids, the reference.
 
     `solver` names one of `schedulers.solvers`; by default grids are drawn by the pipeline's own
-    solver, or by DDIM (Euler) where that takes no grid. Pictures are compared with those of
-    `reference_steps`, or twice as many as `steps`. Raises WrongUse for wrong use, and for a
-    pipeline that sets levels of its own whatever its scheduler's grid.
+    solver, or by DDIM (Euler) where that takes no grid. The reference draws in `reference_steps`,
+    or in twice as many as `steps`. Raises WrongUse for wrong use, and for a pipeline that sets
+    levels of its own whatever its scheduler's grid.
     """
 
     run: Run
@@ -118,22 +162,22 @@ class Setup:
     work: Work = field(default_factory=Work)
 
     def __post_init__(self) -> None:
-        own = self.run.pipe.scheduler
+        scheduler = self.run.pipe.scheduler
         self.run = replace(self.run, shift_steps=self.steps)
         self.mu, self.config = self.run.mu, self.run.config
         self.size = len(Levels.from_diffusers(self.config))
-        self._trailing = even = level_indices(self.config, self.steps, allocation="trailing")
+        even = level_indices(self.config, self.steps, allocation="trailing")
         self.order = 1
         if self.solver is not None:
-            kind, self.order = solver_of(self.solver, own)
-            kind = type(with_grid(drawing(kind, own), even, self.mu))
+            solver, self.order = solver_of(self.solver, scheduler)
+            solver = type(with_grid(drawing(solver, scheduler), even, self.mu))
         else:
             try:
-                kind = type(with_grid(own, even, self.mu))
-                self.order = min(2, completed(own).get("solver_order", 1))
+                solver = type(with_grid(scheduler, even, self.mu))
+                self.order = min(2, completed(scheduler).get("solver_order", 1))
             except WrongUse:  # no class of ours has its solver
-                kind = own_scheduler(own)
-        self._plain = drawing(kind, own)
+                solver = own_scheduler(scheduler)
+        self._plain = drawing(solver, scheduler)
         self.run.check_grid_used(self.sampler(even).scheduler, self.steps)
 
     @property
@@ -143,26 +187,27 @@ class Setup:
 
     @cached_property
     def current(self) -> Sampler:
-        """The pipeline's own scheduler, as the user has it."""
-        asked = self.run.asked(self.run.pipe.scheduler, self.steps)
-        own = copy.deepcopy(self.run.pipe.scheduler)  # the user's keeps its state
-        return Sampler(CURRENT, own, self.steps, len(asked.timesteps))
+        """The pipeline as the user has it: a copy of its scheduler, whose state stays."""
+        scheduler = self.run.pipe.scheduler
+        asked = self.run.asked(scheduler, self.steps)
+        return Sampler(CURRENT, copy.deepcopy(scheduler), self.steps, len(asked.timesteps))
 
     @cached_property
     def current_grid(self) -> list[int] | None:
         """The current sampler's timesteps; None unless `sampler` draws the same with them."""
-        asked = self.run.asked(self.run.pipe.scheduler, self.steps)
+        scheduler = self.run.pipe.scheduler
+        # diffusers' DDIM steps by T // K, whatever its timesteps: linspace's lie farther apart.
+        ddim = type(scheduler).__name__ == "DDIMScheduler"
+        if ddim and self.config["timestep_spacing"] == "linspace":
+            return None
+        solvers = tuple(kind for kind in type(self._plain).__mro__ if kind.__name__ in SAME)
+        asked = self.run.asked(scheduler, self.steps)
         try:
             grid = numbers_held(asked, self.mu)
             same = _times(asked) == _times(self._set(self.sampler(grid).scheduler))
         except WrongUse:
             return None
-        # diffusers' DDIM steps by T // K, whatever its timesteps: linspace's lie farther apart.
-        same &= type(self.run.pipe.scheduler).__name__ != "DDIMScheduler" or (
-            self.config["timestep_spacing"] != "linspace"
-        )
-        solvers = [kind for kind in type(self._plain).__mro__ if kind.__name__ in SAME]
-        return grid if same and isinstance(asked, tuple(solvers)) else None
+        return grid if same and isinstance(asked, solvers) else None
 
     def _set(self, scheduler: Any) -> Any:
         """A copy of a scheduler, set for K steps without the pipeline."""
@@ -182,7 +227,7 @@ class Setup:
         kind, _ = solver_of("dpm++", self.run.pipe.scheduler)
         plain = drawing(kind, self.run.pipe.scheduler)
         even = uniform("trailing", self.size, steps)
-        return Sampler("fine", with_grid(plain, even, self.mu), steps, steps)
+        return Sampler(REFERENCE, with_grid(plain, even, self.mu), steps, steps)
 
     def sampler(self, grid: Sequence[int]) -> Sampler:
         """The solver on a grid: its scheduler is ready for `pipe.scheduler`."""
@@ -193,30 +238,33 @@ class Setup:
         """The pictures of some of the prompts."""
         return Trials(self, some(self.run, places))
 
-    def described(self) -> dict[str, Any]:
-        """What a result is for, as JSON holds it."""
-        run, flow = self.run, is_flow(self.config)
-        encoder, second = (getattr(self.goal, name, None) for name in ("encoder", "check"))
-        return {
-            "model": str(getattr(run.pipe, "name_or_path", None) or ""),
-            "pipeline": type(run.pipe).__name__,
-            "current": type(run.pipe.scheduler).__name__,
-            "solver": type(self._plain).__name__,
-            "steps": self.steps,
-            "guidance_scale": run.guidance_scale,
-            "options": {name: shorten(str(value), 80) for name, value in run.options.items()},
-            "flow": flow,
-            **({"shift": Levels.from_diffusers(self.config).shift} if flow else {}),
-            "num_train_timesteps": self.size,
-            "evaluations_per_step": self.rows,
-            "evaluations_per_picture": self.rows * self.current.calls,
-            "takes": [n for n in ("timesteps", "sigmas") if n in calls.parameters(run.pipe)],
-            "goal": self.goal.name,
-            "relative": self.goal.relative,
-            "encoder": getattr(encoder, "name", ""),
-            "check_encoder": getattr(second, "name", ""),
-            "reference_steps": self.reference.steps,
-        }
+    def described(self) -> TunedFor:
+        """What a result is for."""
+        run, goal = self.run, self.goal
+        return TunedFor(
+            model=str(getattr(run.pipe, "name_or_path", None) or ""),
+            pipeline=type(run.pipe).__name__,
+            current=type(run.pipe.scheduler).__name__,
+            solver=type(self._plain).__name__,
+            steps=self.steps,
+            guidance_scale=run.guidance_scale,
+            options={name: shorten(str(value), 80) for name, value in run.options.items()},
+            shift=Levels.from_diffusers(self.config).shift if is_flow(self.config) else None,
+            num_train_timesteps=self.size,
+            evaluations_per_picture=self.rows * self.current.calls,
+            takes=[n for n in ("timesteps", "sigmas") if n in calls.parameters(run.pipe)],
+            goal=goal.name,
+            relative=goal.relative,
+            encoder=getattr(getattr(goal, "encoder", None), "name", ""),
+            check_encoder=getattr(getattr(goal, "check", None), "name", ""),
+            reference_steps=self.reference.steps,
+        )
+
+    def keep(self, folder: str | os.PathLike | None) -> None:
+        """Keeps what is drawn in a folder from now on, if one is given. Raises as `claim` does."""
+        if folder is not None:
+            self.work.identity = of_pipeline(self.run.pipe)
+            self.work.folder = self.described().claim(folder, self.work.identity) / "drawn"
 
 
 class Trials:
@@ -239,17 +287,17 @@ class Trials:
     def losses(self, sampler: Sampler, batches: int | None = None) -> Tensor:
         """A sampler's losses (n, float64): of all prompts, or of those in the first batches.
 
-        Of a goal whose losses are `relative` they are logarithms. Raises WrongUse where one is not
-        finite.
+        They are logarithms if the goal is `relative`. Raises WrongUse if one is not finite.
         """
         goal, fine = self.setup.goal, self._all(self.setup.reference)["seen"]
         losses = goal.losses(self._all(sampler, batches)["seen"], fine)
-        return _finite(_logarithms(losses) if goal.relative else losses, sampler)
+        return _finite(losses.clamp(min=SMALLEST).log() if goal.relative else losses, sampler)
 
     def checked(self, sampler: Sampler) -> Tensor:
         """The logarithm of the distance (n) that the goal's second encoder sees."""
         fine = self._all(self.setup.reference)["checked"]
-        return _finite(_logarithms(distances(self._all(sampler)["checked"], fine)), sampler)
+        losses = distances(self._all(sampler)["checked"], fine)
+        return _finite(losses.clamp(min=SMALLEST).log(), sampler)
 
     def cost(self, calls: int) -> int:
         """The network evaluations of all pictures, of so many calls each."""
@@ -271,24 +319,6 @@ class Trials:
         return self._seen[key]
 
 
-def begun(
-    pipe: Pipeline,
-    prompts: str | Sequence[str],
-    guidance_scale: float | None,
-    batch_size: int,
-    seed: int,
-    truncate: bool,
-    options: Mapping[str, Any],
-) -> Run:
-    """The run of all prompts. Raises WrongUse for what are no prompts."""
-    named = isinstance(prompts, Mapping) or hasattr(prompts, "columns")
-    remedy = "give a list of texts, such as list(table['prompt'])"
-    check(not named, "prompts", type(prompts).__name__, remedy)
-    texts = listed(prompts)
-    seeds = range(seed, seed + len(texts))
-    return Run(pipe, texts, seeds, guidance_scale, batch_size, options, truncate)
-
-
 def split(prompts: Sequence[str], first: int) -> tuple[list[int], list[int]]:
     """Two lists of places: of the prompts with one of the `first` distinct texts, and the others.
 
@@ -296,14 +326,13 @@ def split(prompts: Sequence[str], first: int) -> tuple[list[int], list[int]]:
     """
     texts = list(dict.fromkeys(prompts))
     known = "" if len(texts) == len(prompts) else f", of which {len(texts)} are distinct"
-    needed = first + LEAST
-    remedy = f"give at least {needed} distinct ones: {LEAST} for the verdict"
-    check(len(texts) >= needed, "prompts", f"{len(prompts)} in number{known}", remedy)
+    remedy = f"give at least {first + LEAST} distinct ones: {LEAST} for the verdict"
+    check(len(texts) >= first + LEAST, "prompts", f"{len(prompts)} in number{known}", remedy)
     chosen = set(texts[:first])
-    both = [], []  # type: tuple[list[int], list[int]]
-    for place, text in enumerate(prompts):
-        both[text not in chosen].append(place)
-    return both
+    sides = [text in chosen for text in prompts]
+    return [n for n, side in enumerate(sides) if side], [
+        n for n, side in enumerate(sides) if not side
+    ]
 
 
 def some(run: Run, places: Sequence[int]) -> Run:
@@ -318,36 +347,9 @@ def some(run: Run, places: Sequence[int]) -> Run:
     return replace(run, prompts=prompts, seeds=seeds, options=options)
 
 
-def claimed(folder: str | os.PathLike | None, setup: Setup) -> Path | None:
-    """The folder for what is drawn, in a folder for one setting.
-
-    Raises WrongUse where the folder holds results for another one, and could not be written.
-    """
-    if folder is None:
-        return None
-    check(bool(str(folder)), "folder", "''", "name one")
-    place = Path(folder)
-    check_writable("folder", place)
-    said = setup.described() | {"weights": of_pipeline(setup.run.pipe)}
-    with locked(place):
-        file = place / "setting.json"
-        before = unseal(file) or said
-        other = [name for name in {**said, **before} if before.get(name) != said.get(name)]
-        what = f"{folder}, which has a result for another {', '.join(other)}"
-        check(not other, "folder", what, "name another folder, or remove this one")
-        seal(file, said)
-    (place / "drawn").mkdir(exist_ok=True)
-    return place / "drawn"
-
-
 def _times(scheduler: Any) -> list[float]:
     """The times that a scheduler gives the network, to a thousandth."""
-    return np.round(scheduler.timesteps.double().cpu().numpy(), 3).tolist()
-
-
-def _logarithms(found: Tensor) -> Tensor:
-    """log d, also of pictures that are the fine ones themselves."""
-    return found.clamp(min=SMALLEST).log()
+    return np.round(scheduler.timesteps.cpu().double().numpy(), 3).tolist()
 
 
 def _finite(losses: Tensor, sampler: Sampler) -> Tensor:

@@ -28,13 +28,14 @@ Seen = dict[str, Tensor]
 class Goal(ABC):
     """What is seen in a picture, and how far it is from the same of the fine one: lower is better.
 
-    A new goal defines `name`, `look` and `losses`; its object is given to `tune`.
+    A new goal defines `name` and `look`, and `losses` where they are not `distances`; its object is
+    given to `tune`.
     """
 
     name: ClassVar[str]
     #: Whether losses are distances, whose logarithms are averaged: a few pictures that come out as
     #: another scene weigh less.
-    relative: ClassVar[bool] = False
+    relative: ClassVar[bool] = True
 
     @property
     def identity(self) -> str:
@@ -45,13 +46,13 @@ class Goal(ABC):
     def look(self, run: Run, steps: int) -> Seen:
         """What is seen in the pictures that the run's scheduler draws in K steps."""
 
-    @abstractmethod
     def losses(self, seen: Tensor, fine: Tensor) -> Tensor:
         """One number per picture (n) from what was seen in it (n × d).
 
         `fine` (N × d) is the same of all the fine pictures, of which the first n are of the same
         prompts and noise.
         """
+        return distances(seen, fine)
 
 
 def distances(seen: Tensor, fine: Tensor) -> Tensor:
@@ -67,7 +68,6 @@ class Latents(Goal):
     """The final latents: the nearest grid shows the composition that many steps would give."""
 
     name = "latents"
-    relative = True
 
     @torch.no_grad()
     def look(self, run: Run, steps: int) -> Seen:
@@ -78,9 +78,6 @@ class Latents(Goal):
         ]
         return {"seen": torch.cat(ends).float().cpu()}
 
-    def losses(self, seen: Tensor, fine: Tensor) -> Tensor:
-        return distances(seen, fine)
-
 
 @dataclass(frozen=True)
 class Embedding(Goal):
@@ -88,9 +85,7 @@ class Embedding(Goal):
 
     encoder: Encoder
     check: Encoder | None = None
-    batch: int = 64
     name = "embedding"
-    relative = True
 
     @property
     def identity(self) -> str:
@@ -99,32 +94,28 @@ class Embedding(Goal):
 
     def look(self, run: Run, steps: int) -> Seen:
         drawn = run.pictures(num_inference_steps=steps)
-        found = {"seen": self.embedded(drawn.images)}
+        looks = {"seen": embedded(self.encoder, drawn.images)}
         if self.check is not None:
-            found["checked"] = self.embedded(drawn.images, self.check)
-        for part in found.values():  # a picture that failed is black, and would pass for one
+            looks["checked"] = embedded(self.check, drawn.images)
+        for part in looks.values():  # a failed picture is black, which an encoder would accept
             part[~drawn.finite] = torch.nan
-        return found
+        return looks
 
-    def embedded(self, images: Tensor, encoder: Encoder | None = None) -> Tensor:
-        """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8).
 
-        They are the goal's encoder's, unless another is given. Raises WrongUse where the memory
-        does not suffice.
-        """
-        sees = encoder or self.encoder
-        try:
-            return embed(sees, images, self.batch)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not out_of_memory(error):
-                raise
-            remedy = "take a smaller one, or load it on another device: load_encoder(name, device)"
-            raise WrongUse(
-                f"encoder is {sees.name!r}, for which the memory does not suffice; {remedy}"
-            ) from error
+def embedded(encoder: Encoder, images: Tensor) -> Tensor:
+    """The embeddings (n × d, on the CPU) of pictures (n × 3 × h × w, uint8).
 
-    def losses(self, seen: Tensor, fine: Tensor) -> Tensor:
-        return distances(seen, fine)
+    Raises WrongUse where the memory does not suffice.
+    """
+    try:
+        return embed(encoder, images, 64)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        remedy = "take a smaller one, or load it on another device: load_encoder(name, device)"
+        raise WrongUse(
+            f"encoder is {encoder.name!r}, for which the memory does not suffice; {remedy}"
+        ) from error
 
 
 GOALS: dict[str, type[Goal]] = {kind.name: kind for kind in (Embedding, Latents)}
@@ -136,28 +127,24 @@ def goal_of(
     encoder: str | Encoder | None = None,
     check_encoder: str | Encoder | None = None,
 ) -> Goal:
-    """A goal by its name, embedding or latents, or the one that is given.
+    """The goal that is given, or the one of a name, embedding or latents.
 
-    The encoders are `encoder_for`'s; without a `check_encoder` there is no second one. Raises
-    WrongUse for an unknown name, for an encoder that the goal makes no use of, and for a second one
-    that is the first.
+    Encoders are `encoder_for`'s; without a `check_encoder` there is no second one. Raises WrongUse
+    for an unknown name, an encoder that the goal does not use, and a second one that is the first.
     """
-    named = not isinstance(goal, Goal)
-    check(not named or goal in GOALS, "goal", goal, f"use one of {', '.join(GOALS)}")
-    kind = GOALS[goal] if isinstance(goal, str) else type(goal)
-    for argument, one in (("encoder", encoder), ("check_encoder", check_encoder)):
-        remedy = f"goal {kind.name} sees no pictures: leave it out, or use goal embedding"
-        sees = one is None or issubclass(kind, Embedding)
-        check(sees, argument, getattr(one, "name", one), remedy)
-    remedy = "the goal that is given has one: leave it out, or give the goal's name"
-    check(named or encoder is None, "encoder", getattr(encoder, "name", encoder), remedy)
-    if not named:
+    if isinstance(goal, Goal):
+        remedy = "the goal that is given has one: leave it out, or give the goal's name"
+        check(encoder is None, "encoder", getattr(encoder, "name", encoder), remedy)
         chosen = goal
     else:
-        chosen = Embedding(encoder_for(pipe, encoder)) if kind is Embedding else kind()
-    if check_encoder is None:
-        return chosen  # type: ignore[return-value]
-    assert isinstance(chosen, Embedding)
+        check(goal in GOALS, "goal", goal, f"use one of {', '.join(GOALS)}")
+        chosen = Embedding(encoder_for(pipe, encoder)) if goal == Embedding.name else GOALS[goal]()
+    for argument, one in (("encoder", encoder), ("check_encoder", check_encoder)):
+        remedy = f"goal {chosen.name} sees no pictures: leave it out, or use goal embedding"
+        sees = one is None or isinstance(chosen, Embedding)
+        check(sees, argument, getattr(one, "name", one), remedy)
+    if check_encoder is None or not isinstance(chosen, Embedding):
+        return chosen
     second = encoder_for(pipe, check_encoder)
     remedy = "it is the goal's encoder: name one of another kind"
     check(second.name != chosen.encoder.name, "check_encoder", second.name, remedy)

@@ -1,7 +1,7 @@
-"""The grids that `tune` tries: those that others would take, and a small family of our own.
+"""What `tune` measures and proposes: a profile, a path, the baselines, and a family of our own.
 
 Few parameters fit few prompts better than free timesteps do. The family has three: which error is
-made equal, the exponent of its density, and where the first step begins.
+equalized, the exponent of its density, and where the first step begins.
 """
 
 from __future__ import annotations
@@ -28,26 +28,12 @@ from asddim_lib.tuning.goals import Embedding, Goal
 
 #: What a user would pick instead. The last two are searched on a recorded path.
 BASELINES = (
-    "trailing",
-    "leading",
-    "karras",
-    "logsnr",
-    "beta",
-    "arctan",
-    "ays-sd15",
-    "gits",
-    "tors",
+    *("trailing", "leading", "karras", "logsnr", "beta", "arctan", "ays-sd15"),
+    *("gits", "tors"),
 )
 FLOW_BASELINES = (
-    "trailing",
-    "karras",
-    "exponential",
-    "beta",
-    "comfy-beta57",
-    "comfy-bong-tangent",
-    "comfy-linear-quadratic",
-    "gits",
-    "tors",
+    *("trailing", "karras", "exponential", "beta", "comfy-beta57", "comfy-bong-tangent"),
+    *("comfy-linear-quadratic", "gits", "tors"),
 )
 #: The densities by what is weighed, the last of them first.
 DENSITIES = {"feature": "feature-weighted", "adjoint": "dual-weighted", "local": "equidistributed"}
@@ -112,7 +98,7 @@ QUICK = Plan(
 
 
 def baseline_names(config: Any, names: Sequence[str] | None = None) -> list[str]:
-    """The names of `BASELINES`, or `FLOW_BASELINES`, unless others are given.
+    """The `names`, by default `BASELINES` or `FLOW_BASELINES`.
 
     Raises WrongUse for a name that is no grid, or one that needs other evidence than a path.
     """
@@ -137,7 +123,7 @@ def baselines(
     Baselines are skipped if they cannot make K steps, are the current sampler's or another's, or
     need a path that was not recorded.
     """
-    found: dict[str, list[int]] = {}
+    grids: dict[str, list[int]] = {}
     skipped: dict[str, str] = {}
     for name in names:
         along = path if name in needing_a_path(names) else None
@@ -151,21 +137,21 @@ def baselines(
         except WrongUse as error:
             skipped[name] = str(error)
             continue
-        same = next((other for other, known in found.items() if known == grid), None)
+        same = next((other for other, known in grids.items() if known == grid), None)
         if grid == setup.current_grid:
             skipped[name] = "it is the current sampler's grid"
         elif same is not None:
             skipped[name] = f"it is the same grid as {same}"
         else:
-            found[name] = grid
-    return found, skipped
+            grids[name] = grid
+    return grids, skipped
 
 
 def family(setup: Setup, profile: Profile) -> dict[str, list[int]]:
-    """Grids of the profile's densities, by name: which, its exponent, where the first begins."""
-    found: dict[str, list[int]] = {}
-    measured = [DENSITIES[kind] for kind in DENSITIES if kind in (profile.local_error or {})]
-    for name, exponent, later in itertools.product(measured, EXPONENTS, LATER):
+    """Grids of the profile's densities, by name: density, exponent, where the first step begins."""
+    grids: dict[str, list[int]] = {}
+    densities = [DENSITIES[kind] for kind in DENSITIES if kind in (profile.local_error or {})]
+    for name, exponent, later in itertools.product(densities, EXPONENTS, LATER):
         begin = setup.size - 1 - round(later * setup.size / setup.steps)
         if begin + 1 < setup.steps:  # as many timesteps as steps must be left
             continue
@@ -178,9 +164,9 @@ def family(setup: Setup, profile: Profile) -> dict[str, list[int]]:
             exponent=exponent,
             begin=begin,
         )
-        if grid not in found.values():
-            found[f"{name}^{exponent:g}, from {begin}"] = grid
-    return found
+        if grid not in grids.values():
+            grids[f"{name}^{exponent:g}, from {begin}"] = grid
+    return grids
 
 
 def check_derivatives(run: Run, goal: Goal, plan: Plan) -> None:
@@ -192,16 +178,14 @@ def check_derivatives(run: Run, goal: Goal, plan: Plan) -> None:
 
 
 def measured(setup: Setup, run: Run, plan: Plan) -> Profile:
-    """The error that steps make, and how much of it arrives, or is seen by the goal's encoder.
+    """The error of steps, and how much of it reaches the end, or is seen by the goal's encoder.
 
-    Raises WrongUse for a pipeline whose derivatives are not had, and for one that begins later.
+    Raises WrongUse for a pipeline whose derivatives are unknown, and for one that begins later.
     """
-    work, part = setup.work, run.part(slice(0, plan.profile_prompts))
-    work.doing = "measuring the model"
-    work.report()
+    part, goal = run.part(slice(0, plan.profile_prompts)), setup.goal
+    setup.work.report("measuring the model")
     assert part.seeds is not None
-    encoder = setup.goal.encoder if isinstance(setup.goal, Embedding) else None
-    options = {"guidance_scale": part.guidance_scale, **part.options}
+    encoder = goal.encoder if isinstance(goal, Embedding) and plan.sweeps else None
     try:
         profile = calibrate(
             part.pipe,
@@ -210,22 +194,22 @@ def measured(setup: Setup, run: Run, plan: Plan) -> Profile:
             estimator="path",
             adjoint_probes=0 if encoder else plan.sweeps,
             feature_probes=plan.sweeps if encoder else 0,
-            encoder=encoder if plan.sweeps else None,
+            encoder=encoder,
             batch_size=part.batch_size,
             seed=part.seeds[0],
             truncate=part.truncate,
-            cache=work.folder,
+            cache=setup.work.folder,
             progress=False,
             shift_steps=part.shift_steps,
-            **options,
+            **{"guidance_scale": part.guidance_scale, **part.options},
         )
-    except WrongUse as error:  # in the words of `tune`
+    except WrongUse as error:  # its remedy names an option of `calibrate`
         raise WrongUse(str(error).replace(REMEDY, WITHOUT)) from error
-    work.spent += profile.evaluations
+    setup.work.spent += profile.evaluations
     begin = profile.timesteps[0]
-    what = f"{type(run.pipe).__name__}, whose samples begin at timestep {begin}"
+    sampler = f"{type(run.pipe).__name__}, whose samples begin at timestep {begin}"
     remedy = "give strength=1, or the pipeline that begins with pure noise"
-    check(begin == setup.size - 1, "pipe", what, remedy)
+    check(begin == setup.size - 1, "pipe", sampler, remedy)
     return profile
 
 
@@ -233,18 +217,21 @@ def recorded(setup: Setup, run: Run, prompts: int, steps: int) -> Trajectory | N
     """The model's own path, for baselines that are searched on it; None of no prompts."""
     if not prompts:
         return None
-    part, work = run.part(slice(0, prompts)), setup.work
-    work.doing = "recording its path"
+    part = run.part(slice(0, prompts))
+    setup.work.doing = "recording its path"
 
     def drawn() -> dict[str, Tensor]:
         path = part.path(steps)
-        tensors = {"samples": path.samples, "noises": path.noises, "end": path.end}
-        tensors["timesteps"] = torch.tensor(path.timesteps)
-        tensors["alpha_end"] = torch.tensor(path.alpha_end, dtype=torch.float64)
-        return tensors
+        return {
+            "samples": path.samples,
+            "noises": path.noises,
+            "end": path.end,
+            "timesteps": torch.tensor(path.timesteps),
+            "alpha_end": torch.tensor(path.alpha_end, dtype=torch.float64),
+        }
 
     cost = (steps + 1) * part.evaluations_per_step
-    found = work.do(cost, drawn, part.inputs, "path", steps)
-    points, alpha = found["timesteps"].tolist(), float(found["alpha_end"])
-    tensors = found["samples"], found["noises"], found["end"]
+    path = setup.work.do(cost, drawn, part.inputs, "path", steps)
+    points, alpha = path["timesteps"].tolist(), float(path["alpha_end"])
+    tensors = path["samples"], path["noises"], path["end"]
     return Trajectory(points, *tensors, alpha, schedule=fingerprint(run.schedule))

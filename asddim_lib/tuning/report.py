@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -21,39 +22,32 @@ if TYPE_CHECKING:
 #: A picture on the sheet is at least so wide, in pixels.
 WIDE = 144
 LABEL = 18
+#: More prompts than these are no advice.
+MANY = 5000
 
 
-def examples(
-    trials: Trials, samplers: Mapping[str, Sampler], count: int
-) -> tuple[bytes, dict[str, Any]]:
-    """A sheet (PNG) of the first prompts, a column for each sampler and the fine one.
-
-    With it, as the setting says it: a picture's width and height, and the prompts that are shown.
-    """
+def examples(trials: Trials, samplers: Mapping[str, Sampler], count: int) -> bytes:
+    """A sheet (PNG) of the first prompts: a column for each sampler, and one for the reference."""
     if not count:
-        return b"", {}
+        return b""
     setup, run = trials.setup, trials.run.part(slice(0, count))
     setup.work.doing = "drawing examples"
     fine = setup.reference
-    columns = {**samplers, f"{fine.steps} steps": fine}
+    runs = {
+        name: (replace(run, scheduler=one.scheduler), one)
+        for name, one in {**samplers, f"{fine.steps} steps": fine}.items()
+    }
 
     def drawn() -> dict[str, Tensor]:
         pictures = {
-            name: replace(run, scheduler=one.scheduler)
-            .pictures(num_inference_steps=one.steps)
-            .images
-            for name, one in columns.items()
+            name: of.pictures(num_inference_steps=one.steps).images
+            for name, (of, one) in runs.items()
         }
-        height, width = next(iter(pictures.values())).shape[-2:]
-        content = torch.frombuffer(bytearray(sheet(pictures)), dtype=torch.uint8)
-        return {"sheet": content, "size": torch.tensor([width, height])}
+        return {"sheet": torch.frombuffer(bytearray(sheet(pictures)), dtype=torch.uint8)}
 
-    cost = sum(one.calls for one in columns.values()) * run.evaluations_per_step
-    depends = [[n, replace(run, scheduler=one.scheduler).inputs] for n, one in columns.items()]
-    found = setup.work.do(cost, drawn, depends, "sheet")
-    width, height = found["size"].tolist()
-    content = found["sheet"].numpy().tobytes()
-    return content, {"width": width, "height": height, "shown": list(run.prompts)}
+    cost = sum(one.calls for _, one in runs.values()) * run.evaluations_per_step
+    depends = [[name, of.inputs] for name, (of, _) in runs.items()]
+    return setup.work.do(cost, drawn, depends, "sheet")["sheet"].numpy().tobytes()
 
 
 def sheet(columns: dict[str, Tensor]) -> bytes:
@@ -82,145 +76,167 @@ def sheet(columns: dict[str, Tensor]) -> bytes:
 def summary(tuned: Tuned) -> str:
     """What is returned, and how sure that is, in a few sentences."""
     setting, decision = tuned.setting, tuned.decision
-    on, current = prompts(setting), setting["current"]
+    on, current = _prompts(tuned), setting.current
     if tuned.changed:
-        pairs = decision.of(decision.returned)
-        others = len(pairs) - 1
-        over = f"the current sampler, {current}"
-        over += f", and over {_several(others, 'other baseline')}" if others else ""
-        own = decision.between(decision.returned, CURRENT)
-        gain = f"{change(own, setting['relative'])} against {current}"
-        return f"{tuned.name} replaces {current}: it wins over {over}, on {on}. Its loss: {gain}."
-    stays = f"so nothing changes: the pipeline keeps its {current}"
+        candidate = decision.returned == CANDIDATE
+        name = f"The candidate ({tuned.name})" if candidate else tuned.name
+        others = len(decision.of(decision.returned)) - 1
+        over = f"{current} and over {_several(others, 'other baseline')}" if others else current
+        gain = _change(decision.between(decision.returned, CURRENT), setting.relative)
+        won = f"{name} replaces {current}: on {on} it wins over {over}."
+        return f"{won} Its loss changes by {gain} against {current}."
+    stays = f"Nothing changes: the pipeline keeps {current}."
     if decision.objections:
         seen = decision.objections[0]
-        text = f"{seen.first} wins, but the second encoder, {setting['check_encoder']}, sees it "
-        return f"{text}lose to {_named(seen.second, current)} on {on}, {stays}."
-    pairs = decision.of(CANDIDATE) or decision.comparisons
-    open_ = [_named(one.second, current) for one in pairs if one.verdict != "win"]
-    if not decision.of(CANDIDATE) and tuned.candidate is not None:
-        return f"No grid was found that is better than those compared on {on}, {stays}."
-    if not decision.of(CANDIDATE):
-        text = f"No grid is proven better than {current} and every other on {on}, {stays}."
-    else:
-        text = f"Not proven better than {_listed(open_)} on {on}, {stays}."
-    if tuned.advice is None:
-        return text
-    minutes = None if tuned.minutes is None else max(1, round(tuned.minutes))
-    time = "" if minutes is None else f", about {_several(minutes, 'minute')}"
-    return f"{text} To decide, run with {tuned.advice} prompts (--count {tuned.advice}){time}."
+        text = f"On {on} {seen.first} wins, but by the second encoder, {setting.check_encoder}, "
+        return f"{stays} {text}it loses to {_named(seen.second, current)}."
+    pairs = decision.of(CANDIDATE)
+    if not pairs:
+        return f"{stays} On {on} no grid is proven better than {current} and every other grid."
+    ties = _listed([_named(one.second, current) for one in pairs if one.verdict != "win"])
+    text = f"{stays} On {on} the candidate is not proven better than {ties}."
+    return text if tuned.advice is None else f"{text} {_advice(tuned.advice, tuned.minutes)}"
 
 
-def prompts(setting: Mapping[str, Any]) -> str:
+def _advice(count: int, minutes: float | None) -> str:
+    """How many prompts would decide, and in what time."""
+    if count > MANY:
+        return "The difference is so small that thousands of prompts would not decide."
+    time = "" if minutes is None else f", about {_several(max(1, round(minutes)), 'minute')}"
+    return f"{count} prompts would decide (--count {count}{time})."
+
+
+def markdown(tuned: Tuned, folder: str = "tuned") -> str:
+    """The page: the verdict, its use, pictures, every comparison, and what it is for."""
+    setting, decision = tuned.setting, tuned.decision
+    current, steps = setting.current, _several(setting.steps, "step")
+    verdict = f"{tuned.name} replaces {current}" if tuned.changed else f"{current} stays"
+    page = [f"# {setting.model or setting.pipeline}, {steps}: {verdict}", summary(tuned)]
+    page += ["## Use it", *_use(tuned, folder)]
+    if tuned.sheet:
+        page += ["## Pictures", "![Pictures side by side, from the same noise.](sheet.png)"]
+        page += ["\n".join(f"{n}. {prompt}" for n, prompt in enumerate(tuned.shown, 1))]
+    mean = "geometric mean of the" if setting.relative else "mean"
+    seen = f" in the embedding of encoder {setting.encoder}" if setting.encoder else ""
+    page += [
+        "## Every sampler",
+        f"On {_prompts(tuned)} that served no choice, from the same noise. The loss is the {mean} "
+        f"distance{seen} from the picture of {setting.reference_steps} steps of DPM-Solver++ (2M); "
+        "lower is better. A change has a 95 % t interval over prompts: below 0 it is a win, above "
+        f"0 a loss, else a tie. Only what wins over {current} and every baseline replaces it.",
+        _samplers(tuned),
+    ]
+    others = [one for one in decision.comparisons if one.second != CURRENT]
+    page += ["## Against the baselines", _pairs(others, setting.relative)] if others else []
+    if decision.objections:
+        page += [f"## Losses that encoder {setting.check_encoder} sees"]
+        page += [_pairs(decision.objections, True)]
+    if tuned.skipped:
+        lines = [f"- {name}: {reason}" for name, reason in tuned.skipped.items()]
+        page += ["## Skipped", "\n".join(lines)]
+    scale = "" if setting.guidance_scale is None else f" at guidance {setting.guidance_scale:g}"
+    options = "".join(f", {name} {value}" for name, value in setting.options.items())
+    searched = f"{_several(tuned.chosen_on, 'other picture')} chose among grids. "
+    page += [
+        "## What it cost, and what it is for",
+        f"As much as {_digits(tuned.cost_in_pictures)} pictures of {current} in {steps}. "
+        f"{searched if tuned.chosen_on else ''}It is for {setting.pipeline}{scale}{options}, and "
+        f"grids drawn by {setting.solver}. Another model, solver, number of steps, guidance, size "
+        "or shift needs a grid of its own.",
+    ]
+    return "\n\n".join(page) + "\n"
+
+
+def _samplers(tuned: Tuned) -> str:
+    """Each sampler's loss, its change against the current one, and its timesteps."""
+    relative, current = tuned.setting.relative, tuned.setting.current
+    grids = {**tuned.grids, **({CANDIDATE: tuned.candidate} if tuned.candidate else {})}
+    lines = [f"| sampler | loss | against {current} | verdict | timesteps |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    pairs = [one for one in tuned.decision.comparisons if one.second == CURRENT]
+    if pairs:
+        grid = "" if tuned.changed else ", ".join(map(str, tuned.grid or []))
+        lines.append(f"| {current}, current | {_loss(pairs[0].loss, relative)} | | | {grid} |")
+    for one in sorted(pairs, key=lambda one: one.difference):
+        loss = _loss(one.loss + one.difference, relative)
+        row = f"| {one.first} | {loss} | {_change(one, relative)} | {one.verdict} |"
+        lines.append(f"{row} {', '.join(map(str, grids[one.first]))} |")
+    return "\n".join(lines)
+
+
+def _pairs(comparisons: Sequence[Comparison], relative: bool) -> str:
+    lines = ["| sampler | against | change of the loss | verdict |", "| --- | --- | --- | --- |"]
+    for one in comparisons:
+        pair = f"| {one.first} | {_named(one.second, 'sampler')} "
+        lines.append(f"{pair}| {_change(one, relative)} | {one.verdict} |")
+    return "\n".join(lines)
+
+
+def _use(tuned: Tuned, folder: str) -> list[str]:
+    """How the result is used, with this library, without it, and in other programs."""
+    setting, guidance = tuned.setting, ""
+    if setting.guidance_scale is not None:
+        guidance = f", guidance_scale={setting.guidance_scale:g}"
+    call = f"pipe(prompt, num_inference_steps={setting.steps}{guidance})"
+    if not tuned.changed:
+        return [f"Go on as before: `{call}`."]
+    name = tuned.scheduler_config["_class_name"]
+    lines = [
+        f"from asddim_lib import {name}",
+        "",
+        f'pipe.scheduler = {name}.from_pretrained("{folder}", subfolder="scheduler")',
+        call,
+    ]
+    export = f"For ComfyUI or AUTOMATIC1111: `asddim export --model {folder} --format comfyui`, or "
+    parts = [_code(lines), f"{export}`--format a1111`."]
+    stock = tuned.without_us()
+    if stock is None:
+        return parts
+    scheduler, how = stock
+    plain, ((argument, grid),) = type(scheduler), how.items()
+    loaded = plain.from_config(tuned.scheduler_config).config
+    changes = [
+        f", {key}={value!r}"
+        for key, value in scheduler.config.items()
+        if key in inspect.signature(plain).parameters and value != loaded[key]
+    ]
+    load = f'{plain.__name__}.from_pretrained("{folder}", subfolder="scheduler"{"".join(changes)})'
+    lines = [
+        f"from diffusers import {plain.__name__}",
+        "",
+        f"pipe.scheduler = {load}",
+        f"pipe(prompt, {argument}={grid}{guidance})",
+    ]
+    return [*parts, "With diffusers alone:", _code(lines)]
+
+
+def _prompts(tuned: Tuned) -> str:
     """How many prompts the verdict has, and pictures where these are more."""
-    several = _several(setting["prompts"], "prompt")
-    if setting["pictures"] == setting["prompts"]:
-        return several
-    return f"{setting['pictures']} pictures of {several}"
+    several = _several(tuned.prompts, "prompt")
+    more = tuned.pictures > tuned.prompts
+    return f"{tuned.pictures} pictures of {several}" if more else several
 
 
-def change(one: Comparison, relative: bool) -> str:
+def _change(one: Comparison, relative: bool) -> str:
     """A difference and its interval: of logarithms as a percentage of the second's loss."""
     ends = (one.difference, one.difference - one.half, one.difference + one.half)
-    if not relative:
-        return f"{one.difference:+.4f} ± {one.half:.4f}"
-    middle, low, high = (100 * math.expm1(min(value, 700.0)) for value in ends)
-    return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+    if relative:
+        ends = tuple(100 * math.expm1(min(end, 700.0)) for end in ends)  # type: ignore[assignment]
+    middle, low, high = (f"{end:+.1f}" if relative else f"{end:+.3g}" for end in ends)
+    return f"{middle}{' %' if relative else ''} ({low} to {high})"
 
 
-def markdown(tuned: Tuned) -> str:
-    """The page: the verdict, every comparison, what it is for, what it cost, and its use."""
-    setting = tuned.setting
-    kind = "geometric mean" if setting["relative"] else "mean"
-    grid = [] if tuned.grid is None else [f"Timesteps: {tuned.grid}"]
-    parts = [
-        f"# {setting['steps']} steps of {setting['model'] or 'a pipeline'}",
-        summary(tuned),
-        *grid,
-        "## Every comparison",
-        f"On {prompts(setting)} that served no choice, from the same noise. The loss is a distance "
-        f"from the picture of {setting['reference_steps']} steps, {_seen(setting)}, as a "
-        f"{kind}; lower is better. The interval is a 95 % t interval of the paired difference. A "
-        "win or a loss is an interval without 0. Only what wins over the current sampler and over "
-        "every baseline replaces it.",
-        _table(tuned),
-        *_skipped(tuned),
-        *_shown(tuned),
-        "## What it is for",
-        "Another model, solver, number of steps, guidance, size or shift needs a grid of its own.",
-        "\n".join(f"- {name}: {value}" for name, value in setting.items() if value not in ("", [])),
-        "## What it cost",
-        f"{tuned.evaluations:,} network evaluations, as many as {tuned.pictures:,.0f} pictures of "
-        f"the current sampler ({setting['current']}, {setting['steps']} steps).",
-        *_use(tuned),
-    ]
-    return "\n\n".join(parts) + "\n"
+def _loss(value: float, relative: bool) -> str:
+    return _digits(math.exp(value) if relative else value)
 
 
-def _table(tuned: Tuned) -> str:
-    current, relative = tuned.setting["current"], tuned.setting["relative"]
-    grids = {**tuned.grids, CANDIDATE: tuned.candidate}
-    lines = ["| sampler | against | loss of that | difference | verdict |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    for one in tuned.decision.comparisons:
-        loss = math.exp(one.loss) if relative else one.loss
-        pair = f"| {one.first} | {_named(one.second, current)} | {loss:.4f} "
-        lines.append(f"{pair}| {change(one, relative)} | {one.verdict} |")
-    drawn = "\n".join(f"- {name}: {grid}" for name, grid in grids.items() if grid)
-    return "\n".join(lines) + f"\n\nTheir timesteps:\n\n{drawn}"
-
-
-def _use(tuned: Tuned) -> list[str]:
-    """How the result is used, with this library and without it."""
-    setting, name = tuned.setting, tuned.scheduler_config["_class_name"]
-    if not tuned.changed:
-        call = f"pipe(prompt, num_inference_steps={setting['steps']})"
-        return ["## Use it", f"Nothing changes: `{call}`."]
-    lines = [
-        "import asddim_lib  # which knows the scheduler's class",
-        f"from asddim_lib import {name} as Scheduler",
-        "",
-        'pipe.scheduler = Scheduler.from_pretrained("this folder", subfolder="scheduler")',
-        f"pipe(prompt, num_inference_steps={setting['steps']})",
-    ]
-    found = tuned.without_us()
-    if found is None:
-        why = "No scheduler of diffusers, or no argument of the pipeline, takes this grid."
-        return ["## Use it", _code(lines), "## Without asddim_lib", why]
-    scheduler, how = found
-    plain = type(scheduler).__name__
-    (argument, grid), *_ = how.items()
-    spacing = ', timestep_spacing="leading"' if plain.startswith("Euler") else ""
-    stock = [
-        f"from diffusers import {plain}",
-        "",
-        f"pipe.scheduler = {plain}.from_config(pipe.scheduler.config{spacing})",
-        f"pipe(prompt, {argument}={grid})",
-    ]
-    return ["## Use it", _code(lines), "## Without asddim_lib", _code(stock)]
+def _digits(value: float) -> str:
+    """Three significant digits; whole numbers from 100 on."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _code(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
-
-
-def _seen(setting: Mapping[str, Any]) -> str:
-    name = setting["encoder"]
-    return f"in the embedding of {name}" if name else f"by the goal {setting['goal']}"
-
-
-def _skipped(tuned: Tuned) -> list[str]:
-    if not tuned.skipped:
-        return []
-    lines = [f"- {name}: {reason}" for name, reason in tuned.skipped.items()]
-    return ["Baselines that were skipped:", "\n".join(lines)]
-
-
-def _shown(tuned: Tuned) -> list[str]:
-    if not tuned.sheet:
-        return []
-    shown = "; ".join(tuned.setting["shown"])
-    return ["![Pictures side by side.](sheet.png)", f"From the same noise, row by row: {shown}."]
 
 
 def _named(name: str, current: str) -> str:
@@ -232,4 +248,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from asddim_lib import schedulers
 from asddim_lib.cache import DamagedFile, seal, sealed, write_whole
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.schedulers.place import drawing
-from asddim_lib.tuning.draw import Sampler, Setup, Trials
-from asddim_lib.tuning.report import markdown, summary
+from asddim_lib.tuning.draw import Sampler, Trials, TunedFor
+from asddim_lib.tuning.report import examples, markdown, summary
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST, Comparison, Decision
 
-FILES = ("tune.json", "report.md", "sheet.png", "scheduler/scheduler_config.json")
+RESULT, REPORT, SHEET = "tune.json", "report.md", "sheet.png"
 #: diffusers' class that draws a grid of ours by the same method, and the call's argument for it.
 STOCK = {
     "ASDDIMScheduler": ("EulerDiscreteScheduler", "timesteps"),
@@ -36,10 +36,10 @@ class Tuned:
     `name` is "current", a named grid's, or the candidate's origin: a density, moved or not. `grid`
     has its timesteps, numbers of levels for a flow model too; None where the current scheduler's
     levels are no whole timesteps of the solver's. `candidate` is what `tune` proposed. `grids` are
-    the named ones, and `skipped` says why others were not drawn. `decision` compares all of them on
-    prompts that served no choice. `setting` is what the result is for. `advice` is how many prompts
-    would decide, and after how many minutes, where it is open. `evaluations` counts the network's.
-    `sheet` is a PNG of pictures side by side.
+    the named ones, and `skipped` says why others were not drawn. `decision` compares all of them by
+    so many `pictures` each, of distinct `prompts` that served no choice; `chosen_on` pictures did.
+    `evaluations` counts the network's. `advice` is how many prompts would decide, and after how
+    many minutes, where it is open. `sheet` is a PNG of the `shown` prompts' pictures.
     """
 
     name: str
@@ -48,9 +48,13 @@ class Tuned:
     grids: dict[str, list[int]]
     skipped: dict[str, str]
     decision: Decision
-    setting: dict[str, Any]
+    setting: TunedFor
+    prompts: int
+    pictures: int
+    chosen_on: int
     evaluations: int
     scheduler_config: dict[str, Any]
+    shown: list[str]
     advice: int | None = None
     sheet: bytes = b""
     minutes: float | None = field(default=None, compare=False)
@@ -68,7 +72,7 @@ class Tuned:
         It is the pipeline's own where nothing changes. Call the pipeline with `num_inference_steps`
         of the setting's steps. Raises WrongUse for a class that a loaded result does not know.
         """
-        if self._current is not None and not self.changed:
+        if self._current is not None:
             return self._current
         name = self.scheduler_config["_class_name"]
         kind = getattr(schedulers, name, None) or getattr(diffusers, name, None)
@@ -83,11 +87,10 @@ class Tuned:
         Raises WrongUse for another kind of model, which takes `grid` by `timesteps=`, and where
         there is no grid.
         """
-        flow, size = self.setting["flow"], self.setting["num_train_timesteps"]
-        check(flow, "model", "no flow-matching one", "use grid, by timesteps=")
+        check(self.setting.flow, "model", "no flow-matching one", "use grid, by timesteps=")
         remedy = "nothing changes: call the pipeline with num_inference_steps alone"
         check(self.grid is not None, "grid", None, remedy)
-        return [(t + 1) / size for t in self.grid or []]
+        return [(t + 1) / self.setting.num_train_timesteps for t in self.grid or []]
 
     def without_us(self) -> tuple[Any, dict[str, Any]] | None:
         """A diffusers scheduler and the call's arguments that draw the grid without this library.
@@ -95,12 +98,11 @@ class Tuned:
         None where nothing changes, and where diffusers has no scheduler, or the pipeline no
         argument, that takes it. `DDIM` is drawn by Euler, the same method in other variables.
         """
-        name, argument = STOCK.get(self.scheduler_config["_class_name"], ("", ""))
         config = self.scheduler_config
+        name, argument = STOCK.get(config["_class_name"], ("", ""))
         clips = name.startswith("Euler") and (config["clip_sample"] or config["thresholding"])
-        flow_dpm = self.setting["flow"] and argument == "timesteps"
-        usable = argument in self.setting["takes"] and not clips and not flow_dpm
-        if not (self.changed and usable):
+        flow_dpm = self.setting.flow and argument == "timesteps"
+        if not self.changed or argument not in self.setting.takes or clips or flow_dpm:
             return None
         scheduler = drawing(getattr(diffusers, name), config)
         if name.startswith("Euler"):  # whose first sample then has DDIM's scale
@@ -108,9 +110,9 @@ class Tuned:
         return scheduler, {argument: self.grid if argument == "timesteps" else self.sigmas}
 
     @property
-    def pictures(self) -> float:
-        """The cost in pictures of the current sampler."""
-        return self.evaluations / self.setting["evaluations_per_picture"]
+    def cost_in_pictures(self) -> float:
+        """The network evaluations, in pictures of the current sampler."""
+        return self.evaluations / self.setting.evaluations_per_picture
 
     def table(self) -> pd.DataFrame:
         """Each comparison that was made, in a row."""
@@ -120,14 +122,17 @@ class Tuned:
         """What is returned, and how sure that is, in a few sentences."""
         return summary(self)
 
-    def report(self) -> str:
-        """A page in Markdown: the verdict, every comparison, the setting, the costs, the use."""
-        return markdown(self)
+    def report(self, folder: str = "tuned") -> str:
+        """A page in Markdown: the verdict, its use, every comparison, the cost, the setting.
+
+        Its code loads the scheduler from the folder.
+        """
+        return markdown(self, folder)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the sheet, as JSON holds it."""
         parts = {n: v for n, v in vars(self).items() if n not in ("sheet", "_current")}
-        return parts | {"decision": asdict(self.decision)}
+        return parts | {"decision": asdict(self.decision), "setting": asdict(self.setting)}
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a folder: tune.json with its hash, report.md, sheet.png and scheduler/.
@@ -136,60 +141,59 @@ class Tuned:
         WrongUse for a folder with a result for another setting, and OSError where a file could not
         be written.
         """
-        place = Path(folder)
-        _check_same(place, self.setting)
-        (place / "scheduler").mkdir(parents=True, exist_ok=True)
+        place = self.setting.claim(folder)
+        (place / "scheduler").mkdir(exist_ok=True)
         config = json.dumps(self.scheduler_config, indent=2, sort_keys=True) + "\n"
-        _write(place / FILES[3], config.encode())
+        _write(place / "scheduler" / "scheduler_config.json", config.encode())
         if self.sheet:
-            _write(place / FILES[2], self.sheet)
+            _write(place / SHEET, self.sheet)
         else:  # an older result's would be taken for this one's
-            (place / FILES[2]).unlink(missing_ok=True)
-        _write(place / FILES[1], self.report().encode())
-        seal(place / FILES[0], self.to_dict())
+            (place / SHEET).unlink(missing_ok=True)
+        _write(place / REPORT, self.report(str(folder)).encode())
+        seal(place / RESULT, self.to_dict())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Tuned:
         """What `save` wrote. Raises WrongUse for a folder without it, or with a damaged file."""
-        file, picture = (Path(folder) / name for name in (FILES[0], FILES[2]))
+        file, picture = Path(folder) / RESULT, Path(folder) / SHEET
         remedy = "give a folder that asddim tune, or Tuned.save, has written"
-        check(file.is_file(), "folder", f"{folder}, without a {file.name}", remedy)
+        check(file.is_file(), "folder", f"{folder}, without a {RESULT}", remedy)
         try:
             value = sealed(file)
         except DamagedFile as error:
-            damaged = f"folder is {folder}, whose {file.name} is damaged"
+            damaged = f"folder is {folder}, whose {RESULT} is damaged"
             raise WrongUse(f"{damaged}; run the same asddim tune again") from error
         older = f"{folder}, which an earlier version wrote"
         check("decision" in value, "folder", older, "its scheduler/ loads by from_pretrained")
-        said = value.pop("decision")
-        pairs = [
-            [Comparison(**one) for one in said[name]] for name in ("comparisons", "objections")
-        ]
-        sheet = picture.read_bytes() if picture.is_file() else b""
-        return cls(**value, decision=Decision(said["returned"], *pairs), sheet=sheet)
+        decision, sheet = value["decision"], picture.read_bytes() if picture.is_file() else b""
+        pairs = ([Comparison(**one) for one in decision[n]] for n in ("comparisons", "objections"))
+        value |= {"decision": Decision(decision["returned"], *pairs), "sheet": sheet}
+        return cls(**value | {"setting": TunedFor(**value["setting"])})
 
 
 def result(
-    setup: Setup,
     trials: Trials,
     samplers: Mapping[str, Sampler],
     decision: Decision,
     grids: Mapping[str, list[int]],
     *,
     skipped: dict[str, str],
-    sheet: tuple[bytes, dict[str, Any]],
+    shown: Sequence[str],
+    examples_of: int,
     needed: Callable[[int], int],
     origin: str = "",
     chosen_on: int = 0,
 ) -> Tuned:
-    """The result of a decision among samplers; `needed` prompts leave so many for a verdict."""
-    setup.work.doing, setup.work.total = "done", setup.work.spent
-    setup.work.report()
-    returned = decision.returned
-    texts = trials.run.prompts
-    setting = setup.described() | sheet[1]
-    setting |= {"chosen_on": chosen_on, "pictures": len(texts), "prompts": len(set(texts))}
-    config = json.loads(samplers[returned].scheduler.to_json_string())
+    """The result of a decision among samplers by their trials.
+
+    The sheet has the samplers that are `shown`, on the first `examples_of` prompts. `needed`
+    prompts in all leave so many for a verdict.
+    """
+    setup, texts, returned = trials.setup, trials.run.prompts, decision.returned
+    sheet = examples(trials, {name: samplers[name] for name in shown}, examples_of)
+    work = setup.work
+    work.total = work.spent
+    work.report("done")
     tuned = Tuned(
         name=origin if returned == CANDIDATE else returned,
         grid=setup.current_grid if returned == CURRENT else list(grids[returned]),
@@ -197,20 +201,23 @@ def result(
         grids={name: grid for name, grid in grids.items() if name != CANDIDATE},
         skipped=skipped,
         decision=decision,
-        setting=setting,
-        evaluations=setup.work.spent,
-        scheduler_config=config,
-        sheet=sheet[0],
+        setting=setup.described(),
+        prompts=len(set(texts)),
+        pictures=len(texts),
+        chosen_on=chosen_on,
+        evaluations=work.spent,
+        scheduler_config=json.loads(samplers[returned].scheduler.to_json_string()),
+        shown=list(texts[:examples_of]),
+        sheet=sheet,
         _current=setup.run.pipe.scheduler if returned == CURRENT else None,
     )
     count = undecided(tuned)
     if count is None:
         return tuned
-    total, work = needed(max(count, LEAST)), setup.work
-    times = total / len(set(setup.run.prompts))
-    each = work.seconds / work.drawn if work.drawn else None
-    minutes = None if each is None else each * work.spent * times / 60
-    return replace(tuned, advice=total, minutes=minutes)
+    advice = needed(max(count, LEAST))
+    times = advice / len(set(setup.run.prompts))
+    seconds = work.seconds / work.drawn * work.spent * times if work.drawn else None
+    return replace(tuned, advice=advice, minutes=None if seconds is None else seconds / 60)
 
 
 def undecided(tuned: Tuned) -> int | None:
@@ -220,30 +227,12 @@ def undecided(tuned: Tuned) -> int | None:
     """
     if tuned.changed or tuned.decision.objections:
         return None
-    pairs = (
-        tuned.decision.of(CANDIDATE)
-        or sorted(tuned.decision.comparisons, key=lambda one: one.difference)[:1]
-    )
+    pairs = tuned.decision.of(CANDIDATE)
+    pairs = pairs or sorted(tuned.decision.comparisons, key=lambda one: one.difference)[:1]
     ties = [one for one in pairs if one.verdict != "win"]
-    if not ties or any(one.difference >= 0 or one.needed is None for one in ties):
-        return None
-    return max(one.needed or 0 for one in ties)
+    counts = [one.needed for one in ties if one.difference < 0 and one.needed is not None]
+    return max(counts) if counts and len(counts) == len(ties) else None
 
 
 def _write(file: Path, content: bytes) -> None:
     write_whole(file, lambda part: part.write_bytes(content))
-
-
-def _check_same(place: Path, setting: dict[str, Any]) -> None:
-    """Raises WrongUse where a folder has the result of another setting."""
-    file = place / FILES[0]
-    if not file.is_file():
-        return
-    try:
-        before = sealed(file).get("setting", {})
-    except DamagedFile:
-        return
-    for name in ("model", "pipeline", "solver", "steps", "guidance_scale", "options", "goal"):
-        same = before.get(name) == setting[name]
-        what = f"{place}, which has a result for {name} {before.get(name)}"
-        check(same, "folder", what, "name another folder, or remove this one")

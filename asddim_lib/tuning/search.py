@@ -28,8 +28,8 @@ def pattern_search(
         before = best
         for k in range(len(grid)):
             for trial in _moved(grid, k, fraction, size):
-                if affordable() and (found := cost(trial)) < best:
-                    best, grid = found, trial
+                if affordable() and (loss := cost(trial)) < best:
+                    best, grid = loss, trial
                     break
         fraction /= 2 if best == before else 1
     return grid
@@ -61,11 +61,11 @@ def rounds(grids: int, sizes: list[int]) -> list[tuple[int, int]]:
 
     At least `FIRST` prompts decide in the first round. The better half goes on, on twice as many.
     """
-    found, alive, on = [], grids, min(len(sizes), math.ceil(FIRST / sizes[0]))
+    rounds, alive, on = [], grids, min(len(sizes), math.ceil(FIRST / sizes[0]))
     while True:
-        found.append((alive, on))
+        rounds.append((alive, on))
         if on == len(sizes):
-            return found
+            return rounds
         alive = min(alive, max(2, math.ceil(alive / 2)))
         on = min(len(sizes), 2 * on) if alive > 2 else len(sizes)
 

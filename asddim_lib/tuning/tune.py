@@ -10,7 +10,9 @@ from typing import Any
 from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
-from asddim_lib.tuning.draw import Progress, Sampler, Setup, Trials, Work, begun, claimed, split
+from asddim_lib.models.prompts import listed
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.draw import Progress, Setup, Trials, Work, split
 from asddim_lib.tuning.goals import Goal, goal_of
 from asddim_lib.tuning.proposals import (
     MOST,
@@ -24,10 +26,9 @@ from asddim_lib.tuning.proposals import (
     needing_a_path,
     recorded,
 )
-from asddim_lib.tuning.report import examples
 from asddim_lib.tuning.result import Tuned, result
 from asddim_lib.tuning.search import pattern_search, race, race_cost
-from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, decide
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, Decision, by_text, decide
 
 
 def tune(
@@ -52,10 +53,10 @@ def tune(
 ) -> Tuned:
     """Finds K timesteps for a pipeline, and replaces its scheduler only if their pictures win.
 
-    A profile of a few prompts proposes a family of grids; half of the distinct prompts choose among
-    them and search on from the best; the other half compares the result with the pipeline's own
-    scheduler, drawn as it is at K steps, and with the grids that others would take. It is returned
-    if it wins over each of them. A named grid is returned if it does. Otherwise nothing changes.
+    A profile of a few prompts proposes a family of grids. Half of the distinct prompts choose among
+    them and search on from the best. The other half compares the result with the pipeline's own
+    scheduler, unchanged, in K steps, and with the grids that others would take. It is returned if
+    it wins over each of them. A named grid is returned if it does. Otherwise nothing changes.
 
     - `steps`: K. `guidance_scale`: by default the pipeline's.
     - `solver`: one of `schedulers.solvers` for the grids; by default the pipeline's own, or DDIM
@@ -75,101 +76,96 @@ def tune(
     budget, with how many are needed.
     """
     plan = plan or (QUICK if quick else Plan())
-    run = begun(pipe, prompts, guidance_scale, batch_size, seed, truncate, options)
-    whole = budget is None or (isinstance(budget, int) and budget > 0)
-    check(whole, "budget", budget, "give a positive number of network evaluations")
+    texts = listed(prompts)
+    seeds = range(seed, seed + len(texts))
+    run = Run(pipe, texts, seeds, guidance_scale, batch_size, options, truncate)
     aim = goal_of(goal, pipe, encoder, check_encoder)
     setup = Setup(run, steps, aim, solver, plan.reference_steps, Work(progress=progress))
     check_derivatives(run, aim, plan)
-    tuning = _Tuning(setup, plan)
-    limit = tuning.limit(budget)
-    setup.work.open(claimed(folder, setup), pipe)
-    return tuning.tuned(limit)
+    names = baseline_names(setup.config, plan.baselines)
+    first, second = split(run.prompts, plan.for_choice(len(set(run.prompts))))
+    choice, verdict = setup.trials(first), setup.trials(second)
+    limit = afforded(budget, plan, names, choice, verdict)
+    setup.keep(folder)
+
+    # What is measured: the profile, and a path for baselines that are searched on one.
+    profile = measured(setup, choice.run, plan)
+    path = recorded(setup, choice.run, plan.path_prompts, plan.path_steps)
+    # What is proposed: a family of grids of the profile, beside the named baselines.
+    named, skipped = baselines(setup, names, path)
+    proposed = family(setup, profile)
+    # The race among them all, and the search from its winner.
+    origin, grid = next(iter(proposed.items()))
+    if plan.trials:
+        current = {} if setup.current_grid is None else {CURRENT: setup.current_grid}
+        origin, grid = best_of(choice, {**proposed, **named, **current}, limit)
+    # The verdict, on the other prompts.
+    setup.work.doing = "verifying"
+    samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in named.items()}}
+    if grid not in (*named.values(), setup.current_grid):
+        samplers[CANDIDATE] = setup.sampler(grid)
+    decision = judged(verdict, samplers)
+    # What is returned.
+    shown = [n for n in samplers if n in (CURRENT, CANDIDATE, decision.returned)]
+    return result(
+        verdict,
+        samplers,
+        decision,
+        {**named, CANDIDATE: grid},
+        skipped=skipped,
+        origin=origin,
+        chosen_on=len(first) if plan.trials else 0,
+        shown=shown,
+        examples_of=plan.shown,
+        needed=plan.needed,
+    )
 
 
-class _Tuning:
-    """One call of `tune`."""
+def afforded(
+    budget: int | None, plan: Plan, names: Sequence[str], choice: Trials, verdict: Trials
+) -> int:
+    """How many evaluations may have been spent when the choice ends.
 
-    def __init__(self, setup: Setup, plan: Plan) -> None:
-        self.setup, self.plan, prompts = setup, plan, setup.run.prompts
-        self.names = baseline_names(setup.config, plan.baselines)
-        known, _ = baselines(setup, self.names, None)
-        self.most = len(known) + (len(needing_a_path(self.names)) if plan.path_prompts else 0)
-        first, second = split(prompts, plan.for_choice(len(set(prompts))))
-        self.choice, self.verdict = setup.trials(first), setup.trials(second)
-
-    def limit(self, budget: int | None) -> int:
-        """How many evaluations may have been spent when the choice ends.
-
-        Raises WrongUse where no verdict could be afforded, with the least that is needed.
-        """
-        setup, plan, steps = self.setup, self.plan, self.setup.steps
-        before = plan.measuring_cost(setup.rows, setup.goal)
-        verdict = setup.current.calls + (self.most + 1) * steps + setup.reference.steps
-        later = self.verdict.cost(verdict)
-        later += plan.shown * setup.rows * (setup.current.calls + 2 * steps + setup.reference.steps)
-        least = most = 0
-        if plan.trials:
-            sizes = self.choice.sizes
-            racing = setup.rows * steps * race_cost(self.most + 1 + MOST, sizes)
-            fine = self.choice.cost(setup.reference.steps)
-            least = fine + racing
-            most = fine + max(racing, self.choice.cost(plan.trials * steps))
-        if budget is not None:
-            needed = before + least + later
-            check(budget >= needed, "budget", budget, f"give at least {needed}, or fewer prompts")
-            most = min(most, budget - before - later)
-        setup.work.total = before + most + later
-        return before + most
-
-    def tuned(self, limit: int) -> Tuned:
-        """The whole tuning."""
-        setup, plan, work = self.setup, self.plan, self.setup.work
-        profile = measured(setup, self.choice.run, plan)
-        path = recorded(setup, self.choice.run, plan.path_prompts, plan.path_steps)
-        named, skipped = baselines(setup, self.names, path)
-        ours = family(setup, profile)
-        origin, grid = next(iter(ours.items()))
-        if plan.trials:
-            own = {} if setup.current_grid is None else {CURRENT: setup.current_grid}
-            origin, grid = self._searched({**ours, **named, **own}, limit)
-        work.doing = "verifying"
-        samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in named.items()}}
-        if grid not in (*named.values(), setup.current_grid):
-            samplers[CANDIDATE] = setup.sampler(grid)
-        decision = verdict(self.verdict, samplers)
-        shown = {n: s for n, s in samplers.items() if n in (CURRENT, CANDIDATE, decision.returned)}
-        sheet = examples(self.verdict, shown, plan.shown)
-        return result(
-            setup,
-            self.verdict,
-            samplers,
-            decision,
-            {**named, CANDIDATE: grid},
-            origin=origin,
-            skipped=skipped,
-            chosen_on=len(self.choice.run.prompts) if plan.trials else 0,
-            needed=plan.needed,
-            sheet=sheet,
-        )
-
-    def _searched(self, grids: dict[str, list[int]], limit: int) -> tuple[str, list[int]]:
-        """The best of some grids, moved while that helps and the limit of evaluations allows."""
-        trials, work, steps = self.choice, self.setup.work, self.setup.steps
-
-        def cost(grid: list[int], batches: int | None = None) -> float:
-            return float(trials.losses(self.setup.sampler(grid), batches).mean())
-
-        work.doing = "comparing grids"
-        name = race(cost, grids, trials.sizes)
-        work.doing = "moving timesteps"
-        room = limit - trials.cost(steps)
-        found = pattern_search(cost, grids[name], self.setup.size, lambda: work.spent <= room)
-        return (name if found == grids[name] else f"{name}, moved"), found
+    Raises WrongUse where no verdict could be afforded, with the least that is needed.
+    """
+    whole = budget is None or (isinstance(budget, int) and budget > 0)
+    check(whole, "budget", budget, "give a positive number of network evaluations")
+    setup = choice.setup
+    known, _ = baselines(setup, names, None)
+    most = len(known) + (len(needing_a_path(names)) if plan.path_prompts else 0)
+    current, fine, steps = setup.current.calls, setup.reference.steps, setup.steps
+    before = plan.measuring_cost(setup.rows, setup.goal)
+    later = verdict.cost(current + (most + 1) * steps + fine)
+    later += plan.shown * setup.rows * (current + 2 * steps + fine)
+    least = full = 0
+    if plan.trials:
+        least = setup.rows * steps * race_cost(most + 1 + MOST, choice.sizes) + choice.cost(fine)
+        full = max(least, choice.cost(fine + plan.trials * steps))
+    if budget is not None:
+        needed = before + least + later
+        check(budget >= needed, "budget", budget, f"give at least {needed}, or fewer prompts")
+        full = min(full, budget - before - later)
+    setup.work.total = before + full + later
+    return before + full
 
 
-def verdict(trials: Trials, samplers: Mapping[str, Sampler]) -> Any:
-    """Which of some samplers is returned, by the pictures of prompts that served no choice."""
+def best_of(trials: Trials, grids: Mapping[str, list[int]], limit: int) -> tuple[str, list[int]]:
+    """The best of some grids, moved while that helps and the limit of evaluations allows."""
+    setup, work = trials.setup, trials.setup.work
+
+    def cost(grid: list[int], batches: int | None = None) -> float:
+        return float(trials.losses(setup.sampler(grid), batches).mean())
+
+    work.doing = "comparing grids"
+    name = race(cost, grids, trials.sizes)
+    work.doing = "moving timesteps"
+    room = limit - trials.cost(setup.steps)
+    moved = pattern_search(cost, grids[name], setup.size, lambda: work.spent <= room)
+    return (name if moved == grids[name] else f"{name}, moved"), moved
+
+
+def judged(trials: Trials, samplers: Mapping[str, Any]) -> Decision:
+    """Which sampler is returned, by the pictures of prompts that served no choice."""
     texts = trials.run.prompts
     losses = {name: by_text(trials.losses(one), texts) for name, one in samplers.items()}
     if getattr(trials.setup.goal, "check", None) is None:

@@ -86,7 +86,7 @@ def decide(losses: Mapping[str, Tensor], checked: Mapping[str, Tensor] | None = 
     check(CURRENT in losses, "losses", ", ".join(losses), f"give those of {CURRENT}")
     baselines = [name for name in losses if name != CANDIDATE]
     challengers = [name for name in (CANDIDATE, *baselines) if name in losses and name != CURRENT]
-    found, objections, returned = [], [], CURRENT
+    comparisons, objections, returned = [], [], CURRENT
     for name in challengers:
         others = [other for other in baselines if other != name]
         pairs = [compared(name, other, losses) for other in others]
@@ -97,8 +97,9 @@ def decide(losses: Mapping[str, Tensor], checked: Mapping[str, Tensor] | None = 
             objections += objected
             won = not objected
         returned = name if won else returned
-        found += pairs if won or name == CANDIDATE else [p for p in pairs if p.second == CURRENT]
-    return Decision(returned, found, objections)
+        whole = won or name == CANDIDATE
+        comparisons += pairs if whole else [p for p in pairs if p.second == CURRENT]
+    return Decision(returned, comparisons, objections)
 
 
 def by_text(losses: Tensor, texts: Sequence[str]) -> Tensor:
