@@ -201,6 +201,7 @@ KARRAS = {"use_karras_sigmas": True}
 SAME = [(DPMSolverMultistepScheduler, {}), (DPMSolverMultistepScheduler, KARRAS)]
 SAME += [(UniPCMultistepScheduler, {}), (ASDDIMScheduler, {"allocation": "logsnr"})]
 SAME += [(DDIMScheduler, {"timestep_spacing": name}) for name in ("leading", "trailing")]
+SAME += [(ASDDIMScheduler, {"grid": [900, 500]})]  # it interpolates its grid to K steps
 OTHERS = [(PNDMScheduler, {"skip_prk_steps": True}), (EulerDiscreteScheduler, KARRAS)]
 OTHERS += [(EulerAncestralDiscreteScheduler, {}), (HeunDiscreteScheduler, {})]
 OTHERS += [(DDIMScheduler, {"timestep_spacing": "linspace"})]  # which steps by T // K
@@ -221,11 +222,6 @@ def test_the_current_grid_draws_what_the_current_scheduler_does(kind, how):
 @pytest.mark.parametrize(("kind", "how"), OTHERS, ids=str)
 def test_another_solver_s_levels_are_no_grid_of_ours(kind, how):
     assert Setup(of_tiny(kind, **how), 5, Latents()).current_grid is None
-
-
-def test_a_scheduler_with_a_grid_of_another_length_cannot_draw_k_steps():
-    with pytest.raises(WrongUse, match="num_inference_steps"):
-        _ = Setup(of_tiny(ASDDIMScheduler, grid=[900, 500]), 5, Latents()).current
 
 
 def test_what_tune_returns_is_a_method_of_the_experiment(tmp_path, monkeypatch):
