@@ -57,7 +57,9 @@ def compare(
     sentences = opt.texts(prompts, model, count)
 
     from asddim_lib.tuning.compare import compare as judged
+    from asddim_lib.tuning.draw import split
 
+    split(sentences, 0)  # are there enough for a verdict?
     pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
     with progress_line() as progress:
         compared = judged(

@@ -69,8 +69,11 @@ def tune(
         opt.instead_of_quick(context, "count")
     sentences = opt.texts(prompts, model, count)
 
+    from asddim_lib.tuning.draw import split
+    from asddim_lib.tuning.proposals import QUICK, Plan
     from asddim_lib.tuning.tune import tune as search
 
+    split(sentences, (QUICK if quick else Plan()).for_choice(len(set(sentences))))  # enough?
     pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
     with progress_line() as progress:
         tuned = search(
