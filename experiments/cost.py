@@ -74,5 +74,8 @@ def calibration(pipe: Pipeline, setting: Setting) -> int:
         return 0
     rows = (calls.rows(pipe, scale, setting.options) for scale in setting.guidance_scales)
     runs = setting.calibrate_on * sum(rows)
-    probes = {"adjoint_probes": setting.adjoint_probes, "feature_probes": setting.feature_probes}
-    return runs * evaluations(setting.calibrate_steps, **probes)
+    return runs * evaluations(
+        setting.calibrate_steps,
+        adjoint_probes=setting.adjoint_probes,
+        feature_probes=setting.feature_probes,
+    )

@@ -166,10 +166,10 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
     row: dict[str, float] = {}
     for column in ("kid_share", "own_kid_share", "clip", "distance", "embedding", "looks"):
         name = column.removesuffix("_share")
-        known = judged[judged[column].notna()] if column in judged else ()
+        known = judged[judged[column].notna()] if column in judged else judged[:0]
         if len(known):
             row[name], row[f"{name}_ci"] = metrics.mean_interval(known[column], known.get("prompt"))
-    known = judged[judged["right_all"].notna()] if "right_all" in judged else ()
+    known = judged[judged["right_all"].notna()] if "right_all" in judged else judged[:0]
     if len(known):
         right = known["right_all"].to_numpy(float)
         size = metrics.effective_size(right, known.get("prompt"))
