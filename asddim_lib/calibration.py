@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -27,7 +27,7 @@ from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline.calls import check_options
 from asddim_lib.pipeline.decoding import feature_directions
 from asddim_lib.pipeline.manifest import of_pipeline, of_values
-from asddim_lib.pipeline.recording import Probes, check_steps, record_path
+from asddim_lib.pipeline.recording import check_steps, record_path
 from asddim_lib.pipeline.replay import REMEDY, Replay, check_replay
 from asddim_lib.pipeline.run import Run, out_of_memory
 from asddim_lib.schedulers.solvers import own_scheduler
@@ -76,34 +76,44 @@ def calibrate(
     """
     check_options(pipe, options, signature(calibrate).parameters)
     check_probes(probes, adjoint_probes, feature_probes, encoder)
-    method = _method(pipe, norm, estimator, adjoint_probes + feature_probes)
+    estimator = _estimator(pipe, norm, estimator, adjoint_probes + feature_probes)
     if cache is not None:
         check_writable("cache", Path(cache))
     prompts, seed = listed(prompts), check_seeds([seed])[0]
     seeds = range(seed, seed + len(prompts))
     given = pipe, prompts, seeds, guidance_scale, batch_size, options, truncate
-    everything = Run(*given, shift_steps=shift_steps)
-    check_steps(everything, num_steps)
-    how = {"num_steps": num_steps, "norm": norm, "estimator": method, "probes": probes}
-    how |= {"adjoint_probes": adjoint_probes}
-    if feature_probes:
-        how |= {"feature_probes": feature_probes, "encoder": encoder_for(pipe, encoder)}
-    identity = _identity(pipe, how) if cache is not None else ""
+    run = Run(*given, shift_steps=shift_steps)
+    check_steps(run, num_steps)
+    sees = encoder_for(pipe, encoder) if feature_probes else None
+    plan = Plan(num_steps, norm, estimator, probes, adjoint_probes, feature_probes, sees)
+    identity = of_values(of_pipeline(pipe), *plan.identity) if cache is not None else ""
     parts = []
-    for start in _shown(progress)(range(0, len(everything.prompts), batch_size)):
-        run = everything.part(slice(start, start + batch_size))
-        file = None
-        if cache is not None:
-            file = Path(cache) / f"{of_values(identity, run.inputs)}.safetensors"
-        parts.append(kept(file, partial(_within_memory, run, how)))
-    return _profile(everything, parts, how, seed)
+    for start in _shown(progress)(range(0, len(run.prompts), batch_size)):
+        part = run.part(slice(start, start + batch_size))
+        name = f"{of_values(identity, part.inputs)}.safetensors" if cache is not None else ""
+        file = None if cache is None else Path(cache) / name
+        parts.append(kept(file, partial(_within_memory, part, plan)))
+    return _profile(run, _joined(parts), plan, seed)
 
 
-def _identity(pipe: Pipeline, how: dict[str, Any]) -> str:
-    """The hash of all that a part depends on beside its run's inputs."""
-    plain = {name: value for name, value in how.items() if name != "encoder"}
-    seen_by = how["encoder"].identity if "encoder" in how else ""
-    return of_values(of_pipeline(pipe), plain, seen_by)
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: `calibrate`'s arguments, checked."""
+
+    num_steps: int
+    norm: str
+    estimator: str
+    probes: int
+    adjoint_probes: int
+    feature_probes: int
+    encoder: Encoder | None
+
+    @property
+    def identity(self) -> tuple[dict[str, Any], str]:
+        """What a batch's result depends on besides its run: the numbers, and the encoder."""
+        left = {"encoder"} if self.feature_probes else {"encoder", "feature_probes"}
+        numbers = {name: value for name, value in vars(self).items() if name not in left}
+        return numbers, self.encoder.identity if self.encoder else ""
 
 
 def check_probes(
@@ -118,14 +128,14 @@ def check_probes(
     check(needed, "encoder", getattr(encoder, "name", encoder), remedy)
 
 
-def _method(pipe: Pipeline, norm: str, estimator: str | None, adjoint_probes: int) -> str:
+def _estimator(pipe: Pipeline, norm: str, estimator: str | None, sweeps: int) -> str:
     """The estimator, checked."""
     check(norm in COST, "norm", norm, f"use one of {', '.join(COST)}")
     method = estimator or next(iter(COST[norm]))
     known = (*COST[norm], *(["path"] if norm == "frobenius" else []))
     remedy = f"for the {norm} norm use one of {', '.join(known)}"
     check(method in known, "estimator", method, remedy)
-    if adjoint_probes:
+    if sweeps:
         check_replay(pipe, "adjoint")
     if method != "path":
         check_replay(pipe, method)
@@ -158,27 +168,31 @@ def evaluations(
     return points * (1 + 3 * sweeps) + derivative + (points if feature_probes else 0)
 
 
-def _profile(run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed: int) -> Profile:
-    """The batches' mean."""
-    joined = {n: torch.cat([part[n] for part in parts], -1) for n in parts[0] if n != "timesteps"}
-    grid, g, count = parts[0]["timesteps"].tolist(), joined["g"].double(), len(run.prompts)
+def _profile(run: Run, parts: dict[str, Tensor], plan: Plan, seed: int) -> Profile:
+    """The mean over prompts."""
+    grid, g, count = parts["timesteps"].tolist(), parts["g"].double(), len(run.prompts)
     error = (g.std(1) / count**0.5).tolist() if count > 1 else [None] * len(g)
     local: dict[str, Any] = {"timesteps": grid}
     for kind in KINDS:
-        orders = [order for order in ORDERS if f"{kind}/{order}" in joined]
-        shares = {str(o): mean_shares(joined[f"{kind}/{o}"], o).tolist() for o in orders}
+        orders = [order for order in ORDERS if f"{kind}/{order}" in parts]
+        shares = {str(o): mean_shares(parts[f"{kind}/{o}"], o).tolist() for o in orders}
         local |= {kind: shares} if shares else {}
-    local |= {"encoder": how["encoder"].name} if "encoder" in how else {}
-    method = how["estimator"]
-    counted = {n: v for n, v in how.items() if n not in ("num_steps", "estimator", "encoder")}
-    each = evaluations(len(grid) - 1, method, **counted)
+    local |= {"encoder": plan.encoder.name} if plan.encoder else {}
+    each = evaluations(
+        len(grid) - 1,
+        plan.estimator,
+        norm=plan.norm,
+        probes=plan.probes,
+        adjoint_probes=plan.adjoint_probes,
+        feature_probes=plan.feature_probes,
+    )
     return Profile(
         timesteps=grid[: len(g)],
         g=g.mean(1).tolist(),
         stderr=error,
-        norm=how["norm"],
-        estimator=method,
-        probes=how["probes"],
+        norm=plan.norm,
+        estimator=plan.estimator,
+        probes=plan.probes,
         samples=count,
         seed=seed,
         guidance_scale=float(run.guidance_scale or 0.0),
@@ -189,13 +203,20 @@ def _profile(run: Run, parts: list[dict[str, Tensor]], how: dict[str, Any], seed
     )
 
 
-def _within_memory(run: Run, how: dict[str, Any]) -> dict[str, Tensor]:
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The batches' parts as one."""
+    first = parts[0]
+    joined = {n: torch.cat([part[n] for part in parts], -1) for n in first if n != "timesteps"}
+    return {"timesteps": first["timesteps"], **joined}
+
+
+def _within_memory(run: Run, plan: Plan) -> dict[str, Tensor]:
     """A batch's part; where memory runs out, of half as many prompts at a time, with a warning.
 
     Raises WrongUse where it does not suffice for the derivatives of one.
     """
     try:
-        return _measured(run, **how)
+        return _measured(run, plan)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -206,63 +227,59 @@ def _within_memory(run: Run, how: dict[str, Any]) -> dict[str, Tensor]:
     text = "no memory to measure %d prompts at once (%s); measuring %d at once"
     log.warning(text, count, reason, count // 2)
     smaller = replace(run, batch_size=count // 2)
-    parts = [_within_memory(smaller.part(batch), how) for batch in smaller.batches()]
-    joined = {n: torch.cat([part[n] for part in parts], -1) for n in parts[0] if n != "timesteps"}
-    return {"timesteps": parts[0]["timesteps"], **joined}
+    return _joined([_within_memory(smaller.part(batch), plan) for batch in smaller.batches()])
 
 
-def _measured(
-    run: Run,
-    num_steps: int,
-    norm: str,
-    estimator: str,
-    probes: int,
-    adjoint_probes: int,
-    feature_probes: int = 0,
-    encoder: Encoder | None = None,
-) -> dict[str, Tensor]:
+def _measured(run: Run, plan: Plan) -> dict[str, Tensor]:
     """A batch's part of a profile.
 
-    g is timesteps × n. Each order's squared errors stand on each stretch, as made (× n), as carried
-    to the end and as seen there (× probes n).
+    `g` is timesteps × n. By order, each stretch has its squared errors: `local` (× n), `adjoint`
+    and `feature` (× probes n).
     """
-    schedule = run.schedule
-    regular = set(uniform("trailing", len(schedule), num_steps))
-    rows: list[Tensor] = []
-    assert run.seeds is not None
-    generator = torch.Generator().manual_seed(run.seeds[0])
+    schedule, rows = run.schedule, []
+    regular = set(uniform("trailing", len(schedule), plan.num_steps))
+    generator = run.generators(slice(0, 1))[0]
 
     def measure(eps: Replay, x: Tensor, t: Tensor) -> None:
         if int(t) in regular:
-            kind: dict[str, Any] = {"norm": norm, "estimator": estimator, "probes": probes}
-            rows.append(gradient_norm(eps, x, t, generator=generator, **kind)[0].cpu())
+            g, _ = gradient_norm(
+                eps,
+                x,
+                t,
+                norm=plan.norm,
+                estimator=plan.estimator,
+                probes=plan.probes,
+                generator=generator,
+            )
+            rows.append(g.cpu())
 
-    along = estimator == "path"
-    seen = _seen(run, num_steps, feature_probes, encoder) if encoder else None
-    path = run.path(num_steps, adjoint_probes, None if along else measure, seen)
+    along = plan.estimator == "path"
+    seen = _seen(run, plan) if plan.encoder else None
+    path = run.path(plan.num_steps, plan.adjoint_probes, None if along else measure, seen)
     _check_finite(path, run)
     if along:
         changed, moved = (v.double().diff(dim=0).norm(dim=2) for v in (path.noises, path.samples))
         rows = list(changed / moved)
-    parts = {"timesteps": torch.tensor(path.timesteps), "g": torch.stack(rows)}
+    parts = {"timesteps": torch.tensor(path.timesteps, device="cpu"), "g": torch.stack(rows)}
     for order in (order for order in ORDERS if order < len(path.timesteps)):
         parts[f"local/{order}"] = squares(path, schedule, order)
         if path.adjoints is None:
             continue
-        arrived = squares(path, schedule, order, carried=True)
-        carried = adjoint_probes * len(run.prompts)
-        if adjoint_probes:
+        arrived, carried = squares(path, schedule, order, carried=True), len(run.prompts)
+        carried *= plan.adjoint_probes
+        if plan.adjoint_probes:
             parts[f"adjoint/{order}"] = arrived[:, :carried]
-        if feature_probes:
+        if plan.feature_probes:
             parts[f"feature/{order}"] = arrived[:, carried:]
     return {name: part.contiguous() for name, part in parts.items()}  # as safetensors wants it
 
 
-def _seen(run: Run, num_steps: int, count: int, encoder: Encoder) -> Tensor:
+def _seen(run: Run, plan: Plan) -> Tensor:
     """Directions of the path's end, as an image encoder sees it: count × n × d."""
     drawn = run.prepared_with(own_scheduler(run.pipe.scheduler))
-    ends = drawn.ends(uniform("trailing", len(run.schedule), num_steps))
-    return feature_directions(run, ends, encoder, count)
+    ends = drawn.ends(uniform("trailing", len(run.schedule), plan.num_steps))
+    assert plan.encoder is not None
+    return feature_directions(run, ends, plan.encoder, plan.feature_probes)
 
 
 def _check_finite(path: Trajectory, run: Run) -> None:
@@ -296,4 +313,4 @@ def record(
         check_replay(pipe, "adjoint")
     given = pipe, prompts, seeds, guidance_scale, batch_size, options, truncate
     run = Run(*given, shift_steps=shift_steps)
-    return record_path(run, num_steps, Probes(adjoint_probes), progress=_shown(progress))
+    return record_path(run, num_steps, adjoint_probes, progress=_shown(progress))

@@ -190,7 +190,7 @@ class Levels:
             s = sigma / (1 + sigma) if math.isfinite(sigma) else 1.0
             return sample - s * model_output, sample + (1 - s) * model_output
         if self.kind == "vp":
-            alpha = torch.tensor(1 / (1 + sigma**2), dtype=torch.float64)
+            alpha = torch.tensor(1 / (1 + sigma**2), dtype=torch.float64, device="cpu")
             return predict(sample, model_output, alpha, str(kind))
         d2, total = self.sigma_data**2, sigma**2 + self.sigma_data**2
         sign = -1 if kind == "v_prediction" else 1

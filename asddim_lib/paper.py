@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from asddim_lib.errors import check
@@ -225,8 +224,9 @@ def ddim_step(
     check(0 < eta <= 1, "eta", eta, "give a number from 0 (deterministic) to 1 (DDPM's noise)")
     remedy = "eta > 0 needs standard normal noise of the sample's shape"
     check(noise is not None, "noise", noise, remedy)
+    assert noise is not None
     variance = (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
     deviation = eta * variance**0.5
     # The direction's variance is 0 where η = 1 and ᾱ = 0; rounding can make it negative.
     direction = (1 - alpha_next - deviation**2).clamp(min=0)
-    return alpha_next**0.5 * x0 + direction**0.5 * epsilon + deviation * torch.as_tensor(noise), x0
+    return alpha_next**0.5 * x0 + direction**0.5 * epsilon + deviation * noise, x0

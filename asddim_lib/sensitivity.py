@@ -118,7 +118,7 @@ def _power(
     eps: Network, x: Tensor, t: Tensor, rounds: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     v = _draw(_normal, x, generator)
-    value = before = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    value = before = torch.full((len(x),), torch.inf, dtype=torch.float64, device="cpu")
     for _ in range(rounds):
         before = value
         u = _jvp(eps, x, t, _unit(v))
@@ -128,11 +128,13 @@ def _power(
 
 
 def _signs(shape: Any, generator: torch.Generator | None) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device=device) * 2 - 1
 
 
 def _normal(shape: Any, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(shape, generator=generator)
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device)
 
 
 def _draw(random: Callable, x: Tensor, generator: Generator) -> Tensor:

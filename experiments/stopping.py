@@ -124,7 +124,7 @@ def stopped(scheduler: Any, sigma: float) -> Any:
             _check_above(((1 - last) / last) ** 0.5, level)
 
     how = f"stopped at {sigma:g}; save it, or give it a grid, before it is stopped"
-    changed = intercepted(scheduler, set_timesteps, how)
+    changed = intercepted(scheduler, how, set_timesteps=set_timesteps)
     changed.stops_at = float(sigma)  # what a fingerprint knows it by
     if getattr(scheduler, "final_alpha_cumprod", None) is not None:  # DDIM's own end
         changed.final_alpha_cumprod = torch.tensor(1 / (1 + sigma**2))

@@ -12,7 +12,7 @@ from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 
 from asddim_lib.errors import WrongUse
 from asddim_lib.pipeline import calls
-from asddim_lib.pipeline.guiding import combination, guidance_scales
+from asddim_lib.pipeline.replay import combination, guidance_scales
 from asddim_lib.pipeline.run import Run
 from tests.tiny import PLAIN, parts, unet
 from tests.zoo import ZOO

@@ -24,10 +24,10 @@ def limited(monkeypatch, most):
     """Memory for so many prompts at once."""
     whole = measure._measured
 
-    def measured(run, **how):
+    def measured(run, plan):
         if len(run.prompts) > most:
             raise torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
-        return whole(run, **how)
+        return whole(run, plan)
 
     monkeypatch.setattr(measure, "_measured", measured)
 
@@ -52,7 +52,7 @@ def test_no_memory_for_one_names_what_needs_none(pipe, monkeypatch):
 
 
 def test_another_error_stays_what_it_is(pipe, monkeypatch):
-    def broken(run, **how):
+    def broken(run, plan):
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(measure, "_measured", broken)

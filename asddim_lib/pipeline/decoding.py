@@ -12,11 +12,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor, nn
 
 from asddim_lib.errors import check
-from asddim_lib.grids.rules import uniform
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.pipeline.calls import parameters
 from asddim_lib.pipeline.recording import frozen
-from asddim_lib.schedulers.place import drawing, hold
+from asddim_lib.schedulers.place import drawing, intercepted
 from asddim_lib.schedulers.solvers import own_scheduler
 
 if TYPE_CHECKING:
@@ -62,11 +61,11 @@ def _seen(run: Run, ends: Tensor, encoder: Encoder, count: int) -> Tensor:
     with torch.enable_grad():
         features = encoder(decode(run, latents))
     assert run.seeds is not None
-    streams = [torch.Generator().manual_seed(APART + seed) for seed in run.seeds]
+    streams = [torch.Generator("cpu").manual_seed(APART + seed) for seed in run.seeds]
     shape = (count, features.shape[1])
-    directions = torch.stack([torch.randn(shape, generator=one) for one in streams], 1)
+    drawn = [torch.randn(shape, generator=one, device="cpu") for one in streams]
     gradients: list[Tensor] = []
-    for direction in directions.to(features):
+    for direction in torch.stack(drawn, 1).to(features):
         along = (features * direction).sum()
         gradients += torch.autograd.grad(along, latents, retain_graph=True)
     return torch.stack(gradients)
@@ -74,17 +73,16 @@ def _seen(run: Run, ends: Tensor, encoder: Encoder, count: int) -> Tensor:
 
 def _decoded(run: Run, batch: slice, ends: Tensor) -> Tensor:
     own, steps = run.pipe.scheduler, _steps_of_one(run)
-    grid = uniform("trailing", len(run.schedule), steps)
-    scheduler = hold(drawing(own_scheduler(own), own), grid)
-    kind, derived = type(scheduler), torch.is_grad_enabled() and ends.requires_grad
+    plain = drawing(own_scheduler(own), own)
+    derived = torch.is_grad_enabled() and ends.requires_grad
 
-    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
-        kind.step(self, model_output, timestep, sample, **options)  # which counts its steps
+    def step(self: Any, model_output: Tensor, timestep: Tensor, sample: Tensor, **more: Any) -> Any:
+        type(plain).step(self, model_output, timestep, sample, **more)  # which counts its steps
         # Pipelines are called under torch.no_grad, whose end puts the mode back as it was.
         torch.set_grad_enabled(derived)
         return SchedulerOutput(prev_sample=ends.reshape(sample.shape).to(sample))
 
-    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step})
+    scheduler = intercepted(plain, "a step to given latents", step=step)
     how = {"num_inference_steps": steps, "output_type": "pt"}
     return run.call(batch, scheduler, run.generators(batch), **how)
 

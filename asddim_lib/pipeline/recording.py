@@ -1,10 +1,11 @@
-"""A run's own DDIM path, written down at `scheduler.step`, and the adjoint sweeps back over it."""
+"""A run's own DDIM path, recorded at `scheduler.step`, and the adjoint sweeps back over it."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory, carry_back
-from asddim_lib.levels import Levels, completed, fingerprint
+from asddim_lib.grids.rules import uniform
+from asddim_lib.levels import LARGEST_SIGMA, Levels, completed, fingerprint
 from asddim_lib.pipeline.calls import one_step_more
-from asddim_lib.pipeline.recorder import FlowRecorderScheduler, RecorderScheduler, Visit
-from asddim_lib.pipeline.replay import Capture, Replay, replayed
+from asddim_lib.pipeline.replay import Capture, Replay, Visit, replayed
+from asddim_lib.schedulers.ddim import ASDDIMScheduler
+from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.place import drawing
 from asddim_lib.sensitivity import PRODUCTS
 
@@ -27,26 +30,109 @@ if TYPE_CHECKING:
 Measure = Callable[[Replay, Tensor, Tensor], None]
 
 
-@dataclass(frozen=True)
-class Probes:
-    """The directions of a path's end to sweep back from: `count` random ones, then `given` ones.
+class _Recording:
+    """A scheduler that keeps a list of visits.
 
-    Those are … × n × d, for all prompts of a run.
+    What arrives at `step` has been guided, rescaled, split and negated already, in any pipeline.
+    Raises WrongUse where the path would not be the scheduler's own update: for η > 0, added noise,
+    or a pipeline that changes samples between steps.
     """
 
-    count: int
-    given: Tensor | None = None
+    levels: Levels
+    #: ᾱ where the path ends.
+    alpha_end: float
 
-    def __bool__(self) -> bool:
-        return self.count > 0 or self.given is not None
+    def start(self, on_visit: Callable[[Visit], None] | None = None) -> None:
+        """Forgets the last run. `on_visit` is called at each visit of the next one.
 
-    def of(self, batch: slice, like: Tensor, generators: list[torch.Generator]) -> Iterator[Tensor]:
-        """Those of a batch, each in the shape of its samples."""
-        shape = (1, *like.shape[1:])
-        for _ in range(self.count):
-            yield torch.cat([torch.randn(shape, generator=one) for one in generators]).to(like)
-        for probe in [] if self.given is None else self.given[:, batch]:
-            yield probe.reshape(like.shape).to(like)
+        `landed` is where the last step led.
+        """
+        self.visits: list[Visit] = []
+        self._on_visit = on_visit
+        self.landed: Tensor | None = None
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        **options: Any,
+    ) -> Any:
+        """As the scheduler's own `step`, and keeps the visit."""
+        check(eta == 0, "eta", eta, "a path is recorded without noise: leave it out")
+        self._check_unmoved(sample)
+        visit = self._visit(self._begins(timestep), model_output, sample)
+        self.visits.append(visit)
+        if self._on_visit is not None:
+            self._on_visit(visit)
+        landed = super().step(model_output, timestep, sample, **options)  # type: ignore[misc]
+        self.landed = landed[0]
+        return landed
+
+    @abstractmethod
+    def _begins(self, timestep: Any) -> int:
+        """The number of the level that a step begins at."""
+
+    def _visit(self, number: int, model_output: Tensor, sample: Tensor) -> Visit:
+        level = float(self.levels.sigmas[number])
+        sigma = min(level, LARGEST_SIGMA)
+        clean, epsilon = self.levels.predict(sample, model_output, level)
+        same = self.levels.kind == "vp" and sigma == level
+        scaled = sample if same else self.levels.vp_sample(clean, epsilon, sigma)
+        return Visit(number, sigma, sample, model_output, epsilon, scaled)
+
+    def _check_unmoved(self, sample: Tensor) -> None:
+        if self.landed is None:
+            return
+        moved = (sample.float() - self.landed.float()).norm()  # no float64 on MPS
+        what = "changed between steps by the pipeline"
+        remedy = "its path is not its own update: use one that leaves them, as a 9-channel one"
+        rounding = 1e-3 if sample.dtype == torch.float32 else 3e-2
+        check(bool(moved <= rounding * self.landed.float().norm()), "samples", what, remedy)
+
+
+class RecorderScheduler(_Recording, ASDDIMScheduler):  # type: ignore[misc]
+    """DDIM that keeps every visit. Its grid goes on to timestep 0, where the path ends."""
+
+    def _set(self, grid: Any, device: Any) -> None:
+        super()._set(grid if grid[-1] == 0 else [*grid, 0], device)
+        self.levels, self.alpha_end = Levels.from_diffusers(self), float(self.final_alpha_cumprod)
+
+    def _begins(self, timestep: Any) -> int:
+        return int(timestep)
+
+
+class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
+    """Euler for flow matching that keeps every visit.
+
+    K evenly spaced levels and the last one before clean data, moved by the scheduler's shift,
+    whatever the pipeline asks for: the path ends at clean data.
+    """
+
+    alpha_end = 1.0
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        *,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Sets the grid, with the shift that `mu` gives where it depends on the picture's size."""
+        self.levels = Levels.from_diffusers(self, mu)
+        size = len(self.levels)
+        steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)
+        grid = uniform("trailing", size, steps, 0)
+        self.numbers = grid if grid[-1] == 0 else [*grid, 0]
+        self._set(self.levels.shifted(self.levels.unshifted_at(self.numbers)), device)
+
+    def _begins(self, timestep: Any) -> int:
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        return self.numbers[int(self.step_index or 0)]
 
 
 def check_steps(run: Run, steps: int) -> None:
@@ -59,67 +145,73 @@ def check_steps(run: Run, steps: int) -> None:
 def record_path(
     run: Run,
     steps: int,
-    probes: Probes,
+    adjoint_probes: int = 0,
+    directions: Tensor | None = None,
     also: Measure | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Trajectory:
     """What `Run.path` returns; `progress` passes the first prompts of batches on."""
     check_steps(run, steps)
-    check(probes.count >= 0, "adjoint_probes", probes.count, "give at least 0")
-    recorder = _recorder(run)
+    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
+    recorder, count, size = _recorder(run), len(run.prompts), run.batch_size
+    parts = []
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
-        count, size = len(run.prompts), run.batch_size
-        batches = (
-            slice(start, min(start + size, count)) for start in progress(range(0, count, size))
-        )
-        parts = [_record_batch(run, batch, recorder, steps, probes, also) for batch in batches]
+        for start in progress(range(0, count, size)):
+            batch = slice(start, min(start + size, count))
+            given = None if directions is None else directions[:, batch]
+            parts.append(_record_batch(run, batch, recorder, steps, adjoint_probes, given, also))
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], -2)
 
-    adjoints = joined("adjoints") if probes else None
-    ends, noises = joined("end"), joined("noises")
-    made = replace(parts[0], samples=joined("samples"), noises=noises, end=ends)
+    made = replace(parts[0], samples=joined("samples"), noises=joined("noises"), end=joined("end"))
+    adjoints = None if made.adjoints is None else joined("adjoints")
     return replace(made, adjoints=adjoints, schedule=fingerprint(run.schedule))
 
 
 def _recorder(run: Run) -> Any:
     """The scheduler that records a run: it changes nothing on the way, and clips nothing."""
-    source = run.config
-    kind = Levels.from_diffusers(source).kind
+    kind = run.schedule.kind
     remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
     check(kind in ("vp", "flow"), "pipe.scheduler", f"an {kind.upper()} one", remedy)
     if kind == "flow":
-        recorder = drawing(FlowRecorderScheduler, source, "zero")
+        recorder = drawing(FlowRecorderScheduler, run.config, "zero")
         recorder.register_to_config(stochastic_sampling=False)
         return recorder
-    recorder = drawing(RecorderScheduler, source, "sigma_min")
+    recorder = drawing(RecorderScheduler, run.config, "sigma_min")
     plain = {"allocation": "trailing", "profile": None, "clip_sample": False}
     recorder.register_to_config(**plain, thresholding=False)
     return recorder
 
 
 def _record_batch(
-    run: Run, batch: slice, recorder: Any, steps: int, probes: Probes, also: Measure | None
+    run: Run,
+    batch: slice,
+    recorder: Any,
+    steps: int,
+    adjoint_probes: int,
+    directions: Tensor | None,
+    also: Measure | None,
 ) -> Trajectory:
     replays: list[Replay] = []
     sweeps: list[Tensor] = []
+    swept = adjoint_probes > 0 or directions is not None
     given = {"guidance_scale": run.guidance_scale, **run.options}
-    capture = Capture(run.pipe, given) if probes or also else None
+    capture = Capture(run.pipe, given) if swept or also else None
     generators = run.generators(batch)
 
     def visited(visit: Visit) -> None:
         if capture is None:
             return
-        replay = _replay(capture, visit, recorder.coordinates)
+        replay = _replay(capture, visit, recorder.levels)
         if also is not None:
-            also(replay, visit.scaled, torch.tensor(visit.timestep))
-        if not probes:
+            also(replay, visit.scaled, torch.tensor(visit.timestep, device="cpu"))
+        if not swept:
             return
         replays.append(replay)
         if visit.timestep == 0:  # the last one; after the call a pipeline may change its network
-            sigmas = _sigmas(run, recorder)
-            for probe in probes.of(batch, visit.scaled, generators):
+            sigmas = _trajectory(recorder).sigmas(run.schedule)
+            for probe in _probes(visit.scaled, generators, adjoint_probes, directions):
                 sweeps.append(_sweep(replays, recorder.visits, sigmas, probe))
 
     recorder.start(visited)
@@ -130,58 +222,52 @@ def _record_batch(
     finally:
         if capture is not None:
             capture.remove()
-    _check_ended(run, recorder)
-    path = _trajectory(recorder)
-    return replace(path, adjoints=torch.stack(sweeps)) if probes else path
-
-
-def _check_ended(run: Run, recorder: Any) -> None:
     points = [visit.timestep for visit in recorder.visits]
     what = f"{type(run.pipe).__name__}, which stops at timestep {points[-1] if points else None}"
     remedy = "let it draw to the end: leave out denoising_end and the like"
     check(bool(points) and points[-1] == 0, "pipe", what, remedy)
+    return _trajectory(recorder, torch.stack(sweeps) if swept else None)
 
 
-def _replay(capture: Capture, visit: Visit, coordinates: Levels) -> Replay:
+def _replay(capture: Capture, visit: Visit, levels: Levels) -> Replay:
     """ε at a visit, as a function of samples in the variance-preserving scale."""
-    level = float(coordinates.sigmas[visit.timestep])
-
-    def noise(sample: Tensor, output: Tensor) -> Tensor:
-        return coordinates.predict(sample, output, level)[1]
-
+    level = float(levels.sigmas[visit.timestep])
     scale = (1 + visit.sigma**2) ** 0.5
-    factor = 1.0 if coordinates.kind == "vp" else scale * float(coordinates.signal(visit.sigma))
-    return Replay(capture, visit, noise, factor)
+    factor = 1.0 if levels.kind == "vp" else scale * float(levels.signal(visit.sigma))
+    return Replay(capture, visit, lambda x, out: levels.predict(x, out, level)[1], factor)
 
 
-def _trajectory(recorder: Any) -> Trajectory:
-    samples, noises = (
-        torch.stack([getattr(visit, name).flatten(1).cpu() for visit in recorder.visits])
-        for name in ("scaled", "epsilon")
-    )
-    timesteps = [visit.timestep for visit in recorder.visits]
-    end = recorder.landed.flatten(1).cpu()
-    return Trajectory(timesteps, samples, noises, end, _alpha_end(recorder))
+def _trajectory(recorder: Any, adjoints: Tensor | None = None) -> Trajectory:
+    """The path so far; its end is empty until the first step has landed."""
+    visits, landed = recorder.visits, recorder.landed
+    samples = torch.stack([visit.scaled.flatten(1).cpu() for visit in visits])
+    noises = torch.stack([visit.epsilon.flatten(1).cpu() for visit in visits])
+    end = samples[:0] if landed is None else landed.flatten(1).cpu()
+    points = [visit.timestep for visit in visits]
+    return Trajectory(points, samples, noises, end, recorder.alpha_end, adjoints)
 
 
-def _alpha_end(recorder: Any) -> float:
-    """ᾱ where the path ends: clean data for a flow model."""
-    flow = recorder.coordinates.kind == "flow"
-    return 1.0 if flow else float(recorder.final_alpha_cumprod)
+def _probes(
+    like: Tensor, generators: list[torch.Generator], count: int, directions: Tensor | None
+) -> Iterator[Tensor]:
+    """A batch's directions of its path's end: random ones, one stream per prompt, then given ones.
 
-
-def _sigmas(run: Run, recorder: Any) -> Tensor:
-    """`Trajectory.sigmas` of a path that has not landed yet."""
-    points = [visit.timestep for visit in recorder.visits]
-    nothing = torch.empty(0)
-    return Trajectory(points, nothing, nothing, nothing, _alpha_end(recorder)).sigmas(run.schedule)
+    Each has the shape of its samples.
+    """
+    shape = (1, *like.shape[1:])
+    for _ in range(count):
+        drawn = [torch.randn(shape, generator=one, device="cpu") for one in generators]
+        yield torch.cat(drawn).to(like)
+    for probe in [] if directions is None else directions:
+        yield probe.reshape(like.shape).to(like)
 
 
 def _sweep(replays: list[Replay], visits: list[Visit], sigmas: Tensor, probe: Tensor) -> Tensor:
     """One sweep back over a batch's path, along a direction per image: N × n × d."""
 
     def transpose(k: int, v: Tensor) -> Tensor:
-        return PRODUCTS["vjp"](replays[k], visits[k].scaled, torch.tensor(visits[k].timestep), v)
+        t = torch.tensor(visits[k].timestep, device="cpu")
+        return PRODUCTS["vjp"](replays[k], visits[k].scaled, t, v)
 
     return carry_back(sigmas, transpose, probe).flatten(2).cpu()
 

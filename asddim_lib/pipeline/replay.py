@@ -1,81 +1,96 @@
 """A step's guided output as a function of the sample: the recorded network calls, made again.
 
-Only g(t) and the adjoint sweep need it. What a pipeline does between its network and its scheduler
-is not guessed: a known way of guiding must give back what arrived at the scheduler, or the pipeline
-is refused by name.
+Only g(t) and the adjoint sweep need it. A known formula of guidance must give back what arrived at
+the scheduler from the network's outputs; where none does, the pipeline is refused.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from asddim_lib.errors import check
+from asddim_lib.errors import WrongUse, check
 from asddim_lib.models.load import Pipeline, device_of, networks
-from asddim_lib.pipeline.guiding import combination, guidance_scales, near
-from asddim_lib.pipeline.recorder import Visit
+from asddim_lib.pipeline.calls import parameters
 
 #: ε from a sample as the pipeline has it, and the guided output of the network.
 Noise = Callable[[Tensor, Tensor], Tensor]
+#: The guided output from a step's outputs, one for each kind of guidance.
+Combine = Callable[[list[Tensor]], Tensor]
 REMEDY = "measure without the network's derivative: estimator='path', adjoint_probes=0"
-#: How far a call that is made again may lie from the first, relative: guidance enlarges rounding.
-APART = {torch.float64: 1e-2, torch.float32: 1e-2}
+#: How far a repeated call may lie from the first, relative: guidance enlarges rounding.
+TOLERANCE = {torch.float64: 1e-2, torch.float32: 1e-2}
+
+
+class Visit(NamedTuple):
+    """One step of a run.
+
+    `timestep` is the number of its level, `sigma` the ratio of noise to signal there. `sample` and
+    the guided `model_output` are as the pipeline has them; `epsilon` is the noise in the sample.
+    `scaled` is the sample of the variance-preserving model with the same σ.
+    """
+
+    timestep: int
+    sigma: float
+    sample: Tensor
+    model_output: Tensor
+    epsilon: Tensor
+    scaled: Tensor
 
 
 def check_replay(pipe: Pipeline, estimator: str) -> None:
-    """Raises WrongUse, before any work, where an estimator's network calls cannot be made again.
+    """Raises WrongUse, before any work, where an estimator cannot repeat the network's calls.
 
     `estimator` is one of calibrate's, or adjoint for the sweeps, which take derivatives backward.
     """
     parts = replayed(pipe)
     layers = [layer for part in parts for layer in part.modules()]
     # diffusers' caches answer by the calls before, in a context that only a pipeline opens.
-    cached = any(getattr(hook, "_is_stateful", False) for one in layers for hook in _hooks(one))
-    remedy = "switch it off (pipe.transformer.disable_cache())"
-    what = f"{estimator}, of a network with one of diffusers' caches"
-    check(not cached, "estimator", what, f"{remedy}, or {REMEDY}")
+    cached = any(getattr(h, "_is_stateful", False) for one in layers for h in _hooks(one).values())
+    remedy = f"switch it off (pipe.transformer.disable_cache()), or {REMEDY}"
+    check(
+        not cached, "estimator", f"{estimator}, of a network with one of diffusers' caches", remedy
+    )
     if estimator == "difference":
         return
     locked = any(p.is_inference() for part in parts for p in part.parameters())
     remedy = "load the pipeline outside torch.inference_mode, or use difference or path"
     what = f"{estimator}, of weights loaded under torch.inference_mode"
     check(not locked, "estimator", what, remedy)
-    what = f"{estimator}, under torch.autocast"
     device = device_of(pipe).type
     cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    check(
-        not cast, "estimator", what, f"leave autocast and load the dtype that it gives, or {REMEDY}"
-    )
-    stored = any(isinstance(one, _ConvNd) and "layerwise_casting" in _names(one) for one in layers)
+    remedy = f"leave autocast and load the dtype that it gives, or {REMEDY}"
+    check(not cast, "estimator", f"{estimator}, under torch.autocast", remedy)
+    stored = any(isinstance(one, _ConvNd) and "layerwise_casting" in _hooks(one) for one in layers)
     what = f"{estimator}, through convolutions whose weights are stored in another dtype"
     remedy = "use the estimator jvp or difference without adjoint_probes and feature_probes"
     check(not stored or estimator == "jvp", "estimator", what, f"{remedy}, or {REMEDY}")
 
 
-def _names(layer: nn.Module) -> Any:
-    """The names of diffusers' hooks on a layer."""
+def _hooks(layer: nn.Module) -> Mapping[str, Any]:
+    """diffusers' hooks on a layer, by name."""
     return getattr(vars(layer).get("_diffusers_hook"), "hooks", {})
 
 
-def _hooks(layer: nn.Module) -> Any:
-    return _names(layer).values()
-
-
 def replayed(pipe: Pipeline) -> list[Any]:
-    """All that sees the sample in a step: the networks, and a ControlNet."""
+    """All modules that see the sample in a step: the networks, and a ControlNet."""
     control = getattr(pipe, "controlnet", None)
     return [*networks(pipe), *([] if control is None else [control])]
 
 
 class Call(NamedTuple):
-    """A call of a network or a ControlNet, and what it gave.
+    """A call of a network or a ControlNet, and its output.
 
-    `answers` names the arguments that are the ControlNet's answers to `control`, with their places.
+    `answers` names the arguments that are outputs of the ControlNet's call `control`, with their
+    places there.
     """
 
     module: nn.Module
@@ -91,7 +106,7 @@ class Call(NamedTuple):
         return self.args[0] if self.args else self.kwargs[self._name]
 
     def again(self, sample: Any, **changes: Any) -> Any:
-        """What the module gives for another sample, and with other arguments."""
+        """The module's output for another sample, and with other arguments."""
         kwargs = {**self.kwargs, **changes}
         if self.args:
             return self.module(sample, *self.args[1:], **kwargs)
@@ -125,7 +140,7 @@ class Capture:
         self.calls.append(call._replace(output=_tensor(output, self.pipe)))
 
     def _answers(self, kwargs: dict[str, Any]) -> dict[str, int]:
-        """Which arguments of the network are what the ControlNet has answered, all of it."""
+        """Which arguments of the network are the ControlNet's outputs. Raises unless all are."""
         assert self._control is not None
         given = [(n, part) for n, part in enumerate(self._control.output) if part is not None]
         found = {name: n for name, value in kwargs.items() for n, part in given if part is value}
@@ -145,11 +160,11 @@ class Capture:
 
 
 class Replay:
-    """ε at one recorded visit, as a function of samples (n × …) of the visit's own prompts.
+    """ε at one recorded visit, as a function of samples (n × …) of the visit's prompts.
 
     The samples are `scaled`, as the variance-preserving model with the same σ has them: `factor`
     times them are the pipeline's own. `noise` gives ε. Raises WrongUse for a pipeline whose
-    guidance does not come out again, or whose network answers otherwise when it is asked again.
+    guidance is not known, or whose network's output differs when it is called again.
     """
 
     def __init__(self, capture: Capture, visit: Visit, noise: Noise, factor: float = 1.0) -> None:
@@ -173,7 +188,7 @@ class Replay:
         noise = self._noise(sample, self._combine(list(self._again(sample))))
         known = self._visit
         if torch.equal(x.detach(), known.scaled):
-            same = near(noise.detach(), known.epsilon, APART.get(self._dtype, 0.5))
+            same = near(noise.detach(), known.epsilon, TOLERANCE.get(self._dtype, 0.5))
             what = f"{self._kind}, whose network answers otherwise when it is asked again"
             check(same, "pipe", what, REMEDY)
         return noise
@@ -185,8 +200,8 @@ class Replay:
             for call in self._calls:
                 changes = {}
                 if call.control is not None:
-                    told = call.control.again(self._filled(sample, call.control.sample))
-                    changes = {name: told[place] for name, place in call.answers.items()}
+                    answer = call.control.again(self._filled(sample, call.control.sample))
+                    changes = {name: answer[place] for name, place in call.answers.items()}
                 output = call.again(self._filled(sample, call.sample), **changes)
                 yield from self._parts(_tensor(output, self._capture.pipe))
         finally:
@@ -236,3 +251,85 @@ def _tensor(output: Any, pipe: Pipeline) -> Tensor:
     what = f"{type(pipe).__name__}, whose network gives back {type(found).__name__}s"
     check(isinstance(found, Tensor), "pipe", what, REMEDY)
     return found
+
+
+def near(output: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are one, but for a part of the second's length."""
+    if output.shape != wanted.shape:
+        return False
+    given, meant = (part.detach().cpu().double() for part in (output, wanted))  # MPS has no float64
+    return bool((given - meant).norm() <= tolerance * meant.norm())
+
+
+# Guidance
+
+
+def guidance_scales(pipe: Any, options: Mapping[str, Any]) -> list[float]:
+    """The guidance scales that a pipeline may have used, in its call's words."""
+    known = parameters(pipe)
+    names = ("guidance_scale", "true_cfg_scale", "guidance_scale_2", "pag_scale")
+    stored = [getattr(pipe, f"_{name}", getattr(pipe, name, None)) for name in names]
+    given = [options.get(name, known[name].default) for name in names if name in known]
+    numbers = [float(value) for value in (*stored, *given) if isinstance(value, (int, float))]
+    return list(dict.fromkeys(numbers))
+
+
+def combination(
+    pipe: Any, scales: list[float], parts: list[Tensor], arrived: Tensor, remedy: str
+) -> Combine:
+    """The formula of guidance that gives what arrived at the scheduler.
+
+    Each candidate is checked; if none matches, raises WrongUse with the remedy.
+    """
+    rounding = 1e-4 if arrived.dtype == torch.float32 else 2e-2
+    for combine in _known(pipe, scales, len(parts)):
+        for sign in (1, -1):  # Lumina 2 and Z-Image negate their network's output
+            if near(sign * combine(parts), arrived, rounding):
+                return combine if sign == 1 else lambda p, c=combine: -c(p)  # type: ignore[misc]
+    kind = type(pipe).__name__
+    raise WrongUse(f"pipe is {kind}, whose way of guiding is not known here; {remedy}")
+
+
+def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Combine]:
+    """The formulas of guidance with so many outputs."""
+    guider = getattr(pipe, "guider", None)
+    if guider is not None:  # a modular pipeline's
+        # One that changes the network while it answers (skipped layers, perturbed attention) cannot
+        # be repeated by calling the network.
+        plain = type(guider).prepare_models is BaseGuidance.prepare_models
+        if plain and guider.num_conditions == count:
+            now = copy.deepcopy(guider)
+            yield lambda p: now.forward(*p).pred
+        return
+    if count == 1:
+        yield lambda p: p[0]
+    if count == 2:
+        for scale in (*scales, *(1 + scale for scale in scales)):  # Z-Image and PAG add
+            for without, with_prompt in ((0, 1), (1, 0)):
+                yield from _classifier_free(pipe, scale, without, with_prompt)
+    if count == 3:
+        scale = float(getattr(pipe, "guidance_scale", 1.0) or 0.0)
+        if hasattr(pipe, "image_guidance_scale"):  # InstructPix2Pix
+            image = float(pipe.image_guidance_scale)
+            yield lambda p: p[2] + scale * (p[0] - p[1]) + image * (p[1] - p[2])
+        if hasattr(pipe, "pag_scale"):  # perturbed attention as well as classifier-free guidance
+            perturbed = float(pipe.pag_scale)
+            yield lambda p: p[0] + scale * (p[1] - p[0]) + perturbed * (p[1] - p[2])
+
+
+def _classifier_free(pipe: Any, scale: float, without: int, with_prompt: int) -> Iterator[Combine]:
+    """Classifier-free guidance: plain, with its spread rescaled, or with its norm kept."""
+
+    def plain(p: list[Tensor]) -> Tensor:
+        return p[without] + scale * (p[with_prompt] - p[without])
+
+    def normed(p: list[Tensor]) -> Tensor:  # Qwen-Image, Lumina 2
+        guided = plain(p)
+        wanted, found = (torch.norm(q, dim=-1, keepdim=True) for q in (p[with_prompt], guided))
+        return guided * (wanted / found)
+
+    rescale = float(getattr(pipe, "guidance_rescale", 0.0) or 0.0)
+    yield plain
+    if rescale:
+        yield lambda p: rescale_noise_cfg(plain(p), p[with_prompt], rescale)
+    yield normed

@@ -22,7 +22,7 @@ from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.pipeline import calls, manifest
-from asddim_lib.pipeline.recording import Measure, Probes, record_path
+from asddim_lib.pipeline.recording import Measure, record_path
 from asddim_lib.schedulers.place import counterpart, drawing, hold, with_grid
 
 log = logging.getLogger(__name__)
@@ -37,15 +37,10 @@ OWN = {
     "num_inference_steps": "give it to path, ends or pictures",
     "timesteps": "give the grid to ends or pictures",
     "sigmas": "give the grid to ends or pictures",
-    **dict.fromkeys(
-        (
-            "callback",
-            "callback_steps",
-            "callback_on_step_end",
-            "callback_on_step_end_tensor_inputs",
-        ),
-        "leave it out: the run watches the steps itself",
-    ),
+    "callback": "leave it out: the run watches the steps itself",
+    "callback_steps": "leave it out: the run watches the steps itself",
+    "callback_on_step_end": "leave it out: the run watches the steps itself",
+    "callback_on_step_end_tensor_inputs": "leave it out: the run watches the steps itself",
     "denoising_end": "leave it out: grids that are cut end at different levels",
 }
 
@@ -232,7 +227,7 @@ class Run:
         handed every point. Latents come flattened, d numbers each. Raises WrongUse for a pipeline
         or options whose samples follow another path.
         """
-        return record_path(self, steps, Probes(adjoint_probes, directions), also)
+        return record_path(self, steps, adjoint_probes, directions, also)
 
     @torch.no_grad()
     def ends(self, grid: Sequence[Any]) -> Tensor:
@@ -328,7 +323,7 @@ class Run:
     def generators(self, batch: slice) -> list[torch.Generator]:
         """One per prompt, so that a picture does not depend on its batch."""
         assert self.seeds is not None
-        return [torch.Generator().manual_seed(seed) for seed in self.seeds[batch]]
+        return [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds[batch]]
 
     def call(self, batch: slice, scheduler: Any, generators: list, **how: Any) -> Any:
         """The pipeline's images, or frames, of a batch, drawn by a scheduler."""

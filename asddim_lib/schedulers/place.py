@@ -177,27 +177,24 @@ def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
         set_grid(plain, grid, device, mu)
         vars(self).update(vars(plain))
 
-    return intercepted(scheduler, set_timesteps, "on a grid; use schedulers.place.with_grid")
+    how = "on a grid; use schedulers.place.with_grid"
+    return intercepted(scheduler, how, set_timesteps=set_timesteps)
 
 
-def intercepted(scheduler: Any, set_timesteps: Callable[..., None], how: str) -> Any:
-    """A copy of a scheduler with another `set_timesteps(self, …)`: the only class made on the way.
+def intercepted(scheduler: Any, how: str, **methods: Callable[..., Any]) -> Any:
+    """A copy of a scheduler with other `methods(self, …)`: the only class made on the way.
 
-    A pipeline reads the new function's signature. Saving the copy, or `with_grid` of it, raises
+    A pipeline reads the new functions' signatures. Saving the copy, or `with_grid` of it, raises
     WrongUse with `how`: what it is that the config does not say, and what to do.
     """
     kind = type(scheduler)
 
-    class Intercepted(kind):  # type: ignore[misc, valid-type]
-        not_in_config = how
+    def save_config(self: Any, *args: Any, **kwargs: Any) -> None:
+        check(False, "scheduler", kind.__name__, f"its config does not say that it is {how}")
 
-        def save_config(self, *args: Any, **kwargs: Any) -> None:
-            check(False, "scheduler", kind.__name__, f"its config does not say that it is {how}")
-
-    Intercepted.set_timesteps = set_timesteps
-    Intercepted.__name__, Intercepted.__module__ = kind.__name__, kind.__module__
     changed = copy.copy(scheduler)
-    changed.__class__ = Intercepted
+    known = {"not_in_config": how, "save_config": save_config, "__module__": kind.__module__}
+    changed.__class__ = type(kind.__name__, (kind,), {**known, **methods})
     return changed
 
 

@@ -226,8 +226,8 @@ def recorded(setup: Setup, run: Run, prompts: int, steps: int) -> Trajectory | N
             "samples": path.samples,
             "noises": path.noises,
             "end": path.end,
-            "timesteps": torch.tensor(path.timesteps),
-            "alpha_end": torch.tensor(path.alpha_end, dtype=torch.float64),
+            "timesteps": torch.tensor(path.timesteps, device="cpu"),
+            "alpha_end": torch.tensor(path.alpha_end, dtype=torch.float64, device="cpu"),
         }
 
     cost = (steps + 1) * part.evaluations_per_step
