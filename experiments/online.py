@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from asddim_lib.errors import check
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.table import check_profile
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels, noise_schedule
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.paper import allocate, gradient_step, noise_weights, predict, step_sizes
 from asddim_lib.pipeline.recording import frozen
@@ -37,8 +37,8 @@ class OnlineScheduler(ASDDIMScheduler):
     expected: np.ndarray
     at_step: Callable[[int, Visit, Tensor], None]
 
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
+    def set_timesteps(  # type: ignore[override]  # what it refuses, it does not take
+        self, num_inference_steps: int | None = None, device: Any = None, *, timesteps: Any = None
     ) -> None:
         """Sets the first grid, from the expected g(t). Raises WrongUse for given `timesteps`."""
         given = timesteps is None and num_inference_steps is not None
@@ -151,9 +151,9 @@ def online(
     check_profile(profile)
     if profile is None and own.config["profile"]:
         profile = Profile.from_dict(own.config["profile"])
-    schedule, record = noise_schedule(own), OnlineRecord()
+    levels, record = Levels.from_diffusers(own), OnlineRecord()
     scheduler = OnlineScheduler.from_config(own.config)
-    scheduler.expected = profile.at(schedule) if profile else np.ones(len(schedule))
+    scheduler.expected = profile.at(levels) if profile else np.ones(len(levels))
     prediction_type = own.config["prediction_type"]
 
     def at_step(step: int, visit: Visit, alpha: Tensor) -> None:
@@ -175,7 +175,7 @@ def online(
             )[0].numpy()
             record.nfe += evaluations * probes * estimators[estimator]
             record.measured[step] = g.tolist()
-            reach = every * len(schedule) / steps
+            reach = every * len(levels) / steps
             scheduler.place_rest(step, g if per_image else g.mean(keepdims=True), reach)
         capture.take()
         record.grids = scheduler.grid.tolist()

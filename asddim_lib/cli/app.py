@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -17,7 +18,7 @@ from asddim_lib.cli.tune import tune
 from asddim_lib.errors import WrongUse
 
 #: What typer, or the click that it uses, raises for unknown options and the like.
-Usage = typer.BadParameter.__mro__[1]
+Usage: Any = typer.BadParameter.__mro__[1]  # the base of its usage errors, not exported
 
 
 def app_of(*commands: Callable[..., None], help: str) -> typer.Typer:

@@ -58,7 +58,7 @@ def data_folder() -> Path:
     """
     package = importlib.util.find_spec("asddim_data")
     places = list(package.submodule_search_locations or []) if package else []
-    for folder in map(Path, [*places, Path(__file__).parents[2] / "data"]):
+    for folder in [*(Path(place) for place in places), Path(__file__).parents[2] / "data"]:
         if (folder / "prompts.csv").is_file():
             return folder
     remedy = "run `pip install ./data` in a clone of this project"
@@ -175,7 +175,7 @@ def _scheduler(folder: str | os.PathLike) -> Any:
 
     config = load_scheduler_config(folder)
     name = config["_class_name"]
-    kind = getattr(schedulers, name, None) or getattr(diffusers, name, None)
+    kind: Any = getattr(schedulers, name, None) or getattr(diffusers, name, None)
     remedy = f"its scheduler, {name}, is not diffusers': load the model itself, which has it"
     check(kind is not None, "model", repr(str(folder)), remedy)
     return kind.from_config(config)

@@ -93,7 +93,7 @@ def _content(part: Any) -> Iterator[Any]:
 
 def _settings(part: Any) -> dict[str, Any]:
     """The values of a config that differ from the class's defaults."""
-    config = getattr(part, "config", None)
+    config: Any = getattr(part, "config", None)
     if hasattr(config, "to_diff_dict"):
         config = config.to_diff_dict()
         return _plain({k: v for k, v in config.items() if k != "transformers_version"})
@@ -130,7 +130,7 @@ def _stateful(value: Any) -> bool:
 
 def _unwrapped(layer: nn.Module, name: str) -> Any:
     """An attribute of a layer; None for a method that nobody replaced."""
-    value = getattr(layer, name, None)
+    value: Any = getattr(layer, name, None)
     while hasattr(value, "__wrapped__"):  # accelerate's and diffusers' wrappers
         value = value.__wrapped__
     method = getattr(value, "__func__", value)
