@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asddim_lib.cache import check_writable, kept
+from asddim_lib.digest import of_values
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.evidence.profile import KINDS, Profile
@@ -26,7 +27,7 @@ from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline.calls import check_options
 from asddim_lib.pipeline.decoding import feature_directions
-from asddim_lib.pipeline.manifest import of_pipeline, of_values
+from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.recording import check_steps, record_path
 from asddim_lib.pipeline.replay import REMEDY, Replay, check_replay
 from asddim_lib.pipeline.run import Run, out_of_memory

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from asddim_lib.pipeline.manifest import of_values
+from asddim_lib.digest import of_values
 from asddim_lib.tuning.goals import Goal
 from asddim_lib.tuning.proposals import Plan
 from tests.tiny import PLAIN, autoencoder, coarse, parts, unet

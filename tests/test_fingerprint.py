@@ -17,8 +17,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse
-from asddim_lib.pipeline.manifest import manifest, of_pipeline, of_values
+from asddim_lib.pipeline.manifest import manifest, of_pipeline
 from asddim_lib.pipeline.run import Run
 from experiments.stopping import stopped
 from tests.tiny import sd
@@ -220,13 +221,13 @@ RUNS = {
     "guidance": {"guidance_scale": 3.0},
     "batch": {"batch_size": 1},
     "option": {"options": {"height": 32}},
-    "tensor": {"options": {"image": torch.zeros(2)}},
-    "another tensor": {"options": {"image": torch.tensor([0.0, 1e-7])}},
-    "shape": {"options": {"image": torch.zeros(1, 2)}},
-    "dtype": {"options": {"image": torch.zeros(2, dtype=torch.float64)}},
-    "array": {"options": {"image": np.zeros(2)}},
-    "picture": {"options": {"image": Image.new("RGB", (4, 4))}},
-    "another picture": {"options": {"image": Image.new("RGB", (4, 4), (0, 0, 1))}},
+    "tensor": {"options": {"latents": torch.zeros(2)}},
+    "another tensor": {"options": {"latents": torch.tensor([0.0, 1e-7])}},
+    "shape": {"options": {"latents": torch.zeros(1, 2)}},
+    "dtype": {"options": {"latents": torch.zeros(2, dtype=torch.float64)}},
+    "array": {"options": {"latents": np.zeros(2)}},
+    "picture": {"options": {"latents": Image.new("RGB", (4, 4))}},
+    "another picture": {"options": {"latents": Image.new("RGB", (4, 4), (0, 0, 1))}},
     "truncate": {"truncate": True},
     "end": {"end": "zero"},
     "scheduler": {"scheduler": ASDDIMScheduler()},

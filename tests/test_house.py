@@ -19,6 +19,7 @@ LIBRARY = ROOT / "asddim_lib"
 FLOORS = (
     "errors",
     "cache",
+    "digest",
     "paper",
     "sensitivity",
     "levels",

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.models.load import BUNDLED, Pipeline, check_device, data_folder, device_of
-from asddim_lib.pipeline.manifest import of_values
 
 #: The encoder of a pipeline that brings none.
 CLIP = "openai/clip-vit-large-patch14"

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from asddim_lib.cache import check_writable, kept, locked, seal, unseal
+from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.grid import level_indices
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import Levels, completed, is_flow
 from asddim_lib.pipeline import calls
-from asddim_lib.pipeline.manifest import of_pipeline, of_values
+from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing, numbers_held, with_grid
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of

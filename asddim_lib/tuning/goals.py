@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.metrics.encoders import Encoder, embed, encoder_for
 from asddim_lib.models.load import Pipeline
-from asddim_lib.pipeline.manifest import of_values
 from asddim_lib.pipeline.run import Run, out_of_memory
 
 #: What is seen in pictures: `seen` (n × d), and `checked` by a second encoder, if there is one.
