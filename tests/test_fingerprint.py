@@ -243,7 +243,7 @@ def test_any_one_change_to_a_run_is_seen():
     prints = [Run(pipe, **{**plain, **change}).fingerprint for change in ({}, *RUNS.values())]
     assert len(set(prints)) == len(RUNS) + 1
     run = Run(pipe, PROMPTS, options={"cross_attention_kwargs": {"scale": lambda: None}})
-    with pytest.raises(WrongUse, match="^option is a function"):
+    with pytest.raises(WrongUse, match=r"^option is a function"):
         _ = run.fingerprint
 
 
