@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import experiments  # noqa: F401  (its grids enter the library's table)
+import experiments.rivals  # noqa: F401  (its grids enter the library's table)
 from tests import small_book
 from tests.colab_machine import once, output, publish
 

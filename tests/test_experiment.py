@@ -14,7 +14,7 @@ from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.cache import save_tensors
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
-from experiments import grids, store
+from experiments import store
 from experiments.contest import paired
 from experiments.cost import PictureCost, calibration, plan
 from experiments.draw import generate
@@ -127,11 +127,10 @@ def test_distance_is_that_of_the_latents_from_the_fine_solution(small, tmp_path)
         assert distances == pytest.approx(expected, rel=1e-3)
 
 
-def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path, monkeypatch):
-    """The chosen grid is measured on other prompts, but by the same distance."""
-    monkeypatch.setattr(grids, "RECORDED_STEPS", 12)
+def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
+    """A measured grid's pictures have the same figures as an even grid's."""
     setting = Setting(
-        methods=("trailing", "chosen"),
+        methods=("trailing", "dual-weighted"),
         steps=(2,),
         guidance_scales=(1.0,),
         reference_steps=6,
@@ -143,7 +142,6 @@ def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path, monkeypatch):
     summary = evaluate(pipe, load_prompts("bundled", 4), setting, tmp_path)
     assert "fid" not in summary
     assert summary[["distance", "kid", "clip", "right"]].notna().all(axis=None)
-    assert summary["distance"][1] <= summary["distance"][0] * 1.5
 
 
 def test_a_record_from_elsewhere_does_not_stop_a_new_run(small, tmp_path):

@@ -78,7 +78,7 @@ def test_every_moved_grid_is_in_the_table_of_the_experiments():
 def test_in_a_clone_importing_the_experiments_is_enough(tmp_path):
     ASDDIMScheduler(allocation="comfy-simple").save_pretrained(tmp_path)
     script = f"""
-import experiments
+import experiments.rivals
 from asddim_lib import ASDDIMScheduler
 scheduler = ASDDIMScheduler.from_pretrained({str(tmp_path)!r})
 scheduler.set_timesteps(4)

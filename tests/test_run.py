@@ -20,7 +20,7 @@ from asddim_lib import ASDDIMScheduler, UniPCGridScheduler, calibrate, timesteps
 from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.path import local_errors
-from asddim_lib.levels import noise_schedule
+from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.pipeline import recording
 from asddim_lib.pipeline.run import Run
@@ -80,7 +80,7 @@ def test_a_fine_solver_ends_where_the_reference_ends(fine, kind, end):
 def test_a_run_ends_where_its_config_says_unless_it_is_told():
     pipe = quiet(sd()[0])
     run = Run(pipe, PROMPTS, guidance_scale=1.0, options={"height": 16, "width": 16})
-    least = float(noise_schedule(pipe.scheduler).alphas_cumprod[0])
+    least = float(Levels.from_diffusers(pipe.scheduler).alphas_cumprod[0])
     assert run.path(20).alpha_end == pytest.approx(least)
     for end, final in (("zero", 1.0), ("sigma_min", least), (None, least)):
         scheduler = Run(pipe, PROMPTS, end=end).prepared_with(ASDDIMScheduler).scheduler
@@ -170,7 +170,7 @@ def test_every_recorded_row_obeys_its_own_update(build, prediction_type):
     count = network.register_forward_hook(lambda *_: calls.append(1))
     path = record(pipe, PROMPTS[:1], guidance_scale=5.0, num_steps=6, **how)
     count.remove()
-    schedule = noise_schedule(pipe.scheduler)
+    schedule = Levels.from_diffusers(pipe.scheduler)
     assert obeys_its_update(path, schedule).all()
     assert len(calls) == len(path.timesteps), "recording adds no evaluation"
     assert path.timesteps[-1] == 0
@@ -287,7 +287,7 @@ def test_local_errors_of_a_recorded_path_are_the_solver_s_own():
     """Of order 1, they are the difference of a whole step and two halves, to leading order."""
     pipe = quiet(sd()[0])
     path = record(pipe, PROMPTS, guidance_scale=1.0, num_steps=100, height=16, width=16)
-    schedule = noise_schedule(pipe.scheduler)
+    schedule = Levels.from_diffusers(pipe.scheduler)
     errors = local_errors(path, schedule).norm(dim=2)
     assert errors.shape == (len(path) - 1, 2)
     assert errors.isfinite().all()

@@ -236,7 +236,7 @@ def method_of(name: Any, needs: tuple[str, ...] | None = None) -> Method:
     Raises WrongUse for any other name; for one of `MOVED` it says what brings it back.
     """
     moved = name in MOVED and name not in METHODS
-    remedy = "it left this package: `import experiments` first, in a clone, or use another"
+    remedy = "it left this package: `import experiments.rivals` first, in a clone, or use another"
     check(not moved, "allocation", name, remedy)
     known = [m.name for m in METHODS.values() if needs is None or m.needs in needs]
     check(name in known, "allocation", name, f"use one of {', '.join(known)}")
