@@ -19,6 +19,7 @@ import yaml
 from asddim_lib import metrics
 from asddim_lib.errors import check
 from asddim_lib.metrics.intervals import Better
+from experiments.intervals import holm
 from experiments.records import read_records
 
 #: What names a cell: the solver, the guidance scale and the number of steps.
@@ -134,7 +135,7 @@ def _compared(
                 rows.append((*cell, method, rival, *pair))
     columns = [*CELL, "method", "against", *metrics.Paired._fields]
     table = pd.DataFrame(rows, columns=columns)
-    adjusted = metrics.holm(table["p_value"].astype(float))
+    adjusted = holm(table["p_value"].astype(float))
     verdicts = [
         metrics.verdict(row.difference, row.half, p_value, criterion.better)
         for row, p_value in zip(table.itertuples(), adjusted, strict=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from asddim_lib.cache import (
     DamagedFile,
@@ -21,7 +21,7 @@ from asddim_lib.cache import (
     versions,
 )
 from asddim_lib.errors import check
-from asddim_lib.models.load import Pipeline, network, weights_hash
+from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Drawn, Run
@@ -144,6 +144,21 @@ def _name_failures(batch: Batch, drawn: Drawn, prompts: list[str]) -> int:
 def file_hash(file: Path) -> str:
     """A short name of a file's content."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def weights_hash(pipe: Pipeline) -> str:
+    """A short hash of all the pipeline's weights.
+
+    Equal values have equal hashes, whatever their dtype or device.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(pipe.components):
+        module = pipe.components[name]
+        if isinstance(module, nn.Module):
+            for key, value in sorted(module.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _origin(pipe: Pipeline, prompts: list[str], setting: Setting) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import level_indices
-from asddim_lib.models.load import Pipeline, network, weights_hash
+from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing
 from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tuning.tune import tune
-from experiments.draw import claim
+from experiments.draw import claim, weights_hash
 from experiments.setting import (
     PAPER_METHODS,
     RECORDED_STEPS,

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.metrics.encoders import Encoder, embed, load_encoder
-from asddim_lib.metrics.real import real_features
 from asddim_lib.models.load import Pipeline, device_of
 from experiments import attributes
+from experiments.fid import fid_infinity, fid_interval
 from experiments.fine import Observed, beside_fine, concatenated
+from experiments.intervals import effective_size, proportion_half_width, proportion_interval
+from experiments.kid import kid, kid_shares
+from experiments.real import real_features
 from experiments.setting import (
     Batch,
     Cell,
@@ -62,7 +65,7 @@ def score_pictures(
             features[cell] = seen.features[torch.from_numpy(sound)]
             if sound.sum() > 1:
                 real = (attributes.reference_features(), attributes.reference_kernel())
-                shares = metrics.kid_shares(features[cell], *real)
+                shares = kid_shares(features[cell], *real)
                 frame.loc[sound, "kid_share"] = shares.numpy()
         if cell.guidance_scale in goals:
             frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
@@ -172,10 +175,10 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
     known = judged[judged["right_all"].notna()] if "right_all" in judged else judged[:0]
     if len(known):
         right = known["right_all"].to_numpy(float)
-        size = metrics.effective_size(right, known.get("prompt"))
+        size = effective_size(right, known.get("prompt"))
         hits = right.mean() * size
-        row["right"], row["right_ci"] = right.mean(), metrics.proportion_half_width(hits, size)
-        row["right_low"], row["right_high"] = metrics.proportion_interval(hits, size)
+        row["right"], row["right_ci"] = right.mean(), proportion_half_width(hits, size)
+        row["right_low"], row["right_high"] = proportion_interval(hits, size)
     return row
 
 
@@ -184,9 +187,9 @@ def _judge_figures(features: Tensor, texts: pd.Series) -> dict[str, float]:
     row: dict[str, float] = {}
     reference = attributes.reference_features()
     if len(features) > features.shape[1]:
-        row["fid"], row["fid_ci"] = metrics.fid_interval(features, reference, clusters=texts)
+        row["fid"], row["fid_ci"] = fid_interval(features, reference, clusters=texts)
     if len(features) > 2 * features.shape[1] + 1:
-        row["fid_infinity"] = metrics.fid_infinity(features, reference)
+        row["fid_infinity"] = fid_infinity(features, reference)
     return row
 
 
@@ -206,12 +209,12 @@ def real_figures(
         if sum(map(len, finite)) < 2:
             continue
         features = torch.cat([embed(encoder, images) for images in finite])
-        value, half = metrics.fid_interval(features, goal, resamples=10, rank_deficient=True)
+        value, half = fid_interval(features, goal, resamples=10, rank_deficient=True)
         scores = {"fid": value, "fid_ci": half}
         if len(features) <= len(goal):
-            scores["kid"], scores["kid_ci"] = metrics.kid(features, goal)
+            scores["kid"], scores["kid_ci"] = kid(features, goal)
         if len(features) > 2 * features.shape[1] + 1:
-            scores["fid_infinity"] = metrics.fid_infinity(features, goal)
+            scores["fid_infinity"] = fid_infinity(features, goal)
         for key, score in scores.items():
             summary.loc[row, f"{encoder.name}_{key}"] = score
     origin = {"reference": folder, "weights": encoder.weights, "prepare": encoder.preparation}

@@ -190,7 +190,7 @@ def real_pictures(tmp_path):
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
     """No test finds the features of real pictures that another has kept."""
-    from asddim_lib.metrics import real
+    from experiments import real
 
     monkeypatch.setattr(real, "cache_folder", lambda: tmp_path / "cache")
 

@@ -12,6 +12,7 @@ from scipy import stats
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
 from experiments import contest
+from experiments.intervals import holm
 
 MEANS = {"trailing": 5.0, "karras": 4.0, "beta": 4.5, "near": 3.5, "far": 6.0}
 
@@ -54,7 +55,7 @@ def test_each_cell_pairs_the_nearest_of_both_groups():
             wide[row["ours"]].mean() / wide["trailing"].mean()
         )
         assert row["its distance"] == pytest.approx(wide[row["peer"]].mean())
-    np.testing.assert_array_equal(found["p_adjusted"], metrics.holm(found["p_value"]))
+    np.testing.assert_array_equal(found["p_adjusted"], holm(found["p_value"]))
 
 
 def test_a_method_that_a_cell_lacks_is_passed_over_and_an_empty_group_refused():
@@ -96,7 +97,7 @@ def test_a_method_stands_against_each_rival_by_each_measure():
     others = contest.standing(judged(), "far", ["near"], measures)
     assert contest.summed(others).to_numpy().tolist() == [[lost, lost]]
     for _, part in found.groupby("measure"):  # all rivals and cells of a measure are one family
-        np.testing.assert_array_equal(part["p_adjusted"], metrics.holm(part["p_value"]))
+        np.testing.assert_array_equal(part["p_adjusted"], holm(part["p_value"]))
 
 
 def test_a_rival_that_a_cell_lacks_has_no_row_there_and_an_unknown_name_is_refused():
@@ -127,7 +128,7 @@ def test_several_methods_are_corrected_together():
     apart = pd.concat(alone, ignore_index=True)
     assert list(found["method"]) == list(apart["method"])
     pd.testing.assert_series_equal(found["p_value"], apart["p_value"])
-    np.testing.assert_array_equal(found["p_adjusted"], metrics.holm(apart["p_value"]))
+    np.testing.assert_array_equal(found["p_adjusted"], holm(apart["p_value"]))
     assert (found["p_adjusted"] >= apart["p_adjusted"]).all()
     table = contest.shown(found, by=("method", "steps"))
     assert [name for name, _ in table.index] == ["near", "near", "karras", "karras"]
@@ -240,7 +241,7 @@ def test_every_table_of_a_family_has_the_same_verdict_of_the_same_pair(family):
     for further, count in ((False, 3), (True, 1)):
         part = whole[(whole["against"] == "beta") == further]
         assert len(part) == 3 * count
-        np.testing.assert_array_equal(part["p_adjusted"], metrics.holm(part["p_value"]))
+        np.testing.assert_array_equal(part["p_adjusted"], holm(part["p_value"]))
     near = family.standing("near", ["trailing"], ["latents"])
     both = family.standing(["near", "far"], ["trailing"], ["latents"])
     pd.testing.assert_frame_equal(near, both[both["method"] == "near"])

@@ -10,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.metrics.encoders import embed, load_dinov2
+from asddim_lib.metrics.encoders import embed
 from experiments.cli import app
+from experiments.real import load_dinov2
 from tests.runs import COMMAND
 
 pytestmark = pytest.mark.usefixtures("no_cache")

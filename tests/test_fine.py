@@ -13,7 +13,9 @@ from torchmetrics.image.kid import maximum_mean_discrepancy
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
 from experiments.contest import paired
+from experiments.fid import fid_infinity, fid_interval
 from experiments.fine import Observed, beside_fine, concatenated, own_kid_shares
+from experiments.kid import kid, kid_shares, mean_kernel
 
 
 def features(count, seed, shift=0.0):
@@ -30,13 +32,13 @@ def test_the_shares_mean_is_the_unbiased_kid_over_all_pairs():
     own = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
     real = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
     cross = np.mean([kernel(a, b) for a in x for b in y])
-    assert float(metrics.kid_shares(x, y).mean()) == pytest.approx(own + real - 2 * cross)
+    assert float(kid_shares(x, y).mean()) == pytest.approx(own + real - 2 * cross)
 
 
 def test_a_reference_is_neither_kept_nor_remembered():
     """It is compared with as it is now, and its memory is the caller's to free."""
     x, y = features(20, 1), features(30, 2)
-    for measure in (metrics.kid_shares, metrics.kid, metrics.fid_interval, metrics.fid_infinity):
+    for measure in (kid_shares, kid, fid_interval, fid_infinity):
         goal = y.clone()
         measure(x, goal)
         goal.mul_(3)
@@ -49,29 +51,29 @@ def test_a_reference_is_neither_kept_nor_remembered():
 
 def test_a_reference_s_own_part_may_be_given():
     x, y = features(20, 1), features(30, 2)
-    shares = metrics.kid_shares(x, y, metrics.mean_kernel(y))
-    assert torch.equal(shares, metrics.kid_shares(x, y))
+    shares = kid_shares(x, y, mean_kernel(y))
+    assert torch.equal(shares, kid_shares(x, y))
 
 
 def test_with_as_many_images_it_is_torchmetrics_own():
     x, y = features(8, 3), features(8, 4)
     kernels = [(a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (x, y), (y, y))]
     theirs = float(maximum_mean_discrepancy(*kernels))
-    assert float(metrics.kid_shares(x, y).mean()) == pytest.approx(theirs)
+    assert float(kid_shares(x, y).mean()) == pytest.approx(theirs)
 
 
 def test_a_pair_of_sets_has_shares_and_a_single_image_has_none():
     with pytest.raises(WrongUse, match=r"features is '?1 images"):
-        metrics.kid_shares(features(1, 1), features(9, 2))
+        kid_shares(features(1, 1), features(9, 2))
     with pytest.raises(WrongUse, match=r"reference is '?1 images"):
-        metrics.kid_shares(features(9, 1), features(1, 2))
+        kid_shares(features(9, 1), features(1, 2))
 
 
 def test_own_kid_is_the_mean_of_two_kids_each_of_one_half_from_the_other_s_fine_pictures():
     x, fine = features(10, 5), features(10, 6)
     shares = own_kid_shares(x, fine)
     for half in (0, 1):
-        whole = metrics.kid(x[half::2], fine[1 - half :: 2])[0]
+        whole = kid(x[half::2], fine[1 - half :: 2])[0]
         assert shares[half::2].mean() == pytest.approx(whole)
 
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
-from asddim_lib.metrics import real
 from asddim_lib.metrics.encoders import PREPARATIONS, embed, load_inception
-from asddim_lib.metrics.real import real_features
+from experiments import real
 from experiments.cli import app
 from experiments.evaluate import commit
+from experiments.real import real_features
 from tests.runs import COMMAND, flip
 
 pytestmark = pytest.mark.usefixtures("no_cache")
@@ -223,9 +223,7 @@ def test_figures_are_torchmetrics_own(weights):
     kid = KernelInceptionDistance(encoder.network, subset_size=12, subsets=2)
     kid.update(255 - PICTURES, real=True)
     kid.update(PICTURES, real=False)
-    assert metrics.kid(features, others)[0] == pytest.approx(
-        float(kid.compute()[0]), rel=1e-3, abs=1e-5
-    )
+    assert kid(features, others)[0] == pytest.approx(float(kid.compute()[0]), rel=1e-3, abs=1e-5)
 
 
 @REAL

@@ -12,6 +12,14 @@ from scipy import stats
 
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
+from experiments.intervals import (
+    bootstrap_interval,
+    effective_size,
+    holm,
+    proportion_half_width,
+    proportion_interval,
+)
+from experiments.kid import kid
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 FINITE = st.floats(-1e6, 1e6)
@@ -20,8 +28,8 @@ FINITE = st.floats(-1e6, 1e6)
 def shares(total):
     """All shares of `total`, with Wilson's bounds, our half-widths, and the chance of each at p."""
     hits = np.arange(total + 1)
-    bounds = np.array([metrics.proportion_interval(k, total) for k in hits])
-    halves = np.array([metrics.proportion_half_width(k, total) for k in hits])
+    bounds = np.array([proportion_interval(k, total) for k in hits])
+    halves = np.array([proportion_half_width(k, total) for k in hits])
     return hits / total, bounds, halves, lambda p: stats.binom.pmf(hits, total, p)
 
 
@@ -78,7 +86,7 @@ def test_wilson_s_interval_is_where_the_score_test_rejects():
     """Its ends p solve |share − p| = z √(p (1 − p) / n)."""
     z = stats.norm.ppf(0.975)
     for hits, total in ((1, 5), (7, 9), (106, 1000)):
-        for p in metrics.proportion_interval(hits, total):
+        for p in proportion_interval(hits, total):
             assert abs(hits / total - p) == pytest.approx(z * math.sqrt(p * (1 - p) / total))
 
 
@@ -86,14 +94,14 @@ def test_wilson_s_interval_is_where_the_score_test_rejects():
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_a_share_lies_within_its_interval_which_has_a_width_and_lies_within_0_and_1(counts):
     hits, total = counts
-    low, high = metrics.proportion_interval(hits, total)
-    half = metrics.proportion_half_width(hits, total)
+    low, high = proportion_interval(hits, total)
+    half = proportion_half_width(hits, total)
     assert 0 <= low <= hits / total <= high <= 1
     assert low < high
     assert 0 < half <= 1
     assert hits / total - half <= low + 1e-12
     assert hits / total + half >= high - 1e-12
-    mirrored = metrics.proportion_interval(total - hits, total)
+    mirrored = proportion_interval(total - hits, total)
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
@@ -101,7 +109,7 @@ def test_a_share_lies_within_its_interval_which_has_a_width_and_lies_within_0_an
     ("counts", "message"), [((0, 0), "total is 0; "), ((3, 2), "hits is 3; "), ((-1, 2), "hits is")]
 )
 def test_a_share_of_nothing_is_refused(counts, message):
-    for interval in (metrics.proportion_interval, metrics.proportion_half_width):
+    for interval in (proportion_interval, proportion_half_width):
         with pytest.raises(ValueError, match=message):
             interval(*counts)
 
@@ -111,18 +119,17 @@ def test_a_share_of_nothing_is_refused(counts, message):
 
 def test_the_bootstrap_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).exponential(size=400)
-    half = metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
+    half = bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
     assert half == pytest.approx(1.96 * values.std() / 20, rel=0.05)
-    assert half == metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
+    assert half == bootstrap_interval(lambda index: values[index].mean(), 400, 4000)
     few = [
-        metrics.bootstrap_interval(lambda index: values[index].mean(), 400, 5, seed)
-        for seed in range(400)
+        bootstrap_interval(lambda index: values[index].mean(), 400, 5, seed) for seed in range(400)
     ]
     wide = stats.t.ppf(0.975, 4) * values.std() / 20  # of five resamples, t has 4 degrees
     assert np.mean(np.square(few)) ** 0.5 == pytest.approx(wide, rel=0.05)
-    assert metrics.bootstrap_interval(lambda index: 1.0, 1) == math.inf
+    assert bootstrap_interval(lambda index: 1.0, 1) == math.inf
     with pytest.raises(ValueError, match="resamples is 1; give at least 2"):
-        metrics.bootstrap_interval(lambda index: 1.0, 9, 1)
+        bootstrap_interval(lambda index: 1.0, 9, 1)
 
 
 def test_kid_s_interval_is_the_jackknife_s():
@@ -138,7 +145,7 @@ def test_kid_s_interval_is_the_jackknife_s():
 
     without = np.array([plain(torch.cat([x[:i], x[i + 1 :]])) for i in range(120)])
     error = math.sqrt(119 / 120 * ((without - without.mean()) ** 2).sum())
-    assert metrics.kid(x, y)[1] == pytest.approx(stats.t.ppf(0.975, 119) * error, rel=0.02)
+    assert kid(x, y)[1] == pytest.approx(stats.t.ppf(0.975, 119) * error, rel=0.02)
 
 
 # pairs
@@ -183,7 +190,7 @@ def stepped_down(p_values, level):
 @settings(deadline=None)
 @given(P_VALUES, st.sampled_from([0.01, 0.05, 0.2]))
 def test_holm_rejects_what_the_step_down_procedure_rejects(p_values, level):
-    adjusted = metrics.holm(p_values)
+    adjusted = holm(p_values)
     sure = abs(adjusted - level) > 1e-9  # at the level itself, rounding decides
     wanted = stepped_down(p_values, level)
     assert [i for i in np.flatnonzero(sure & (adjusted < level)) if i not in wanted] == []
@@ -193,13 +200,13 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values, level):
 @settings(deadline=None)
 @given(P_VALUES, st.randoms())
 def test_holm_lies_between_the_plain_p_and_bonferroni_s_in_the_same_order(p_values, shuffler):
-    adjusted, plain = metrics.holm(p_values), np.array(p_values)
+    adjusted, plain = holm(p_values), np.array(p_values)
     assert (adjusted >= plain).all()
     assert (adjusted <= np.minimum(1, len(plain) * plain)).all()
     assert (np.diff(adjusted[plain.argsort()]) >= 0).all()
     order = list(range(len(plain)))
     shuffler.shuffle(order)
-    np.testing.assert_array_equal(metrics.holm(plain[order]), adjusted[order])
+    np.testing.assert_array_equal(holm(plain[order]), adjusted[order])
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.8])
@@ -212,7 +219,7 @@ def test_holm_holds_the_chance_of_one_false_win_among_twenty(shared, real):
     )
     z[:, :real] += 6
     p_values = 2 * stats.norm.sf(abs(z))
-    false = np.array([metrics.holm(row)[real:].min() < 0.05 for row in p_values])
+    false = np.array([holm(row)[real:].min() < 0.05 for row in p_values])
     assert false.mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
     assert (p_values[:, real:].min(1) < 0.05).mean() > 0.2  # without correction
 
@@ -220,8 +227,8 @@ def test_holm_holds_the_chance_of_one_false_win_among_twenty(shared, real):
 def test_p_values_outside_0_and_1_are_refused():
     for wrong in ([0.5, 1.1], [-0.1], [math.nan]):
         with pytest.raises(ValueError, match="p_values is "):
-            metrics.holm(wrong)
-    assert metrics.holm([]).shape == (0,)
+            holm(wrong)
+    assert holm([]).shape == (0,)
 
 
 # verdicts
@@ -294,9 +301,9 @@ def test_labels_that_all_differ_change_nothing(values, shuffler):
     def mean(rows):
         return values[rows].mean()
 
-    plain = metrics.bootstrap_interval(mean, len(values), 9)
-    assert metrics.bootstrap_interval(mean, len(values), 9, clusters=labels) == pytest.approx(plain)
-    assert metrics.effective_size(values > 0, labels) == pytest.approx(len(values))
+    plain = bootstrap_interval(mean, len(values), 9)
+    assert bootstrap_interval(mean, len(values), 9, clusters=labels) == pytest.approx(plain)
+    assert effective_size(values > 0, labels) == pytest.approx(len(values))
 
 
 def test_a_cluster_of_equal_values_counts_as_one_value():
@@ -306,14 +313,14 @@ def test_a_cluster_of_equal_values_counts_as_one_value():
     assert metrics.mean_interval(many, labels) == pytest.approx(metrics.mean_interval(few))
     pair = metrics.paired_difference(many, 0 * many, labels)
     assert pair.p_value == pytest.approx(stats.ttest_1samp(few, 0).pvalue)
-    assert metrics.effective_size(many > 0, labels) == pytest.approx(25, rel=0.05)
-    assert metrics.effective_size(np.ones(100), labels) == 25
+    assert effective_size(many > 0, labels) == pytest.approx(25, rel=0.05)
+    assert effective_size(np.ones(100), labels) == 25
 
     def mean(values):
         return lambda rows: values[rows].mean()
 
-    assert metrics.bootstrap_interval(mean(many), 100, 9, clusters=labels) == pytest.approx(
-        metrics.bootstrap_interval(mean(few), 25, 9)
+    assert bootstrap_interval(mean(many), 100, 9, clusters=labels) == pytest.approx(
+        bootstrap_interval(mean(few), 25, 9)
     )
     assert metrics.mean_interval(np.ones(3), ["a"] * 3) == (1.0, math.inf)
 
@@ -323,9 +330,9 @@ def test_the_share_of_clustered_hits_is_covered():
     for _ in range(1500):
         chance = np.repeat(draw.beta(2, 2, 60), 5)  # mean ½, differs by cluster
         hits = draw.uniform(size=300) < chance
-        size = metrics.effective_size(hits, np.repeat(np.arange(60), 5))
+        size = effective_size(hits, np.repeat(np.arange(60), 5))
         for total, name in ((size, "known"), (300, "plain")):
-            low, high = metrics.proportion_interval(hits.mean() * total, total)
+            low, high = proportion_interval(hits.mean() * total, total)
             covered += name == "known" and low < 0.5 < high
             plain += name == "plain" and low < 0.5 < high
     assert covered / 1500 == pytest.approx(0.95, abs=0.02)
@@ -337,9 +344,9 @@ def test_the_share_of_clustered_hits_is_covered():
 def test_whatever_the_clusters_a_share_has_an_interval(rows):
     """One text of several pictures, clusters of unequal sizes, and hits that are all alike."""
     labels, hits = (np.array(column) for column in zip(*rows, strict=True))
-    size = metrics.effective_size(hits, labels)
+    size = effective_size(hits, labels)
     assert 1 <= size <= len(hits)
-    low, high = metrics.proportion_interval(hits.mean() * size, size)
+    low, high = proportion_interval(hits.mean() * size, size)
     assert 0 <= low <= hits.mean() <= high <= 1
     assert high > low
 

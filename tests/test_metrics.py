@@ -8,6 +8,8 @@ from asddim_lib import metrics
 from asddim_lib.metrics import clip
 from asddim_lib.models.prompts import load_prompts
 from experiments import attributes
+from experiments.fid import fid_infinity, fid_interval
+from experiments.kid import kid
 
 
 def normal(*shape, seed=0):
@@ -32,7 +34,7 @@ def test_the_interval_of_fid_is_that_of_torchmetrics_over_resamples():
     reference, features = normal(300, 6), 1.3 * normal(80, 6, seed=1) + 0.2
     rng = np.random.default_rng(3)
     values = [metrics.fid(features[rng.integers(0, 80, 80)], reference) for _ in range(5)]
-    half = metrics.fid_interval(features, reference, 5, 3)[1]
+    half = fid_interval(features, reference, 5, 3)[1]
     quantile = 2.776445  # Student's t with four degrees of freedom
     assert half == pytest.approx(quantile * np.std(values, ddof=1), rel=1e-6)
 
@@ -44,7 +46,7 @@ def test_fid_extrapolated_to_infinitely_many_pictures_is_near_the_closed_form():
     for _ in range(20):
         features = torch.randn(200, 16, generator=generator, dtype=torch.float64)
         plain.append(metrics.fid(1.5 * features + 0.5, reference))
-        infinite.append(metrics.fid_infinity(1.5 * features + 0.5, reference))
+        infinite.append(fid_infinity(1.5 * features + 0.5, reference))
     known = 16 * (0.5**2 + (1.5 - 1) ** 2)  # of N(0.5, 1.5²) from N(0, 1)
     tolerance = 3 * np.std(infinite) / np.sqrt(20) + 0.02 * known
     assert np.mean(plain) > 1.05 * known
@@ -55,7 +57,7 @@ def test_fid_extrapolated_to_infinitely_many_pictures_is_near_the_closed_form():
 def test_the_extrapolation_needs_enough_pictures():
     message = "features is 33 × 16; the extrapolation needs more than twice as many images as"
     with pytest.raises(ValueError, match=message):
-        metrics.fid_infinity(normal(33, 16), normal(40, 16, seed=1))
+        fid_infinity(normal(33, 16), normal(40, 16, seed=1))
 
 
 def test_the_interval_of_kid_covers():
@@ -65,7 +67,7 @@ def test_the_interval_of_kid_covers():
     intervals = []
     for _ in range(60):
         features = torch.randn(100, 8, generator=generator, dtype=torch.float64)
-        intervals.append(metrics.kid(1.1 * features + 0.2, reference))
+        intervals.append(kid(1.1 * features + 0.2, reference))
     values, halves = torch.tensor(intervals).T
     covered = ((values - values.mean()).abs() < halves).double().mean()
     assert 0.85 <= covered <= 1
@@ -77,7 +79,7 @@ def test_kid_equals_its_definition():
     x, y = rng.normal(0.2, 1.1, (150, 8)), rng.normal(size=(150, 8))
     own, other, cross = ((a @ b.T / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     within = sum((k.sum() - np.trace(k)) / (150 * 149) for k in (own, other))
-    value = metrics.kid(torch.from_numpy(x), torch.from_numpy(y))[0]
+    value = kid(torch.from_numpy(x), torch.from_numpy(y))[0]
     assert value == pytest.approx(within - 2 * cross.mean(), rel=1e-6)
 
 

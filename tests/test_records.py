@@ -15,12 +15,13 @@ import pytest
 from asddim_lib import load_pipeline, metrics
 from asddim_lib.cache import short_hash
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.models.load import weights_hash
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import draw
 from experiments import grids as finder
 from experiments import score as scoring
 from experiments import setting as design
+from experiments.draw import weights_hash
+from experiments.intervals import proportion_interval
 from experiments.records import read_records
 from tests.dmn import check_as_good
 
@@ -90,7 +91,7 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
         hits = int(part["right_all"].sum())
         assert row["right"] == hits / len(part)
         assert (row["right_low"], row["right_high"]) == pytest.approx(
-            metrics.proportion_interval(hits, len(part)), rel=1e-9
+            proportion_interval(hits, len(part)), rel=1e-9
         )
         for name in ("right_ci", "clip_ci", "seconds_ci"):
             assert row[name] > 0, f"{name} claims certainty"

@@ -11,6 +11,7 @@ from asddim_lib import metrics
 from asddim_lib.models.prompts import load_prompts
 from experiments import contest, fine
 from experiments import score as scoring
+from experiments.intervals import holm, proportion_interval
 
 
 def records(changes, key="distance", seed=3):
@@ -42,7 +43,7 @@ def test_a_table_of_pairs_says_who_wins(key, nearer):
     other = {"win": "loss", "loss": "win"}[nearer]
     assert said == {"less": nearer, "same": "tie", "more": other}
     assert contest.count_verdicts(table) == {"win": 1, "tie": 1, "loss": 1}
-    np.testing.assert_array_equal(table["p_adjusted"], metrics.holm(table["p_value"]))
+    np.testing.assert_array_equal(table["p_adjusted"], holm(table["p_value"]))
     assert (table["p_adjusted"] >= table["p_value"]).all()
 
 
@@ -63,7 +64,7 @@ def test_a_column_without_a_direction_is_refused_until_one_is_given():
 def test_a_summary_never_says_0_plus_minus_0_of_a_share():
     judged = pd.DataFrame({"right_all": [False] * 64, "clip": 0.5})
     figures = scoring.figures(judged)
-    low, high = metrics.proportion_interval(0, 64)
+    low, high = proportion_interval(0, 64)
     assert (figures["right"], figures["right_low"], figures["right_high"]) == (0, low, high)
     assert figures["right_ci"] == high > 0.05
 

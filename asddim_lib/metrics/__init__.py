@@ -6,17 +6,7 @@ from asddim_lib.metrics.clip import load_clip as load_clip
 from asddim_lib.metrics.distance import images_to_uint8 as images_to_uint8
 from asddim_lib.metrics.distance import relative_distance as relative_distance
 from asddim_lib.metrics.fid import fid as fid
-from asddim_lib.metrics.fid import fid_infinity as fid_infinity
-from asddim_lib.metrics.fid import fid_interval as fid_interval
 from asddim_lib.metrics.intervals import Paired as Paired
-from asddim_lib.metrics.intervals import bootstrap_interval as bootstrap_interval
-from asddim_lib.metrics.intervals import effective_size as effective_size
-from asddim_lib.metrics.intervals import holm as holm
 from asddim_lib.metrics.intervals import mean_interval as mean_interval
 from asddim_lib.metrics.intervals import paired_difference as paired_difference
-from asddim_lib.metrics.intervals import proportion_half_width as proportion_half_width
-from asddim_lib.metrics.intervals import proportion_interval as proportion_interval
 from asddim_lib.metrics.intervals import verdict as verdict
-from asddim_lib.metrics.kid import kid as kid
-from asddim_lib.metrics.kid import kid_shares as kid_shares
-from asddim_lib.metrics.kid import mean_kernel as mean_kernel

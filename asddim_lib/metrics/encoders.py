@@ -1,7 +1,7 @@
 """Encoders: networks that embed pictures, all of one shape.
 
 `load_encoder` loads CLIP, SigLIP, DINOv2 and their like, whose embeddings have a derivative.
-`load_inception` and `load_dinov2` load the networks of published FID and FD-DINOv2.
+`load_inception` loads the network of published FID.
 """
 
 from __future__ import annotations
@@ -124,20 +124,6 @@ def load_inception(weights: str = "", prepare: str = "paper", device: str = "cpu
     return Encoder("inception", network, PREPARATIONS[prepare], prepare, weights)
 
 
-@cache
-def load_dinov2(weights: str = "facebook/dinov2-large", device: str = "cpu") -> Encoder:
-    """The class token of a transformers DINOv2, for FD-DINOv2 (Stein et al. 2023).
-
-    `weights` is a folder or a hub id; the large model is usual, and has 1,024 features. FD-DINOv2
-    follows human judgement more closely than FID. Raises WrongUse for weights that cannot be
-    loaded.
-    """
-    from transformers import Dinov2Model
-
-    (network,) = pretrained("dinov2", weights, device, Dinov2Model)
-    return Encoder("dinov2", network, _squeezed, "224", weights)
-
-
 def pretrained(argument: str, source: str, device: str, model: Any, *processors: Any) -> list[Any]:
     """A model of transformers (float32, on a device), and its processors, by their classes.
 
@@ -193,24 +179,18 @@ def normalized(scaled: Tensor, mean: Any, spread: Any) -> Tensor:
     return (scaled - shift) / width
 
 
-def _bytes(pictures: Tensor) -> Tensor:
+def as_bytes(pictures: Tensor) -> Tensor:
     """Pictures as uint8, which these networks were trained on and their resizing rounds to."""
     return pictures if pictures.dtype == torch.uint8 else (pictures * 255).round().byte()
-
-
-def _squeezed(pictures: Tensor) -> Tensor:
-    """DINOv2's input: 224 × 224, resized as Pillow does, which torch has for uint8 on CPUs only."""
-    pixels = interpolate(_bytes(pictures).cpu(), (224, 224), mode="bicubic", antialias=True)
-    return normalized(pixels / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _cropped(pictures: Tensor, side: int = 256) -> Tensor:
     """Pictures (uint8) with the shorter side resized to `side`, cropped to the centre."""
     scale = side / min(pictures.shape[2:])
     size = [round(scale * edge) for edge in pictures.shape[2:]]
-    resized = interpolate(_bytes(pictures).float(), size, mode="bilinear", antialias=True)
+    resized = interpolate(as_bytes(pictures).float(), size, mode="bilinear", antialias=True)
     return _centre(resized, side, side).round().clamp(0, 255).to(torch.uint8)
 
 
 #: What Inception is given.
-PREPARATIONS: dict[str, Callable[[Tensor], Tensor]] = {"paper": _cropped, "plain": _bytes}
+PREPARATIONS: dict[str, Callable[[Tensor], Tensor]] = {"paper": _cropped, "plain": as_bytes}

@@ -8,7 +8,7 @@ degrees of freedom). If all labels differ, the result is the plain one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,12 +35,12 @@ def mean_interval(values: Tensor | np.ndarray, clusters: Clusters = None) -> tup
     The half-width is infinite for fewer than 2 clusters. The mean of no values is NaN.
     """
     array = np.asarray(values, np.float64)
-    error, freedom = _standard_error(array, clusters)
+    error, freedom = standard_error(array, clusters)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error if freedom else math.inf
     return float(array.mean()) if len(array) else math.nan, half
 
 
-def _standard_error(values: np.ndarray, clusters: Clusters) -> tuple[float, int]:
+def standard_error(values: np.ndarray, clusters: Clusters) -> tuple[float, int]:
     """The standard error of the mean of `values` (n,), and its degrees of freedom."""
     labels = np.arange(len(values)) if clusters is None else pd.factorize(np.asarray(clusters))[0]
     check(len(labels) == len(values), "clusters", len(labels), f"give {len(values)} labels")
@@ -49,70 +49,6 @@ def _standard_error(values: np.ndarray, clusters: Clusters) -> tuple[float, int]
         return math.inf, 0
     sums = np.bincount(labels, values - values.mean())
     return math.sqrt(count / (count - 1) * float(sums @ sums)) / len(values), count - 1
-
-
-def proportion_interval(hits: float, total: float) -> tuple[float, float]:
-    """Wilson's score interval (low, high) of a proportion, within [0, 1].
-
-    Of clustered pictures, `total` is their `effective_size` and `hits` the proportion times that.
-    Raises WrongUse unless 0 ≤ hits ≤ total and total > 0.
-    """
-    check(total > 0, "total", total, "give at least 1")
-    check(0 <= hits <= total, "hits", hits, f"give 0 to {total}")
-    share, z = hits / total, float(stats.norm.ppf((1 + LEVEL) / 2))
-    middle = share + z**2 / (2 * total)
-    width = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    low, high = ((middle + sign * width) / (1 + z**2 / total) for sign in (-1, 1))
-    return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
-
-
-def proportion_half_width(hits: float, total: float) -> float:
-    """The distance from the proportion to the farther end of Wilson's interval; never 0."""
-    low, high = proportion_interval(hits, total)
-    return max(hits / total - low, high - hits / total)
-
-
-def effective_size(hits: np.ndarray, clusters: Clusters = None) -> float:
-    """How many independent values would give the clustered `hits` (n,) their standard error.
-
-    From 1 to n, and n if all labels differ. If all hits are alike, their dependence cannot be
-    seen, and the size is the number of clusters; it is 1 of a single cluster, too.
-    """
-    array = np.asarray(hits, np.float64)
-    if array.std() == 0:
-        return float(len(array) if clusters is None else len(pd.unique(np.asarray(clusters))))
-    plain, clustered = (_standard_error(array, labels)[0] for labels in (None, clusters))
-    if clustered <= plain:
-        return float(len(array))
-    return max(1.0, len(array) * (plain / clustered) ** 2)
-
-
-def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float],
-    count: int,
-    resamples: int = 40,
-    seed: int = 0,
-    clusters: Clusters = None,
-) -> float:
-    """The half-width of a Student-t interval whose standard error comes from the bootstrap.
-
-    For a figure of a set that is not a mean, such as FID. `statistic` takes the indices of a
-    resample of `count` rows. Whole clusters are drawn, with replacement. A few dozen resamples
-    give the standard error; percentile intervals would need thousands. The bias of a finite set
-    is not covered. Infinite for one cluster. Raises WrongUse for fewer than 2 resamples or no rows.
-    """
-    check(resamples >= 2, "resamples", resamples, "give at least 2")
-    check(count >= 1, "count", count, "give at least 1 row")
-    labels = np.arange(count) if clusters is None else pd.factorize(np.asarray(clusters))[0]
-    rows = np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
-    if len(rows) == 1:
-        return math.inf
-    draw = np.random.default_rng(seed)
-    values = [
-        statistic(np.concatenate([rows[i] for i in draw.integers(0, len(rows), len(rows))]))
-        for _ in range(resamples)
-    ]
-    return float(stats.t.ppf((1 + LEVEL) / 2, resamples - 1)) * float(np.std(values, ddof=1))
 
 
 class Paired(NamedTuple):
@@ -144,26 +80,11 @@ def paired_difference(
     change = array - base
     check(bool(np.isfinite(change).all()), "values", "not finite", "leave such pairs out")
     mean, half = mean_interval(change, clusters)
-    error, freedom = _standard_error(change, clusters)
+    error, freedom = standard_error(change, clusters)
     if not freedom or not change.any():
         return Paired(mean, half, 1.0)
     ratio = abs(mean) / error if error else math.inf
     return Paired(mean, half, 2 * float(stats.t.sf(ratio, freedom)))
-
-
-def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
-    """p-values (m,) adjusted by Holm's step-down procedure (1979): float64, in the order given.
-
-    The chance of even one false finding among the m comparisons is at most the level, whatever
-    their dependence. Raises WrongUse for values outside [0, 1].
-    """
-    array = np.asarray(p_values, np.float64)
-    check(bool(((array >= 0) & (array <= 1)).all()), "p_values", array, "give values in [0, 1]")
-    order = array.argsort()
-    remaining = len(array) - np.arange(len(array))
-    adjusted = np.empty_like(array)
-    adjusted[order] = np.minimum(np.maximum.accumulate(remaining * array[order]), 1)
-    return adjusted
 
 
 def verdict(difference: float, half: float, p_adjusted: float, better: Better) -> Verdict:

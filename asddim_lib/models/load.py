@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from asddim_lib.cache import DamagedFile, sealed
 from asddim_lib.errors import WrongUse, check
@@ -297,18 +295,3 @@ def networks(pipe: Pipeline) -> list[Any]:
     found = [part for part in parts if part is not None]
     check(bool(found), "pipe", type(pipe).__name__, "give a pipeline with a UNet or a transformer")
     return found
-
-
-def weights_hash(pipe: Pipeline) -> str:
-    """A short hash of all the pipeline's weights.
-
-    Equal values have equal hashes, whatever their dtype or device.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(pipe.components):
-        module = pipe.components[name]
-        if isinstance(module, nn.Module):
-            for key, value in sorted(module.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()[:16]

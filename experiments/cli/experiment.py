@@ -111,7 +111,7 @@ class Experiment:
     def _check_reference(self) -> None:
         """Refuses encoders without real pictures, and a folder without any."""
         from asddim_lib.metrics.encoders import PREPARATIONS
-        from asddim_lib.metrics.real import picture_files
+        from experiments.real import picture_files
 
         if self.reference:
             picture_files(self.reference)
@@ -122,7 +122,8 @@ class Experiment:
 
     def _encoders(self, device: str) -> list[Any]:
         """The encoders that compare pictures with real ones; none without a `reference`."""
-        from asddim_lib.metrics.encoders import load_dinov2, load_inception
+        from asddim_lib.metrics.encoders import load_inception
+        from experiments.real import load_dinov2
 
         if not self.reference:
             return []
