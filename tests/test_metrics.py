@@ -116,5 +116,5 @@ def test_a_network_is_loaded_once_however_it_is_named():
 def test_clip_sees_what_its_processor_makes():
     images, (model, processor) = pictures(3), metrics.load_clip()
     expected = processor(images=list(images), return_tensors="pt")["pixel_values"]
-    pixels = clip._pixels(processor.image_processor, model.config.vision_config.image_size, images)
+    pixels = clip._pixels(model, processor, images)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)

@@ -104,9 +104,7 @@ def test_a_prompt_longer_than_clip_s_context_is_refused_or_cut_alike_by_both_fun
     lengths = [len(processor.tokenizer(prompt)["input_ids"]) for prompt in words]
     assert lengths == [limit, limit + 1]
     for score in (metrics.clip_cosine, metrics.clip_score):
-        with pytest.raises(
-            ValueError, match=rf"{limit + 1} tokens; shorten it to {limit}, or pass"
-        ):
+        with pytest.raises(ValueError, match=rf"{limit + 1} tokens; shorten it to {limit} "):
             score(images, long)
     cosine = metrics.clip_cosine(images, fits)  # cut to its limit, the longer one is the other
     np.testing.assert_array_equal(metrics.clip_cosine(images, long, truncate=True), cosine)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from asddim_lib.errors import check
-from asddim_lib.metrics.encoders import normalized, pretrained
+from asddim_lib.metrics.encoders import normalized, pooled, pretrained
+from asddim_lib.models.prompts import check_prompts
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
+
+#: Pictures that are embedded at once.
+BATCH = 250
 
 
 def load_clip(folder: str | None = None, device: str = "cpu") -> tuple[CLIPModel, CLIPProcessor]:
@@ -20,15 +23,12 @@ def load_clip(folder: str | None = None, device: str = "cpu") -> tuple[CLIPModel
 
     Raises WrongUse for a model that cannot be loaded.
     """
-    return _clip(folder or "bundled", device)
-
-
-@cache  # behind load_clip, since the cache tells a named argument from a positional one
-def _clip(source: str, device: str) -> tuple[CLIPModel, CLIPProcessor]:
     from transformers import CLIPModel, CLIPProcessor
 
-    model, processor = pretrained("clip", source, device, CLIPModel, CLIPProcessor)
-    return model, processor
+    clip = pretrained("clip", folder or "bundled", device, CLIPModel, CLIPProcessor)
+    model, processor = clip
+    processor.tokenizer.model_max_length = model.config.text_config.max_position_embeddings
+    return clip
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def clip_cosine(
     images: Tensor,
     prompts: list[str],
     folder: str | None = None,
-    batch: int = 250,
+    batch: int = BATCH,
     device: str = "cpu",
     truncate: bool = False,
 ) -> Tensor:
@@ -46,12 +46,14 @@ def clip_cosine(
     takes (77 for OpenAI's CLIP), unless `truncate` cuts it, with its end token kept.
     """
     model, processor = load_clip(folder, device)
+    check_prompts(processor, prompts, truncate)
     scores = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
-        side = model.config.vision_config.image_size
-        pixels = _pixels(processor.image_processor, side, images[part])
-        words = tokens(model, processor, prompts[part], truncate)
+        words = processor.tokenizer(
+            prompts[part], padding=True, truncation=True, return_tensors="pt"
+        )
+        pixels = _pixels(model, processor, images[part])
         out = model(**words.to(device), pixel_values=pixels.to(device))
         embeds = (part.cpu().double() for part in (out.image_embeds, out.text_embeds))
         scores.append(nn.functional.cosine_similarity(*embeds))
@@ -69,55 +71,25 @@ def clip_score(
     from torchmetrics.multimodal.clip_score import CLIPScore
 
     model, processor = load_clip(folder)
-    metric = CLIPScore(
-        model_name_or_path=lambda: (_Towers(model), _Reader(model, processor, truncate))
-    )
-    for start in range(0, len(prompts), 250):
-        metric.update(list(images[start : start + 250]), prompts[start : start + 250])
+    check_prompts(processor, prompts, truncate)
+    # torchmetrics itself would cut long prompts without their end token.
+    parts = _Towers(model), partial(processor, truncation=True)
+    metric = CLIPScore(model_name_or_path=lambda: parts)
+    for start in range(0, len(prompts), BATCH):
+        metric.update(list(images[start : start + BATCH]), prompts[start : start + BATCH])
     return float(metric.compute()) / 100
 
 
-def tokens(model: CLIPModel, processor: Any, prompts: list[str], truncate: bool) -> Any:
-    """Token ids and attention masks of prompts, each at most as long as the model takes.
-
-    Raises WrongUse for a longer prompt, unless `truncate` cuts it, with its end token kept.
-    """
-    limit = model.config.text_config.max_position_embeddings
-    if not truncate:
-        for prompt in prompts:
-            length = len(processor.tokenizer(prompt, verbose=False)["input_ids"])
-            check(
-                length <= limit,
-                "prompt",
-                f"{prompt!r}, {length} tokens",
-                f"shorten it to {limit}, or pass truncate=True",
-            )
-    return processor.tokenizer(
-        prompts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
-    )
-
-
-def _pixels(processor: Any, size: int, images: Tensor) -> Tensor:
+def _pixels(model: CLIPModel, processor: CLIPProcessor, images: Tensor) -> Tensor:
     """CLIP's normalized pixels of images.
 
     The processor takes images one by one, which is slow; those of the model's own size need only
     be scaled.
     """
-    if images.shape[2:] != (size, size):
-        return processor(images=list(images), return_tensors="pt")["pixel_values"]
-    return normalized(images / 255, processor.image_mean, processor.image_std)
-
-
-class _Reader:
-    """A processor for torchmetrics, which would cut long prompts without their end token."""
-
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor, truncate: bool) -> None:
-        self.model, self.processor, self.truncate = model, processor, truncate
-
-    def __call__(self, text: Any = None, images: Any = None, **options: Any) -> Any:
-        if text is None:
-            return self.processor(images=images, **options)
-        return tokens(self.model, self.processor, text, self.truncate)
+    reader, side = processor.image_processor, model.config.vision_config.image_size
+    if images.shape[2:] == (side, side):
+        return normalized(images / 255, reader.image_mean, reader.image_std)
+    return reader(images=list(images), return_tensors="pt")["pixel_values"]
 
 
 class _Towers(nn.Module):
@@ -130,10 +102,8 @@ class _Towers(nn.Module):
         super().__init__()
         self.model, self.config = model, model.config
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        output = self.model.get_image_features(pixel_values)
-        return output if isinstance(output, Tensor) else output.pooler_output
+    def get_image_features(self, pixels: Tensor) -> Tensor:
+        return pooled(self.model.get_image_features(pixels))
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        output = self.model.get_text_features(input_ids, attention_mask)
-        return output if isinstance(output, Tensor) else output.pooler_output
+    def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return pooled(self.model.get_text_features(ids, mask))

@@ -48,14 +48,18 @@ class Encoder:
             return self(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).mean(1)
         device = next(self.network.parameters()).device
         given = self.prepare(pictures.to(device)).to(device)
-        output = getattr(self.network, "get_image_features", self.network)(given)
-        features = output if isinstance(output, Tensor) else output.pooler_output
-        return normalize(features.float(), dim=1) if self.unit else features.float()
+        features = pooled(getattr(self.network, "get_image_features", self.network)(given)).float()
+        return normalize(features, dim=1) if self.unit else features
 
     @cached_property
     def identity(self) -> str:
         """The hash of all that embeddings depend on, besides the pictures."""
         return of_values(self.name, self.preparation, self.unit, dict(self.network.state_dict()))
+
+
+def pooled(output: Any) -> Tensor:
+    """The features (n × d) that a network of transformers returns, some within an object."""
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 @torch.no_grad()
@@ -75,20 +79,16 @@ def encoder_for(pipe: Pipeline, encoder: str | Encoder | None = None) -> Encoder
     return load_encoder(encoder or ("bundled" if own else CLIP), str(device_of(pipe)))
 
 
+@cache
 def load_encoder(source: str = "bundled", device: str = "cpu") -> Encoder:
     """The image encoder of a folder or a hub id, in float32; by default the bundled CLIP.
 
     Its image processor's sizes, mean and spread are followed. Raises WrongUse for a source that
     cannot be loaded, or a network that takes no pictures.
     """
-    check_device(device)
-    return _encoder(source, device)
-
-
-@cache  # behind load_encoder, since the cache tells a named argument from a positional one
-def _encoder(source: str, device: str) -> Encoder:
     from transformers import AutoImageProcessor, AutoModel
 
+    check_device(device)
     network, processor = pretrained("encoder", source, device, AutoModel, AutoImageProcessor)
     takes = hasattr(network, "get_image_features") or network.main_input_name == "pixel_values"
     check(takes, "encoder", source, "it takes no pictures: give CLIP, SigLIP or DINOv2")
@@ -124,7 +124,8 @@ def load_inception(weights: str = "", prepare: str = "paper", device: str = "cpu
     return Encoder("inception", network, PREPARATIONS[prepare], prepare, weights)
 
 
-def pretrained(argument: str, source: str, device: str, model: Any, *processors: Any) -> list[Any]:
+@cache
+def pretrained(argument: str, source: str, device: str, *classes: Any) -> tuple[Any, ...]:
     """A model of transformers (float32, on a device), and its processors, by their classes.
 
     `source` is a folder, a hub id, or "bundled", the bundled CLIP. Raises WrongUse, which names
@@ -132,8 +133,9 @@ def pretrained(argument: str, source: str, device: str, model: Any, *processors:
     """
     place = str(data_folder() / "clip") if source == "bundled" else source
     try:
-        network = model.from_pretrained(place, dtype=torch.float32).eval().to(device)
-        return [network.requires_grad_(False), *(p.from_pretrained(place) for p in processors)]
+        network = classes[0].from_pretrained(place, dtype=torch.float32).eval().to(device)
+        network.requires_grad_(False)
+        return network, *(one.from_pretrained(place) for one in classes[1:])
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, safetensors and the hub share no base class
