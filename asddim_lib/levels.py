@@ -20,7 +20,7 @@ import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -48,8 +48,8 @@ class Levels:
 
     `sigmas` (T, float64) rise; the last may be infinite. `betas` (T) are those of the
     variance-preserving model with the same σ. `prediction_type` is None where the config does not
-    state it. `shift` is a flow model's, `sigma_data` an EDM model's. `ends_at_zero` is whether the
-    scheduler's last step leads to σ = 0, rather than to timestep 0.
+    state it. `shift` is a flow model's, `sigma_data` an EDM model's. `end` is the σ where the
+    scheduler's last step ends; None where that is the σ at which it begins.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Levels:
     prediction_type: str | None = None
     shift: float = 1.0
     sigma_data: float = 1.0
-    ends_at_zero: bool = True
+    end: float | None = 0.0
 
     @classmethod
     def from_diffusers(cls, scheduler: Any, mu: float | None = None) -> Levels:
@@ -130,17 +130,19 @@ class Levels:
 
         `values` (a list, array or tensor) are whole timesteps, or sigmas as ComfyUI, A1111 and
         diffusers print them: σ for `vp` and `edm`, s for `flow` (`shifted=False`: before the
-        model's shift). A 0 after the last sigma is optional. Whole floats are timesteps for `vp`
-        alone; `whole=False` reads all numbers as sigmas. The first σ may be infinite. The end is 0,
-        or timestep 0's σ unless `ends_at_zero`. Raises WrongUse, naming `name`, unless the grid
-        falls strictly, also in float32, within the model's range.
+        model's shift). A 0 or the scheduler's `end` after the last sigma is optional. Whole floats
+        are timesteps for `vp` alone; `whole=False` reads all numbers as sigmas. The first σ may be
+        infinite. Raises WrongUse, naming `name`, unless the grid falls strictly, also in float32,
+        within the model's range.
         """
         numbers = as_numbers(values, name)
         if whole and self.are_timesteps(numbers):
             sigmas = self.sigmas[check_timesteps(numbers, len(self), name)]
-            return np.append(sigmas, 0.0 if self.ends_at_zero else self.sigmas[0])
+            return np.append(sigmas, self._end_after(sigmas[-1]))
         given = numbers.astype(np.float64)
-        inner = given[:-1] if len(given) > 1 and given[-1] == 0 else given
+        inner, ends = given, len(given) > 1 and self._is_end(given[-1], given[-2])
+        if ends:
+            inner = given[:-1]
         remedy = "give strictly falling sigmas, of which the last may be 0, or whole timesteps"
         falling = bool((np.diff(inner.astype(np.float32)) < 0).all() and (inner > 0).all())
         check(falling, name, numbers.tolist(), remedy)
@@ -151,8 +153,39 @@ class Levels:
         if self.kind == "flow":
             inner = np.minimum(inner, 1.0)
             inner = sigma_of(inner if shifted else self.shifted(inner))
-        ends = len(inner) < len(given) or self.ends_at_zero or inner[-1] <= self.sigmas[0]
-        return np.append(inner, 0.0 if ends else self.sigmas[0])
+        zero = ends and given[-1] == 0
+        return np.append(inner, 0.0 if zero else self._end_after(inner[-1]))
+
+    def _is_end(self, last: float, before: float) -> bool:
+        """Whether the last printed sigma of a grid is where its last step ends."""
+        if last == 0 or self.end is None:
+            return bool(last in (0, before))
+        return bool(np.isclose(last, self.printed(np.array(self.end)), rtol=1e-6, atol=0))
+
+    def _end_after(self, sigma: float) -> float:
+        """The σ at which a last step that begins at `sigma` ends."""
+        return sigma if self.end is None else min(self.end, sigma)
+
+    def printed(self, sigmas: np.ndarray) -> np.ndarray:
+        """σ as ComfyUI, A1111 and diffusers print them: s of a flow model, else finite σ."""
+        return share_of(sigmas) if self.kind == "flow" else np.minimum(sigmas, LARGEST_SIGMA)
+
+    def ended(self, begins: np.ndarray) -> list[float]:
+        """K falling printed sigmas, and where the last step ends: K + 1."""
+        end = begins[-1]
+        if self.end is not None:
+            end = min(end, self.printed(np.array(self.end)))
+        return [*begins.tolist(), float(end)]
+
+    def at(self, timesteps: Sequence[int]) -> list[float]:
+        """K falling whole timesteps as K + 1 printed sigmas, which `grid_of` reads."""
+        if self.kind == "flow":  # exact, unlike s from σ
+            return self.ended(self.shifted(self.unshifted_at(timesteps)))
+        return self.ended(self.finite_sigmas[timesteps])
+
+    def whole(self, grid: Any) -> list[int]:
+        """The K distinct whole timesteps nearest to a grid, as `grid_of` reads it."""
+        return self.nearest(self.grid_of(grid)[:-1])
 
     def are_timesteps(self, values: Any) -> bool:
         """Whether a grid's entries are whole timesteps, and not sigmas."""
@@ -324,7 +357,18 @@ def _flow(config: dict[str, Any]) -> Levels:
     shift = _static_shift(config)
     s = _shifted(np.arange(1, size + 1) / size, shift)
     betas = _betas_of((1 - s) ** 2 / ((1 - s) ** 2 + s**2))
-    return Levels("flow", sigma_of(s), betas, "flow_prediction", shift)
+    return Levels("flow", sigma_of(s), betas, "flow_prediction", shift, end=_flow_end(config, size))
+
+
+def _flow_end(config: dict[str, Any], size: int) -> float | None:
+    """Where a flow scheduler's last step ends, if its class can end above 0."""
+    if config.get("final_sigmas_type", "zero") == "zero":
+        return 0.0
+    if "grid" in config:  # ours
+        return float(sigma_of(1 / size))
+    if "algorithm_type" in config:  # diffusers' DPM-Solver takes the noise of its betas
+        return float(sigma_of(NoiseSchedule(_named_betas(config)).sigmas[0]))
+    return None
 
 
 def _variance_preserving(config: dict[str, Any]) -> Levels:
@@ -337,7 +381,8 @@ def _variance_preserving(config: dict[str, Any]) -> Levels:
         betas = _betas_of(((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2)
     sigmas = NoiseSchedule(betas).sigmas
     zero = config.get("set_alpha_to_one", config.get("final_sigmas_type", "zero") == "zero")
-    return Levels("vp", sigmas, betas, config.get("prediction_type"), ends_at_zero=bool(zero))
+    end = 0.0 if zero else float(sigmas[0])
+    return Levels("vp", sigmas, betas, config.get("prediction_type"), end=end)
 
 
 def _named_betas(config: dict[str, Any]) -> np.ndarray:
@@ -371,13 +416,16 @@ def _edm(config: dict[str, Any]) -> Levels:
         sigmas = (low**root + ramp * (high**root - low**root)) ** (1 / root)
     else:
         sigmas = np.exp(np.log(low) + ramp * (np.log(high) - np.log(low)))
+    end: float | None = 0.0
+    if config["final_sigmas_type"] != "zero":
+        end = low if "solver_order" in config else None  # Euler's ends where it begins
     return Levels(
         "edm",
         sigmas,
         _betas_of(1 / (1 + sigmas**2)),
         config["prediction_type"],
         sigma_data=float(config["sigma_data"]),
-        ends_at_zero=config["final_sigmas_type"] == "zero",
+        end=end,
     )
 
 

@@ -86,10 +86,12 @@ def laid(scheduler: Any, allocation: str, profile: Path) -> dict[str, list[int]]
 
 
 def grid(scheduler: Any, allocation: str, steps: int, **how: Any) -> list[int]:
-    """An allocation's grid, as indices of its levels."""
-    from asddim_lib.grids.grid import level_indices
+    """An allocation's grid, as whole timesteps."""
+    from asddim_lib import sigmas
+    from asddim_lib.levels import Levels
 
-    return level_indices(scheduler, steps, allocation=allocation, **how)
+    placed = sigmas(scheduler, steps, allocation=allocation, shifted=True, **how)
+    return Levels.from_diffusers(scheduler).whole(placed)
 
 
 def words(tokenizer: Any) -> dict[str, Any]:

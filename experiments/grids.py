@@ -12,7 +12,8 @@ from asddim_lib.calibration import calibrate, record
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.grids.grid import level_indices
+from asddim_lib.grids.grid import sigmas
+from asddim_lib.levels import Levels
 from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
@@ -114,13 +115,14 @@ def grid_for(
     profile: Profile | None = None,
     path: Trajectory | None = None,
 ) -> list[int]:
-    """A cell's timesteps on a scheduler's noise schedule: numbers of levels, of a flow model too.
+    """A cell's whole timesteps on a scheduler's noise schedule, of a flow model too.
 
     A shift that depends on the picture's size is fixed in the scheduler, or config, that is given.
     """
-    return level_indices(
+    grid = sigmas(
         scheduler,
         cell.steps,
+        shifted=True,
         allocation=PAPER_METHODS.get(cell.method, cell.method),
         p=setting.p,
         lam=setting.lam,
@@ -129,6 +131,7 @@ def grid_for(
         path=path if needs(cell.method) in ("path", "adjoints") else None,
         order=solver_of(cell.solver, scheduler)[1],
     )
+    return Levels.from_diffusers(scheduler).whole(grid)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import sys
 import torch
 
 from asddim_lib import load_pipeline
-from asddim_lib.grids.grid import level_indices
+from asddim_lib import sigmas
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import Run
@@ -31,7 +31,7 @@ def main(model: str = "bundled", scale: float = 3.0, count: int = 8) -> None:
     size = len(run.schedule)
 
     def ends(solver: str, steps: int) -> torch.Tensor:
-        grid = level_indices(run.config, steps, allocation="trailing")
+        grid = sigmas(run.config, steps, allocation="trailing", shifted=True)
         return run.prepared_with(solver_of(solver, pipe.scheduler)[0]).ends(grid)
 
     exact = ends(first, size)

@@ -177,7 +177,7 @@ def tuned(one):
     steps, run = len(GRID), one.run()
     returned = Setup(run, steps, Latents()).sampler(GRID).scheduler
     run = run.prepared_with(type(returned))
-    judged, levels = run.ends(GRID), run.asked(run.on_grid(GRID), steps).timesteps
+    judged, levels = run.ends(GRID), run.asked(run.on_grid(GRID)[0], steps).timesteps
     own, config = one.pipe.scheduler, json.loads(returned.to_json_string())
     one.pipe.scheduler = type(returned).from_config(config)
     try:

@@ -69,7 +69,7 @@ def itself(scheduler, steps):
         return falling(times), None
     levels = levels.double().tolist()
     if getattr(scheduler, "order", 1) == 2:  # two evaluations a step
-        times, levels = times[::2], [*levels[:-1:2], levels[-1]]
+        times, levels = times[::2], [*levels[: 2 * steps : 2], levels[-1]]
     return falling(times), falling(levels)
 
 

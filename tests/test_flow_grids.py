@@ -170,8 +170,10 @@ def test_at_its_first_step_a_scheduler_holds_what_was_meant(name):
         with stopped(held):
             call(run, held)
         if flow:
-            mix = (np.array(grid) + 1) / 1000 if grid is NUMBERS else np.array(grid)
-            meant = shift_of(run) * mix / (1 + (shift_of(run) - 1) * mix)
+            meant = np.array(grid)  # sigmas have the shift in them, timesteps have not
+            if grid is NUMBERS:
+                mix = (meant + 1) / 1000
+                meant = shift_of(run) * mix / (1 + (shift_of(run) - 1) * mix)
             np.testing.assert_allclose(held.sigmas, [*meant, 0.0], rtol=1e-5, atol=2e-6)
             # diffusers' UniPC cuts its timesteps to whole numbers
             near = 1 if kind is UniPCGridScheduler else 1e-2

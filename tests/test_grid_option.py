@@ -222,7 +222,7 @@ def test_a_grid_that_is_none_is_no_scheduler_s():
     dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     refused(lambda: with_grid(dynamic, [0.9, 0.5]), "mu")
     refused(lambda: with_grid(dynamic, [0.5, 0.9], 1.0), "grid")
-    refused(lambda: with_grid(DDIMScheduler(), [0.9, 0.5]), "grid")
+    refused(lambda: with_grid(DDIMScheduler(), [900.5, 0.5]), "grid")
     refused(lambda: with_grid(DDIMScheduler(), [500, 900]), "grid")
 
 

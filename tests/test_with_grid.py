@@ -57,7 +57,7 @@ by_name = {"ids": lambda kind: kind.__name__}
 
 @st.composite
 def grids(draw, kind=int):
-    """Numbers of levels, or shares of noise in (0, 1] with three decimals."""
+    """Whole timesteps, or a flow model's sigmas in (0, 1] with three decimals."""
     found = draw(st.lists(st.integers(0, 999), min_size=1, max_size=12, unique=True))
     found = sorted(found, reverse=True)
     return found if kind is int else [(number + 1) / 1000 for number in found]
@@ -119,9 +119,10 @@ def test_a_flow_model_s_grid_is_held_as_it_would_be_laid(kind, grid, shift, mu, 
     source = kind.from_config({**drawing(kind, config).config, **({flag: True} if flag else {})})
     ours = laid(with_grid(source, grid, mu), len(grid), mu=mu)
     assert type(ours) is FLOW[kind]
-    mix = np.array([(n + 1) / 1000 for n in grid] if isinstance(grid[0], int) else grid)
-    factor = shift if mu is None else math.exp(mu)
-    exact = factor * mix / (1 + (factor - 1) * mix)
+    exact = np.array(grid)  # sigmas have the shift in them, timesteps have not
+    if isinstance(grid[0], int):
+        mix, factor = (exact + 1) / 1000, shift if mu is None else math.exp(mu)
+        exact = factor * mix / (1 + (factor - 1) * mix)
     np.testing.assert_allclose(ours.sigmas[:-1], exact, rtol=2e-6)
     np.testing.assert_allclose(ours.sigmas, meant.sigmas, rtol=2e-6)
     if kind is UniPCMultistepScheduler:  # diffusers' cuts them to whole numbers below T
@@ -140,7 +141,7 @@ def test_what_else_placed_the_steps_is_left_out():
     assert torch.equal(ours.timesteps, laid(theirs, 3).timesteps)
     assert (ours.numbers, ours.config["allocation"]) == ([900, 400, 20], "uniform")
     flow = ASFlowScheduler(shift=3.0, boundary=0.875)
-    assert laid(with_grid(flow, [1.0, 0.6]), 2).sigmas.tolist() == pytest.approx([1, 9 / 11, 0])
+    assert laid(with_grid(flow, [1.0, 0.6]), 2).sigmas.tolist() == pytest.approx([1, 0.6, 0])
     held = with_grid(with_grid(flow, [1.0, 0.6]), [0.9, 0.5, 0.1])  # another in its place
     assert len(laid(held, 3).timesteps) == 3
     assert drawing(ASFlowScheduler, held).config["grid"] is None

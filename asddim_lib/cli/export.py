@@ -86,6 +86,8 @@ def export(
     name, after = allocation or None, form != "diffusers"
     values = sigmas(config, steps, allocation=name, order=order, profile=measured, shifted=after)
     values = [round(value, 6) for value in values]
+    if after:
+        values[-1] = 0.0  # their samplers end there
     if form == "comfyui":
         typer.echo(", ".join(map(str, values)))
     elif form == "a1111":

@@ -177,18 +177,22 @@ class Run:
         remedy = "it sets levels of its own, whatever its scheduler's grid: no grid can be drawn"
         check(used, "pipe", type(self.pipe).__name__, remedy)
 
-    def on_grid(self, grid: Sequence[Any]) -> Any:
-        """The run's scheduler on a grid, as `with_grid` returns it.
+    def on_grid(self, grid: Any) -> tuple[Any, int]:
+        """The run's scheduler on a grid of K steps, as `with_grid` returns it, and K.
 
         Where no class of ours is the same method, it cannot be saved (`hold`). Raises WrongUse for
         what is no grid, and for a pipeline that sets levels of its own.
         """
-        scheduler = self.scheduler or self.pipe.scheduler
+        scheduler, steps = self.scheduler or self.pipe.scheduler, self._steps(grid)
         if counterpart(scheduler) is None:
-            return hold(scheduler, grid)
-        made = with_grid(scheduler, grid, self.mu_at(len(grid)))
-        self.check_grid_used(made, len(grid))
-        return made
+            return hold(scheduler, grid), steps
+        made = with_grid(scheduler, grid, self.mu_at(steps))
+        self.check_grid_used(made, steps)
+        return made, steps
+
+    def _steps(self, grid: Any) -> int:
+        """K, the number of steps of a grid; sigmas may state its end as well."""
+        return len(self.schedule.grid_of(grid)) - 1
 
     @cached_property
     def schedule(self) -> Levels:
@@ -230,20 +234,20 @@ class Run:
         return record_path(self, steps, adjoint_probes, directions, also)
 
     @torch.no_grad()
-    def ends(self, grid: Sequence[Any]) -> Tensor:
+    def ends(self, grid: Any) -> Tensor:
         """The final latents (n × d, float32) of the run's scheduler on a grid.
 
-        The grid holds timesteps: numbers of levels, also for a flow or EDM scheduler, which may be
-        given sigmas instead. Raises WrongUse where scheduler or pipeline takes none (`on_grid`).
+        The grid is of whole timesteps or of sigmas, as `Levels.grid_of` reads them. Raises WrongUse
+        where scheduler or pipeline takes none (`on_grid`).
         """
-        scheduler, steps = self.on_grid(grid), len(grid)
+        scheduler, steps = self.on_grid(grid)
         ends = [
             self._drawn(batch, scheduler, num_inference_steps=steps, output_type="latent")[1]
             for batch in self.batches()
         ]
         return torch.cat([latents.flatten(1) for latents in ends]).float().cpu()
 
-    def pictures(self, grid: Sequence[Any] | None = None, **steps: Any) -> Drawn:
+    def pictures(self, grid: Any = None, **steps: Any) -> Drawn:
         """Pictures on a grid, as `ends` takes it.
 
         Or with what `steps` says: num_inference_steps, or the pipeline's own timesteps or sigmas.
@@ -252,7 +256,7 @@ class Run:
         own noise, so that it stays the same up to the rounding of sums. Raises WrongUse where the
         memory does not suffice for a single picture, or for no steps.
         """
-        count = steps.get("num_inference_steps", 1) if grid is None else len(grid)
+        count = steps.get("num_inference_steps", 1)
         check(count >= 1, "num_inference_steps", count, "give at least 1")
         size = min(self.batch_size, len(self.prompts))
         try:
@@ -272,10 +276,11 @@ class Run:
         return replace(self, batch_size=half).pictures(grid, **steps)
 
     @torch.no_grad()
-    def _pictures(self, grid: Sequence[Any] | None, steps: dict[str, Any]) -> Drawn:
+    def _pictures(self, grid: Any, steps: dict[str, Any]) -> Drawn:
         scheduler = self.scheduler or self.pipe.scheduler
         if grid is not None:
-            scheduler, steps = self.on_grid(grid), {**steps, "num_inference_steps": len(grid)}
+            scheduler, count = self.on_grid(grid)
+            steps = {**steps, "num_inference_steps": count}
         images, latents, finite, begun = [], [], [], time.perf_counter()
         for batch in self.batches():
             drawn, last = self._drawn(batch, scheduler, **steps, output_type="np")

@@ -13,7 +13,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.grid import level_indices
 from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
 from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
@@ -60,8 +59,7 @@ class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
     def _set_uniform(
         self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
-        check(steps is not None, "num_inference_steps", steps, "give it, or timesteps or sigmas")
-        self._set(level_indices(self, steps or 0), device)
+        self._set(self._steps_by_options(steps, mu), device)
 
     def _set(self, grid: Any, device: Any) -> None:
         """Also fills ᾱ of the next timestep for all T, so that `step` never waits for a device."""

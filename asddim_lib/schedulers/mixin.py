@@ -24,7 +24,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from torch import Tensor
 
 from asddim_lib.errors import check
-from asddim_lib.grids.grid import level_indices
+from asddim_lib.grids.grid import sigmas, timesteps
 from asddim_lib.grids.rules import linear_quadratic
 from asddim_lib.grids.table import DEFAULTS, check_profile, method_of
 from asddim_lib.levels import (
@@ -259,11 +259,11 @@ class TakesGrid:
         if grid is not None and len(grid) != steps:
             log.warning("a grid of %d steps is interpolated to %d steps", len(grid), steps)
             grid = self._resampled(grid, steps)
+        if grid is None and self._flow:
+            name = self.config["allocation"]  # named, it is not asked of the scheduler again
+            return sigmas(self, steps, allocation=name, mu=mu, shifted=True)[:-1]
         if grid is None:
-            grid = level_indices(self, steps, mu=mu)
-            if self._flow:
-                levels = self._noise_levels(mu)
-                grid = levels.shifted(levels.unshifted_at(grid))
+            return timesteps(self, steps, allocation=self.config["allocation"])
         return grid if boundary is None else with_boundary(np.asarray(grid), boundary)
 
     def _resampled(self, grid: list[Any], steps: int) -> Any:

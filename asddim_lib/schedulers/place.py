@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from diffusers import (
 )
 
 from asddim_lib.errors import check
-from asddim_lib.levels import Levels, check_timesteps, completed
+from asddim_lib.grids.current import printed_sigmas
+from asddim_lib.levels import Levels, as_numbers, completed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
@@ -52,14 +53,14 @@ _COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
 )
 
 
-def with_grid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> Any:
+def with_grid(scheduler: Any, grid: Any, mu: float | None = None) -> Any:
     """A scheduler of ours of the same method, with this grid in its config.
 
-    It is ready for `pipe.scheduler`, and is saved with the pipeline. `grid` holds numbers of levels
-    (timesteps), or for a flow model also sigmas before the shift. Of a shift that depends on the
-    picture's size or on the number of steps, `mu` is the pipeline's for this K: the config has the
-    sigmas after it, which a later `mu` does not change. Raises WrongUse for what is no grid, for a
-    method that no class of ours is, and for a scheduler that is not as its config says.
+    It is ready for `pipe.scheduler`, and is saved with the pipeline. `grid` is what
+    `Levels.grid_of` reads: whole timesteps, or sigmas. Of a shift that depends on the picture's
+    size or on the number of steps, `mu` is the pipeline's for this K: whole timesteps are shifted
+    by it, and a later `mu` does not change them. Raises WrongUse for what is no grid, for a method
+    that no class of ours is, and for a scheduler that is not as its config says.
     """
     changed = getattr(scheduler, "not_in_config", None)
     what, remedy = f"{type(scheduler).__name__}, {changed}", "give the one that it was made of"
@@ -69,10 +70,11 @@ def with_grid(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> A
     check(ours is not None, "scheduler", type(scheduler).__name__, remedy)
     config = {key: value for key, value in completed(scheduler).items() if key not in OPTIONS}
     levels = Levels.from_diffusers(config, mu)
-    meant = list(grid)
-    if levels.kind == "flow":
-        meant = np.minimum(levels.shifted(_shares(grid, len(levels))), 1.0).tolist()
-    made = ours.from_config(config, grid=meant)  # type: ignore[union-attr]
+    whole = levels.kind == "vp" or levels.are_timesteps(as_numbers(grid, "grid"))
+    stated = levels.whole(grid) if whole else grid
+    if levels.kind == "flow" and whole:
+        stated = levels.at(stated)[:-1]
+    made = ours.from_config(config, grid=stated)  # type: ignore[union-attr]
     made.strict = getattr(scheduler, "strict", True)
     return made
 
@@ -106,7 +108,7 @@ def drawing(kind: Any, config: Any, end: str | None = None) -> Any:
     if "rho" in known:  # EDM's own range stays
         del changes["sigma_min"], changes["sigma_max"]
     levels = Levels.from_diffusers({**source, "invert_sigmas": False}, 1.0)  # kind and end: any mu
-    end = end or ("zero" if levels.ends_at_zero else "sigma_min")
+    end = end or ("zero" if levels.end == 0 else "sigma_min")
     check(end in ENDS, "end", end, f"use one of {', '.join(ENDS)}")
     if levels.kind == "flow":
         changes |= _flow_settings(source, known)
@@ -140,26 +142,29 @@ def takes(scheduler: Any) -> str:
     return "sigmas" if "sigmas" in known else ""
 
 
-def set_grid(
-    scheduler: Any, grid: Sequence[Any], device: Any = None, mu: float | None = None
-) -> None:
-    """Sets a grid in a scheduler: numbers of levels (timesteps), or of a flow or EDM one sigmas.
+def set_grid(scheduler: Any, grid: Any, device: Any = None, mu: float | None = None) -> None:
+    """Sets a grid in a scheduler: whole timesteps or sigmas, as `Levels.grid_of` reads them.
 
-    Sigmas are as `grids.sigmas` gives them, before the shift. `mu` is the shift that depends on the
-    picture's size, as a pipeline gives it. Raises WrongUse for what is no grid, and where the
-    scheduler takes none or has another one afterwards.
+    `mu` is the shift that depends on the picture's size, as a pipeline gives it. Raises WrongUse
+    for what is no grid, and where the scheduler takes none or has another one afterwards.
     """
     argument = takes(scheduler)
     remedy = "it takes no grid: use ASDDIM, ASFlow, UniPCGrid or DPMSolverGridScheduler"
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
-    given = _given(scheduler, grid)
-    how: dict[str, Any] = {argument: given if argument == "timesteps" else np.asarray(given)}
-    how |= {} if mu is None else {"mu": mu}
-    scheduler.set_timesteps(device=device, **how)
+    levels = Levels.from_diffusers(scheduler, mu)
+    if argument == "timesteps":
+        grid = levels.whole(grid)
+        scheduler.set_timesteps(device=device, timesteps=grid)
+    else:
+        given = levels.printed(levels.grid_of(grid))
+        given = given if levels.kind == "vp" else given[:-1]
+        given = levels.unshifted(given) if levels.kind == "flow" else given
+        shift = {} if mu is None else {"mu": mu}
+        scheduler.set_timesteps(device=device, sigmas=given, **shift)
     check_set(scheduler, grid, mu)
 
 
-def hold(scheduler: Any, grid: Sequence[Any]) -> Any:
+def hold(scheduler: Any, grid: Any) -> Any:
     """A copy of a scheduler of any class that uses this grid whatever a pipeline asks it for.
 
     It cannot be saved; `with_grid` gives one that can. Grid and errors are those of `set_grid`.
@@ -198,75 +203,12 @@ def intercepted(scheduler: Any, how: str, **methods: Callable[..., Any]) -> Any:
     return changed
 
 
-def numbers_held(scheduler: Any, mu: float | None = None) -> list[int]:
-    """The number of the level nearest to the begin of each step that a scheduler has set.
-
-    Raises WrongUse unless they fall strictly.
-    """
-    levels = Levels.from_diffusers(scheduler, mu)
-    if getattr(scheduler, "sigmas", None) is None:
-        times = getattr(scheduler, "numbers", scheduler.timesteps)
-        return check_timesteps([int(t) for t in times if t >= 0], len(levels))  # DDIM's may be −1
-    found, table = _begins(scheduler), levels.finite_sigmas
-    if levels.kind == "flow":
-        table = table / (1 + table)
-    else:
-        found, table = np.log(found), np.log(table)
-    return check_timesteps(np.abs(table - found[:, None]).argmin(1), len(levels))
-
-
-def check_set(scheduler: Any, grid: Sequence[Any], mu: float | None = None) -> None:
+def check_set(scheduler: Any, grid: Any, mu: float | None = None) -> None:
     """Raises WrongUse unless a scheduler has the levels that the grid means, each to 1e-3."""
-    meant, found = _meant(scheduler, grid, mu), _begins(scheduler)
+    levels = Levels.from_diffusers(scheduler, mu)
+    meant = levels.printed(levels.grid_of(grid)[:-1])
+    found = printed_sigmas(scheduler, levels)[:-1]
     same = len(meant) == len(found) and np.allclose(found, meant, rtol=1e-3, atol=1e-6)
     shown = ", ".join(f"{level:.4g}" for level in found[:6])
     what = f"{type(scheduler).__name__} at the levels {shown}, …, not those of the grid"
     check(same, "scheduler", what, "build it by schedulers.place.drawing")
-
-
-def _given(scheduler: Any, grid: Sequence[Any]) -> Any:
-    """A grid as a scheduler's `set_timesteps` takes it: UniPC multiplies, and so needs an array."""
-    levels = Levels.from_diffusers(scheduler, 1.0)
-    if levels.kind == "flow":
-        return _shares(grid, len(levels))
-    if takes(scheduler) == "timesteps" or not _numbered(grid):
-        return list(grid)
-    sigmas = levels.finite_sigmas[np.asarray(grid, int)].tolist()
-    return sigmas if levels.kind == "edm" else [*sigmas, 0.0]
-
-
-def _shares(grid: Sequence[Any], size: int) -> np.ndarray:
-    """A flow model's shares of noise before its shift, of numbers of levels or of shares."""
-    if _numbered(grid):
-        return (np.array(check_timesteps(grid, size, "grid")) + 1) / size
-    shares = np.array([float(share) for share in grid])
-    falling = bool((np.diff(shares) < 0).all() and 0 < shares[-1] and shares[0] <= 1)
-    remedy = "give strictly falling sigmas in (0, 1], without the 0 at the end"
-    check(falling, "grid", shares.tolist(), remedy)
-    return shares
-
-
-def _numbered(grid: Sequence[Any]) -> bool:
-    """Whether a grid's entries are numbers of levels, and not sigmas."""
-    return all(isinstance(entry, (int, np.integer)) for entry in grid)
-
-
-def _meant(scheduler: Any, grid: Sequence[Any], mu: float | None) -> np.ndarray:
-    """The levels that a scheduler should have for a grid, without the end."""
-    levels = Levels.from_diffusers(scheduler, mu)
-    if levels.kind == "flow":
-        return levels.shifted(_shares(grid, len(levels)))
-    if levels.kind == "edm":
-        return np.asarray(_given(scheduler, grid), np.float64)
-    return levels.finite_sigmas[np.asarray(grid, int)]
-
-
-def _begins(scheduler: Any) -> np.ndarray:
-    """The levels at which a scheduler's steps begin; Heun's second stages are left out."""
-    if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > 1:
-        found = scheduler.sigmas.cpu().double().numpy()[:-1]
-        if found[-1] == 0:  # it was given the end as well, and has added one of its own
-            found = found[:-1]
-        return found[::2] if scheduler.order == 2 and len(found) > 1 else found
-    table = Levels.from_diffusers(scheduler).finite_sigmas  # of a VP scheduler without sigmas
-    return table[scheduler.timesteps.cpu().numpy().astype(int)]

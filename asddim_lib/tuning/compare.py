@@ -57,12 +57,13 @@ def compare(
     run = Run(pipe, texts, seeds, guidance_scale, batch_size, options, truncate)
     aim = goal_of(goal, pipe, encoder, check_encoder)
     setup = Setup(run, steps, aim, solver, reference_steps, Work(progress=progress))
-    given: dict[str, list[int]] = {}
+    given: dict[str, list[float]] = {}
     names: list[str] = []
     if grids and isinstance(grids, Mapping):
         for name, grid in grids.items():
             check(name not in (CURRENT, CANDIDATE), "grids", name, "it is taken: use another name")
-            given[name] = check_timesteps(grid, setup.size, f"grids[{name!r}]")
+            times = check_timesteps(grid, setup.size, f"grids[{name!r}]")
+            given[name] = setup.levels.at(times)
             same = f"{len(grid)} timesteps in {name}"
             check(len(grid) == steps, "grids", same, f"give {steps}, as many as steps")
     else:

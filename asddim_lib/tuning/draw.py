@@ -23,13 +23,13 @@ from torch import Tensor
 from asddim_lib.cache import check_writable, kept, locked, seal, unseal
 from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.grids.grid import level_indices
-from asddim_lib.grids.rules import uniform
-from asddim_lib.levels import Levels, completed, is_flow
+from asddim_lib.grids.current import printed_sigmas
+from asddim_lib.grids.grid import sigmas
+from asddim_lib.levels import Levels, completed
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import drawing, numbers_held, with_grid
+from asddim_lib.schedulers.place import drawing, with_grid
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tuning.goals import Goal, Seen, distances
 from asddim_lib.tuning.verify import CURRENT, LEAST
@@ -166,8 +166,9 @@ class Setup:
         scheduler = self.run.pipe.scheduler
         self.run = replace(self.run, shift_steps=self.steps)
         self.mu, self.config = self.run.mu, self.run.config
-        self.size = len(Levels.from_diffusers(self.config))
-        even = level_indices(self.config, self.steps, allocation="trailing")
+        self.levels = Levels.from_diffusers(self.config)
+        self.size = len(self.levels)
+        even = sigmas(self.config, self.steps, allocation="trailing", shifted=True)
         self.order = 1
         if self.solver is not None:
             solver, self.order = solver_of(self.solver, scheduler)
@@ -194,8 +195,8 @@ class Setup:
         return Sampler(CURRENT, copy.deepcopy(scheduler), self.steps, len(asked.timesteps))
 
     @cached_property
-    def current_grid(self) -> list[int] | None:
-        """The current sampler's timesteps; None unless `sampler` draws the same with them."""
+    def current_grid(self) -> list[float] | None:
+        """The current sampler's sigmas; None unless `sampler` draws the same with them."""
         scheduler = self.run.pipe.scheduler
         # diffusers' DDIM steps by T // K, whatever its timesteps: linspace's lie farther apart.
         ddim = type(scheduler).__name__ == "DDIMScheduler"
@@ -204,7 +205,7 @@ class Setup:
         solvers = tuple(kind for kind in type(self._plain).__mro__ if kind.__name__ in SAME)
         asked = self.run.asked(scheduler, self.steps)
         try:
-            grid = numbers_held(asked, self.mu)
+            grid = self.levels.at(self.levels.whole(printed_sigmas(asked, self.levels)))
             same = _times(asked) == _times(self._set(self.sampler(grid).scheduler))
         except WrongUse:
             return None
@@ -227,13 +228,14 @@ class Setup:
         steps = min(max(self.reference_steps, 2 * self.steps), self.size)
         kind, _ = solver_of("dpm++", self.run.pipe.scheduler)
         plain = drawing(kind, self.run.pipe.scheduler)
-        even = uniform("trailing", self.size, steps)
+        even = sigmas(self.config, steps, allocation="trailing", shifted=True)
         return Sampler(REFERENCE, with_grid(plain, even, self.mu), steps, steps)
 
-    def sampler(self, grid: Sequence[int]) -> Sampler:
-        """The solver on a grid: its scheduler is ready for `pipe.scheduler`."""
-        name, count = " ".join(map(str, grid)), len(grid)
-        return Sampler(name, with_grid(self._plain, grid, self.mu), count, count)
+    def sampler(self, grid: Sequence[float]) -> Sampler:
+        """The solver on a grid of K + 1 sigmas: its scheduler is ready for `pipe.scheduler`."""
+        times = self.levels.whole(grid)
+        scheduler = with_grid(self._plain, grid, self.mu)
+        return Sampler(" ".join(map(str, times)), scheduler, len(times), len(times))
 
     def trials(self, places: Sequence[int]) -> Trials:
         """The pictures of some of the prompts."""
@@ -250,7 +252,7 @@ class Setup:
             steps=self.steps,
             guidance_scale=run.guidance_scale,
             options={name: shorten(str(value), 80) for name, value in run.options.items()},
-            shift=Levels.from_diffusers(self.config).shift if is_flow(self.config) else None,
+            shift=self.levels.shift if self.levels.kind == "flow" else None,
             num_train_timesteps=self.size,
             evaluations_per_picture=self.rows * self.current.calls,
             takes=[n for n in ("timesteps", "sigmas") if n in calls.parameters(run.pipe)],

@@ -18,7 +18,7 @@ from asddim_lib.calibration import calibrate
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
-from asddim_lib.grids.grid import level_indices
+from asddim_lib.grids.grid import sigmas
 from asddim_lib.grids.table import METHODS
 from asddim_lib.levels import fingerprint, is_flow
 from asddim_lib.pipeline.replay import REMEDY
@@ -117,13 +117,13 @@ def needing_a_path(names: Sequence[str]) -> list[str]:
 
 def baselines(
     setup: Setup, names: Sequence[str], path: Trajectory | None
-) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Named grids of K steps, and why others are skipped.
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Named grids of K + 1 sigmas, and why others are skipped.
 
     Baselines are skipped if they cannot make K steps, are the current sampler's or another's, or
     need a path that was not recorded.
     """
-    grids: dict[str, list[int]] = {}
+    grids: dict[str, list[float]] = {}
     skipped: dict[str, str] = {}
     for name in names:
         along = path if name in needing_a_path(names) else None
@@ -131,8 +131,13 @@ def baselines(
             skipped[name] = "it needs a recorded path, which the plan leaves out"
             continue
         try:
-            grid = level_indices(
-                setup.config, setup.steps, allocation=name, order=setup.order, path=along
+            grid = sigmas(
+                setup.config,
+                setup.steps,
+                shifted=True,
+                allocation=name,
+                order=setup.order,
+                path=along,
             )
         except WrongUse as error:
             skipped[name] = str(error)
@@ -147,17 +152,18 @@ def baselines(
     return grids, skipped
 
 
-def family(setup: Setup, profile: Profile) -> dict[str, list[int]]:
+def family(setup: Setup, profile: Profile) -> dict[str, list[float]]:
     """Grids of the profile's densities, by name: density, exponent, where the first step begins."""
-    grids: dict[str, list[int]] = {}
+    grids: dict[str, list[float]] = {}
     densities = [DENSITIES[kind] for kind in DENSITIES if kind in (profile.local_error or {})]
     for name, exponent, later in itertools.product(densities, EXPONENTS, LATER):
         begin = setup.size - 1 - round(later * setup.size / setup.steps)
         if begin + 1 < setup.steps:  # as many timesteps as steps must be left
             continue
-        grid = level_indices(
+        grid = sigmas(
             setup.config,
             setup.steps,
+            shifted=True,
             allocation=name,
             profile=profile,
             order=setup.order,

@@ -175,7 +175,7 @@ def result(
     trials: Trials,
     samplers: Mapping[str, Sampler],
     decision: Decision,
-    grids: Mapping[str, list[int]],
+    grids: Mapping[str, list[float]],
     *,
     skipped: dict[str, str],
     shown: Sequence[str],
@@ -187,18 +187,21 @@ def result(
     """The result of a decision among samplers by their trials.
 
     The sheet has the samplers that are `shown`, on the first `examples_of` prompts. `needed`
-    prompts in all leave so many for a verdict.
+    prompts in all leave so many for a verdict. What the result lists of grids is timesteps.
     """
     setup, texts, returned = trials.setup, trials.run.prompts, decision.returned
+    times = {name: setup.levels.whole(grid) for name, grid in grids.items()}
+    if setup.current_grid is not None:
+        times[CURRENT] = setup.levels.whole(setup.current_grid)
     sheet = examples(trials, {name: samplers[name] for name in shown}, examples_of)
     work = setup.work
     work.total = work.spent
     work.report("done")
     tuned = Tuned(
         name=origin if returned == CANDIDATE else returned,
-        grid=setup.current_grid if returned == CURRENT else list(grids[returned]),
-        candidate=grids.get(CANDIDATE),
-        grids={name: grid for name, grid in grids.items() if name != CANDIDATE},
+        grid=times.get(returned),
+        candidate=times.get(CANDIDATE),
+        grids={name: times[name] for name in grids if name != CANDIDATE},
         skipped=skipped,
         decision=decision,
         setting=setup.described(),
@@ -215,8 +218,8 @@ def result(
     if count is None:
         return tuned
     advice = needed(max(count, LEAST))
-    times = advice / len(set(setup.run.prompts))
-    seconds = work.seconds / work.drawn * work.spent * times if work.drawn else None
+    longer = advice / len(set(setup.run.prompts))
+    seconds = work.seconds / work.drawn * work.spent * longer if work.drawn else None
     return replace(tuned, advice=advice, minutes=None if seconds is None else seconds / 60)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 #: Prompts of the first round of a race, at least.
 FIRST = 8
-#: A grid's mean loss, over all prompts or those of the first batches.
+#: A grid's (K + 1 sigmas) mean loss, over all prompts or those of the first batches.
 Cost = Callable[..., float]
 
 
@@ -47,7 +47,7 @@ def _moved(grid: list[int], k: int, fraction: float, size: int) -> list[list[int
     return trials
 
 
-def race(cost: Cost, grids: Mapping[str, list[int]], sizes: list[int]) -> str:
+def race(cost: Cost, grids: Mapping[str, list[float]], sizes: list[int]) -> str:
     """The name of the best grid, by successive halving over batches of prompts of these sizes."""
     names = list(grids)
     for alive, batches in rounds(len(names), sizes):

@@ -149,18 +149,26 @@ def afforded(
     return before + full
 
 
-def best_of(trials: Trials, grids: Mapping[str, list[int]], limit: int) -> tuple[str, list[int]]:
+def best_of(
+    trials: Trials, grids: Mapping[str, list[float]], limit: int
+) -> tuple[str, list[float]]:
     """The best of some grids, moved while that helps and the limit of evaluations allows."""
-    setup, work = trials.setup, trials.setup.work
+    setup, work, levels = trials.setup, trials.setup.work, trials.setup.levels
 
-    def cost(grid: list[int], batches: int | None = None) -> float:
+    def cost(grid: list[float], batches: int | None = None) -> float:
         return float(trials.losses(setup.sampler(grid), batches).mean())
 
     work.doing = "comparing grids"
     name = race(cost, grids, trials.sizes)
     work.doing = "moving timesteps"
     room = limit - trials.cost(setup.steps)
-    moved = pattern_search(cost, grids[name], setup.size, lambda: work.spent <= room)
+    found = pattern_search(
+        lambda timesteps: cost(levels.at(timesteps)),
+        levels.whole(grids[name]),
+        setup.size,
+        lambda: work.spent <= room,
+    )
+    moved = levels.at(found)
     return (name if moved == grids[name] else f"{name}, moved"), moved
 
 
