@@ -10,8 +10,7 @@ import sys
 
 import torch
 
-from asddim_lib import load_pipeline
-from asddim_lib import sigmas
+from asddim_lib import load_pipeline, sigmas
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import Run
