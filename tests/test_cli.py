@@ -37,6 +37,8 @@ WRONG_USE = [
     ("calibrate p.json --call [1]", "call is [1]"),
     ('calibrate p.json --call {"guidance_scale":9}', "call is"),
     ('calibrate p.json --call {"seed":9}', "call is"),
+    ('calibrate p.json --call {"estimator":"vjp"}', "call is"),
+    ('calibrate p.json --call {"batch_size":2}', "call is"),
     ("calibrate p.json --estimator guess", "estimator is guess"),
     ("calibrate p.json --adjoint-probes=-1", "adjoint_probes is -1"),
     ("calibrate p.json --feature-probes=-1", "feature_probes is -1"),
@@ -127,11 +129,12 @@ def test_help_names_what_an_option_takes():
 @pytest.mark.parametrize("command", ["generate", "calibrate", "tune", "compare"])
 def test_what_draws_has_the_options_of_a_machine_and_no_bundled_prompts(command):
     callback = next(o.callback for o in app.registered_commands if o.callback.__name__ == command)
-    defaults = {n: p.default for n, p in inspect.signature(callback).parameters.items()}
+    parameters = inspect.signature(callback).parameters
+    defaults = {name: one.default.default for name, one in parameters.items()}
     machine = {"device": "auto", "dtype": "auto", "save_memory": "", "guidance_scale": None}
     assert machine.items() <= defaults.items()
     assert {"width", "height", "call", "truncate", "as_json"} <= set(defaults)
-    assert defaults.get("prompts", "") in ("", inspect.Parameter.empty)
+    assert defaults.get("prompts", "") == ""
 
 
 def test_export_lists_every_method():
@@ -156,8 +159,7 @@ def test_wrong_use_is_one_line_before_the_model_is_loaded(
 ):
     if "/nowhere" not in arguments:
         monkeypatch.setattr(load, "_load", None)
-    alone = "--quick --count" not in arguments  # it first says which of the two counts
-    line = refused(main, ["asddim", *arguments.split()], monkeypatch, capsys, alone)
+    line = refused(main, ["asddim", *arguments.split()], monkeypatch, capsys)
     assert line.startswith("asddim: ")
     assert message in line
     assert not list(tmp_path.iterdir())
@@ -176,7 +178,7 @@ def test_a_fault_of_ours_keeps_its_traceback(error, monkeypatch):
     def raises(*_):
         raise error
 
-    monkeypatch.setattr(options, "check_steps", raises)
+    monkeypatch.setattr(sys.modules["asddim_lib.cli.generate"], "check_whole", raises)
     monkeypatch.setattr(sys, "argv", ["asddim", "generate", "boot"])
     with pytest.raises(type(error)) as raised:
         main()
@@ -221,8 +223,6 @@ def test_an_explicit_option_wins_over_quick(given, expected, monkeypatch):
     monkeypatch.setattr(measure, "calibrate", watched)
     done = CliRunner().invoke(app, ["calibrate", "p.json", "--quick", *given])
     assert done.exception.args == expected
-    assert len(done.stderr.splitlines()) == (1 if given else 0)
-    assert not given or given[1] in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def test_auto_is_the_best_device_and_its_dtype(cuda, mps, device, dtype, monkeyp
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     asked = {}
     monkeypatch.setattr(load, "load_pipeline", lambda model, **how: asked.update(how))
-    options.load("sdxl", "auto", "auto", "vae-slicing,offload", "", "")
+    options.ModelOptions("sdxl", save_memory="vae-slicing,offload").load()
     assert (asked["device"], asked["dtype"]) == (device, dtype)
     assert asked["save_memory"] == ("vae-slicing", "offload")
-    options.load("sdxl", "cpu", "bfloat16", "", "fp16", "StableDiffusionPipeline")
+    options.ModelOptions("sdxl", "fp16", "StableDiffusionPipeline", "cpu", "bfloat16").load()
     assert (asked["device"], asked["dtype"], asked["variant"]) == ("cpu", torch.bfloat16, "fp16")
 
 

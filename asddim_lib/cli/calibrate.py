@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from asddim_lib.cache import cache_folder, check_writable
 from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import check_file, guided, say
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.errors import WrongUse, check, check_whole
 
 #: The allocation that each kind of measured error serves, the most telling kind first.
 ALLOCATIONS = {
@@ -24,58 +25,40 @@ MODERATE = 5
 #: Ways to measure g(t); path costs nothing, and power is the spectral norm's.
 ESTIMATORS = ("vjp", "jvp", "difference", "path", "power")
 
-Out = Annotated[str, typer.Argument(help="File for the profile (JSON).")]
-PathSteps = Annotated[int, typer.Option(help="Number of timesteps along the measured path.")]
-Estimator = Annotated[
-    str,
-    typer.Option(help="vjp, jvp, difference, path (costs nothing), or power (the spectral norm)."),
-]
-Probes = Annotated[
-    int,
-    typer.Option(
-        help="Adjoint sweeps back along the path, which dual-weighted grids need. Each costs three "
-        "evaluations per timestep."
-    ),
-]
-FeatureProbes = Annotated[
-    int,
-    typer.Option(
-        help="Sweeps back from an image encoder, which feature-weighted grids need. Each costs "
-        "three evaluations per timestep."
-    ),
-]
-Quick = Annotated[
-    bool,
-    typer.Option(
-        "--quick", help="One prompt and the estimator path; it costs less than two pictures."
-    ),
-]
 
-
+@opt.command
 def calibrate(
-    context: typer.Context,
-    out: Out,
-    model: opt.Model = "bundled",
-    prompts: opt.Prompts = "",
-    count: opt.Count = 8,
-    guidance_scale: opt.Scale = None,
-    num_steps: PathSteps = 32,
-    estimator: Estimator = "vjp",
-    adjoint_probes: Probes = 0,
-    feature_probes: FeatureProbes = 0,
-    encoder: opt.EncoderName = "",
-    quick: Quick = False,
-    seed: opt.Seed = 0,
-    width: opt.Pixels = None,
-    height: opt.Pixels = None,
-    call: opt.Call = "",
-    truncate: opt.Truncate = False,
-    variant: opt.Variant = "",
-    pipeline_class: opt.PipelineClass = "",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
-    save_memory: opt.Savers = "",
-    as_json: opt.Json = False,
+    model: opt.ModelOptions,
+    pictures: opt.CallOptions,
+    out: str = typer.Argument(help="File for the profile (JSON)."),
+    prompts: str = opt.PROMPTS,
+    count: int | None = typer.Option(
+        None, help="Number of prompts.", show_default="8, or 1 with --quick"
+    ),
+    num_steps: int = typer.Option(32, help="Number of timesteps along the measured path."),
+    estimator: str = typer.Option(
+        "",
+        help="vjp, jvp, difference, path (costs nothing), or power (the spectral norm).",
+        show_default="vjp, or path with --quick",
+    ),
+    adjoint_probes: int = typer.Option(
+        0,
+        help="Adjoint sweeps back along the path, which dual-weighted grids need. Each costs three "
+        "evaluations per timestep.",
+    ),
+    feature_probes: int = typer.Option(
+        0,
+        help="Sweeps back from an image encoder, which feature-weighted grids need. Each costs "
+        "three evaluations per timestep.",
+    ),
+    encoder: str = opt.ENCODER,
+    quick: bool = typer.Option(
+        False,
+        "--quick",
+        help="One prompt and the estimator path; it costs less than two pictures.",
+    ),
+    seed: int = opt.SEED,
+    as_json: bool = opt.JSON,
 ) -> None:
     """Measures the model's sensitivity g(t) and each step's error along its path.
 
@@ -84,17 +67,12 @@ def calibrate(
 
     Example: asddim calibrate profile.json --adjoint-probes 1
     """
-    file, options = check_file(out), opt.called(call, width, height)
-    if quick:
-        count = count if opt.given(context, "count") else 1
-        estimator = estimator if opt.given(context, "estimator") else "path"
-        opt.instead_of_quick(context, "count", "estimator")
-    opt.check_steps(num_steps, "num_steps")
-    opt.check_scale(guidance_scale)
+    file, options = check_file(out), pictures.options()
+    count = (1 if quick else 8) if count is None else count
+    estimator = estimator or ("path" if quick else "vjp")
+    check_whole("num_steps", num_steps, 1, 1000)
     check(estimator in ESTIMATORS, "estimator", estimator, f"use one of {', '.join(ESTIMATORS)}")
-    reserved = [name for name in ("seed", "norm", "probes", "cache", "progress") if name in options]
-    check(not reserved, "call", call, f"{', '.join(reserved)} is no option of a pipeline's call")
-    sentences = opt.texts(prompts, model, count)
+    texts = model.texts(prompts, count)
 
     from tqdm import tqdm
 
@@ -102,14 +80,16 @@ def calibrate(
     from asddim_lib.models.load import check_seeds
     from asddim_lib.pipeline.run import Run
 
+    ours = [name for name in options if name in inspect.signature(calibration.calibrate).parameters]
+    remedy = f"{', '.join(ours)} is no option of a pipeline's call"
+    check(not ours, "call", pictures.call, remedy)
     calibration.check_probes(1, adjoint_probes, feature_probes, encoder or None)
     check_seeds([seed])
-    pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
-    scale = opt.scale_of(pipe, guidance_scale)
+    pipe = model.load()
     profile = calibration.calibrate(
         pipe,
-        sentences,
-        guidance_scale=scale,
+        texts,
+        guidance_scale=pictures.guidance_scale,
         num_steps=num_steps,
         norm="spectral" if estimator == "power" else "frobenius",
         estimator=estimator,
@@ -117,13 +97,13 @@ def calibrate(
         feature_probes=feature_probes,
         encoder=encoder or None,
         seed=seed,
-        truncate=truncate,
+        truncate=pictures.truncate,
         cache=_cache(),
         progress=lambda batches: tqdm(batches, desc="measuring", unit="batch"),
         **options,
     )
     profile.save(file)
-    run = Run(pipe, sentences[:1], None, scale, options=options, truncate=True)
+    run = Run(pipe, texts[:1], None, pictures.guidance_scale, options=options, truncate=True)
     _show(out, profile, run, as_json)
 
 

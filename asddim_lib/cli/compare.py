@@ -2,82 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
 
 import typer
 
 from asddim_lib.cli import options as opt
-from asddim_lib.cli.output import check_folder, progress_line
-from asddim_lib.cli.tune import SEED, Out, check_choices, show
+from asddim_lib.cli.output import check_folder
+from asddim_lib.cli.tune import OUT, ContestOptions
+from asddim_lib.errors import check_whole
 
-Grids = Annotated[
-    str,
-    typer.Option(
+
+@opt.command
+def compare(
+    model: opt.ModelOptions,
+    pictures: opt.CallOptions,
+    contest: ContestOptions,
+    steps: int = opt.STEPS,
+    grids: str = typer.Option(
+        "",
         help="Comma-separated names of `asddim export --list` that need nothing or a path.",
         show_default="those that tune compares with",
     ),
-]
-
-
-def compare(
-    steps: opt.StepCount = 8,
-    grids: Grids = "",
-    out: Out = "compared",
-    model: opt.Model = "bundled",
-    prompts: opt.Prompts = "",
-    count: opt.Count = 24,
-    guidance_scale: opt.Scale = None,
-    solver: opt.Solver = "",
-    goal: opt.GoalName = "embedding",
-    encoder: opt.EncoderName = "",
-    check_encoder: opt.CheckEncoder = "",
-    batch_size: opt.Batch = 8,
-    width: opt.Pixels = None,
-    height: opt.Pixels = None,
-    call: opt.Call = "",
-    truncate: opt.Truncate = False,
-    variant: opt.Variant = "",
-    pipeline_class: opt.PipelineClass = "",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
-    save_memory: opt.Savers = "",
-    as_json: opt.Json = False,
+    out: str = typer.Option("compared", help=OUT),
+    prompts: str = opt.PROMPTS,
+    count: int = typer.Option(24, help="Number of prompts."),
+    as_json: bool = opt.JSON,
 ) -> None:
     """Compares grids with the model's scheduler, on the same prompts and noise.
 
     Example: asddim compare --steps 8 --grids trailing,karras,beta
     """
-    folder, options = check_folder(out), opt.called(call, width, height)
-    names = opt.words("grids", grids) if grids else None
-    check_choices(steps, guidance_scale, solver, goal, batch_size)
+    folder, names = check_folder(out), opt.words("grids", grids) if grids else None
+    check_whole("steps", steps, 1, 1000)
+    texts = model.texts(prompts, count)
+
     from asddim_lib.grids.table import method_of
+    from asddim_lib.tuning.compare import compare
+    from asddim_lib.tuning.draw import split
 
     for name in names or ():
         method_of(name, ("nothing", "path"))
-    sentences = opt.texts(prompts, model, count)
-
-    from asddim_lib.tuning.compare import compare as judged
-    from asddim_lib.tuning.draw import split
-
-    split(sentences, 0)  # are there enough for a verdict?
-    pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
-    with progress_line() as progress:
-        compared = judged(
-            pipe,
-            sentences,
-            steps=steps,
-            grids=names,
-            guidance_scale=opt.scale_of(pipe, guidance_scale),
-            solver=solver or None,
-            goal=goal,
-            encoder=encoder or None,
-            check_encoder=check_encoder or None,
-            batch_size=batch_size,
-            seed=SEED,
-            truncate=truncate,
-            folder=folder,
-            progress=progress,
-            options=options,
-        )
-    compared.save(folder)
-    show(compared, folder, as_json)
+    split(texts, 0)  # are there enough for a verdict?
+    judge = partial(compare, steps=steps, grids=names)
+    contest.run(judge, texts, model, pictures, folder, as_json)

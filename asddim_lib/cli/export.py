@@ -3,61 +3,44 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 
 from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import say
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 
 FORMATS = ("diffusers", "comfyui", "a1111")
 
-ModelConfig = Annotated[
-    str,
-    typer.Option(
-        "--model",
+
+def export(
+    steps: int | None = typer.Option(
+        None, help="Number of sampling steps.", show_default="10, or those of a saved grid"
+    ),
+    model: str = typer.Option(
+        "bundled",
         help="As for the other commands, or a folder that tune wrote. Only its scheduler is read.",
     ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Number of sampling steps.", show_default="10, or those of a saved grid"),
-]
-Order = Annotated[
-    int | None,
-    typer.Option(
+    allocation: str = opt.ALLOCATION,
+    order: int | None = typer.Option(
+        None,
         help="Order of the solver that a grid of a measured density is for: 1, 2 or 3.",
         show_default="1",
     ),
-]
-Mu = Annotated[
-    float | None,
-    typer.Option(help="The shift that FLUX and others compute from a picture's size."),
-]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        help="diffusers (JSON), comfyui (for ManualSigmas) or "
-        "a1111 (for Extra Schedulers' custom list).",
+    profile: str = opt.PROFILE,
+    mu: float | None = typer.Option(
+        None, help="The shift that FLUX and others compute from a picture's size."
     ),
-]
-Listed = Annotated[
-    bool, typer.Option("--list", help="Print every allocation, what it needs and what it does.")
-]
-
-
-def export(
-    steps: Steps = None,
-    model: ModelConfig = "bundled",
-    allocation: opt.Allocation = "",
-    order: Order = None,
-    profile: opt.Profile = "",
-    mu: Mu = None,
-    form: Format = "diffusers",
-    listed: Listed = False,
-    as_json: opt.Json = False,
+    form: str = typer.Option(
+        "diffusers",
+        "--format",
+        help="diffusers (JSON), comfyui (for ManualSigmas) or a1111 (for Extra Schedulers' custom "
+        "list).",
+    ),
+    listed: bool = typer.Option(
+        False, "--list", help="Print every allocation, what it needs and what it does."
+    ),
+    as_json: bool = opt.JSON,
 ) -> None:
     """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
 
@@ -72,7 +55,7 @@ def export(
     remedy = "give what the pipeline computes, such as 1.15"
     check(mu is None or -20 <= mu <= 20, "mu", mu, remedy)
     if steps is not None:
-        opt.check_steps(steps)
+        check_whole("steps", steps, 1, 1000)
 
     from asddim_lib.evidence.profile import Profile
     from asddim_lib.grids.grid import sigmas, timesteps
@@ -103,9 +86,9 @@ def export(
 def _list(as_json: bool) -> None:
     from asddim_lib.grids.table import METHODS
 
-    table = [(method.name, method.needs, method.summary) for method in METHODS.values()]
-    head = ("method", "needs", "summary")
-    name, needs, _ = (max(map(len, column)) for column in zip(head, *table, strict=True))
-    lines = [f"{row[0]:{name}}  {row[1]:{needs}}  {row[2]}" for row in (head, *table)]
-    keys = ("name", "needs", "summary")
-    say([dict(zip(keys, row, strict=True)) for row in table], "\n".join(lines), as_json)
+    table = [
+        {"name": one.name, "needs": one.needs, "summary": one.summary} for one in METHODS.values()
+    ]
+    head = {"name": "method", "needs": "needs", "summary": "summary"}
+    lines = ["{name:24}{needs:10}{summary}".format(**row) for row in (head, *table)]
+    say(table, "\n".join(lines), as_json)

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import check_file, guided, say
-from asddim_lib.errors import check
-
-Prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
-Out = Annotated[str, typer.Argument(help="File for the picture; .gif or .webp for a video.")]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Number of sampling steps.", show_default="20, or those of a tuned folder"),
-]
-Override = Annotated[
-    str,
-    typer.Option(
-        help="Comma-separated: which of model, schedule and guidance_scale may be other than the "
-        "profile's."
-    ),
-]
+from asddim_lib.errors import check, check_whole
 
 
+@opt.command
 def generate(
-    prompt: Prompt,
-    out: Out = "image.png",
-    model: opt.Model = "bundled",
-    steps: Steps = None,
-    guidance_scale: opt.Scale = None,
-    allocation: opt.Allocation = "",
-    profile: opt.Profile = "",
-    override: Override = "",
-    seed: opt.Seed = 0,
-    width: opt.Pixels = None,
-    height: opt.Pixels = None,
-    call: opt.Call = "",
-    truncate: opt.Truncate = False,
-    variant: opt.Variant = "",
-    pipeline_class: opt.PipelineClass = "",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
-    save_memory: opt.Savers = "",
-    as_json: opt.Json = False,
+    model: opt.ModelOptions,
+    pictures: opt.CallOptions,
+    prompt: str = typer.Argument(help="What the picture shows."),
+    out: str = typer.Argument("image.png", help="File for the picture; .gif or .webp for a video."),
+    steps: int | None = typer.Option(
+        None, help="Number of sampling steps.", show_default="20, or those of a tuned folder"
+    ),
+    allocation: str = opt.ALLOCATION,
+    profile: str = opt.PROFILE,
+    override: str = typer.Option(
+        "",
+        help="Comma-separated: which of model, schedule and guidance_scale may be other than the "
+        "profile's.",
+    ),
+    seed: int = opt.SEED,
+    as_json: bool = opt.JSON,
 ) -> None:
     """Draws one picture with the model's scheduler, or by DDIM (Euler) on another grid.
 
@@ -56,35 +40,33 @@ def generate(
     from asddim_lib.evidence.profile import Profile
     from asddim_lib.models.load import check_seeds, tuned_setting
 
-    file, options, tuned = _picture(out), opt.called(call, width, height), tuned_setting(model)
-    steps = steps if steps is not None else tuned.get("steps", 20)
-    guidance_scale = tuned.get("guidance_scale") if guidance_scale is None else guidance_scale
-    opt.check_steps(steps)
-    opt.check_scale(guidance_scale)
+    file, options, tuned = _picture(out), pictures.options(), tuned_setting(model.model)
+    steps = tuned.get("steps", 20) if steps is None else steps
+    scale = pictures.guidance_scale
+    scale = tuned.get("guidance_scale") if scale is None else scale
+    check_whole("steps", steps, 1, 1000)
+    remedy = "give a profile too, or leave it out"
+    check(not override or bool(profile), "override", override, remedy)
+    may_differ = opt.words("override", override) if override else ()
     if allocation:
         _check_allocation(allocation, profile)
-    check(
-        not override or bool(profile), "override", override, "give a profile too, or leave it out"
-    )
-    may_differ = opt.words("override", override) if override else ()
     if profile:
         Profile.load(profile, override=may_differ)  # a damaged file is refused before any work
     check_seeds([seed])
     check(bool(prompt.strip()), "prompt", repr(prompt), "give a text with at least one word")
-    pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
+    pipe = model.load()
     pipe.set_progress_bar_config(disable=False, leave=False)
     from asddim_lib.pipeline.run import Run
 
+    run = Run(pipe, [prompt], [seed], scale, options=options, truncate=pictures.truncate)
     if profile and not allocation:
         _check_allocation(pipe.scheduler.config.get("allocation", "uniform"), profile)
-    scale = opt.scale_of(pipe, guidance_scale)
-    run = Run(pipe, [prompt], [seed], scale, options=options, truncate=truncate)
     if allocation or profile:
         measured = profile and Profile.load(
             profile,
             model=pipe.name_or_path,
             schedule=run.schedule,
-            guidance_scale=scale,
+            guidance_scale=run.guidance_scale,
             override=may_differ,
         )
         pipe.scheduler = _scheduler(pipe.scheduler, allocation, measured or None)
@@ -96,11 +78,11 @@ def generate(
         "image": str(file),
         "width": wide,
         "height": high,
-        "guidance_scale": scale,
+        "guidance_scale": run.guidance_scale,
         "timesteps": grid,
         "seed": seed,
     }
-    say(value, f"{file}: {wide}×{high}{guided(scale)}, timesteps {grid}", as_json)
+    say(value, f"{file}: {wide}×{high}{guided(run.guidance_scale)}, timesteps {grid}", as_json)
 
 
 def _picture(out: str) -> Path:
@@ -131,16 +113,14 @@ def _save(picture: Any, out: Path) -> None:
 
 def _check_allocation(allocation: str, profile: str) -> None:
     """Raises WrongUse for an allocation or a profile that the scheduler would refuse or ignore."""
-    from asddim_lib.grids.table import ALLOCATIONS, CALIBRATED
+    from asddim_lib.grids.table import CALIBRATED, method_of
 
-    check(
-        allocation in ALLOCATIONS, "allocation", allocation, f"use one of {', '.join(ALLOCATIONS)}"
-    )
-    needed = allocation in CALIBRATED
-    remedy = f"allocation {allocation} does not use it: use one of {', '.join(CALIBRATED)}"
-    check(needed or not profile, "profile", profile, remedy)
-    remedy = f"allocation {allocation} needs one: run asddim calibrate, and give its file"
-    check(not needed or bool(profile), "profile", "not given", remedy)
+    if method_of(allocation, ("nothing", "profile")).needs == "profile":
+        remedy = f"allocation {allocation} needs one: run asddim calibrate, and give its file"
+        check(bool(profile), "profile", "not given", remedy)
+    else:
+        remedy = f"allocation {allocation} does not use it: use one of {', '.join(CALIBRATED)}"
+        check(not profile, "profile", profile, remedy)
 
 
 def _scheduler(scheduler: Any, allocation: str, profile: Any) -> Any:

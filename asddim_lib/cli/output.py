@@ -24,11 +24,6 @@ def rows(table: Any) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records", double_precision=15))
 
 
-def text_of(table: Any, digits: int) -> str:
-    """A data frame as text, its numbers with so many significant digits."""
-    return table.to_string(index=False, float_format=lambda value: f"{value:.{digits}g}")
-
-
 def check_file(out: str) -> Path:
     """The path of a file. Raises WrongUse for one that could not be written later."""
     check(bool(out.strip()), "out", repr(out), "give the name of a file")

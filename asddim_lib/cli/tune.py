@@ -1,116 +1,84 @@
-"""`asddim tune`."""
+"""`asddim tune`, and what it shares with `asddim compare`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import check_folder, progress_line, rows, say
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 
 #: No picture that is reported on starts from this seed.
 SEED = 1_000_000
 #: As many prompts as --quick needs for a verdict.
 QUICK_PROMPTS = 9
 
-Out = Annotated[str, typer.Option(help="Folder for the scheduler, the report and the pictures.")]
-Budget = Annotated[int | None, typer.Option(help="Largest number of network evaluations.")]
-Quick = Annotated[
-    bool,
-    typer.Option(
-        "--quick",
-        help=f"{QUICK_PROMPTS} prompts and no search; it costs about ten guided pictures of "
-        "50 steps.",
-    ),
-]
+#: What --out is.
+OUT = "Folder for the scheduler, the report and the pictures."
 
 
-def tune(
-    context: typer.Context,
-    steps: opt.StepCount = 8,
-    out: Out = "tuned",
-    model: opt.Model = "bundled",
-    prompts: opt.Prompts = "",
-    count: opt.Count = 48,
-    guidance_scale: opt.Scale = None,
-    solver: opt.Solver = "",
-    goal: opt.GoalName = "embedding",
-    encoder: opt.EncoderName = "",
-    check_encoder: opt.CheckEncoder = "",
-    budget: Budget = None,
-    quick: Quick = False,
-    batch_size: opt.Batch = 8,
-    width: opt.Pixels = None,
-    height: opt.Pixels = None,
-    call: opt.Call = "",
-    truncate: opt.Truncate = False,
-    variant: opt.Variant = "",
-    pipeline_class: opt.PipelineClass = "",
-    device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
-    save_memory: opt.Savers = "",
-    as_json: opt.Json = False,
-) -> None:
-    """Searches for a grid, and replaces the model's scheduler only if its pictures win.
+@opt.options
+class ContestOptions:
+    """Comparison"""
 
-    A grid has to win over the model's scheduler and over every other grid, on
-    prompts that served no choice. If you stop it, the same command continues.
+    solver: str = typer.Option(
+        "",
+        help="ddim, dpm++ (2M), unipc or euler.",
+        show_default="the model's, or DDIM (Euler) where that takes no grid",
+    )
+    goal: str = typer.Option(
+        "embedding",
+        help="Pictures are compared by their embedding (an image encoder's) or latents.",
+    )
+    encoder: str = opt.ENCODER
+    check_encoder: str = opt.CHECK_ENCODER
+    batch_size: int = opt.BATCH_SIZE
 
-    Example: asddim tune --steps 8 --out tuned
-    """
-    folder, options = check_folder(out), opt.called(call, width, height)
-    check_choices(steps, guidance_scale, solver, goal, batch_size)
-    check(budget is None or budget >= 1, "budget", budget, "give at least 1")
-    if quick:
-        count = count if opt.given(context, "count") else QUICK_PROMPTS
-        opt.instead_of_quick(context, "count")
-    sentences = opt.texts(prompts, model, count)
+    def run(
+        self,
+        judge: Callable[..., Any],
+        texts: list[str],
+        model: opt.ModelOptions,
+        pictures: opt.CallOptions,
+        folder: Path,
+        as_json: bool,
+    ) -> None:
+        """Tunes or compares, as `judge` does; saves and prints the result.
 
-    from asddim_lib.tuning.draw import split
-    from asddim_lib.tuning.proposals import QUICK, Plan
-    from asddim_lib.tuning.tune import tune as search
+        Raises WrongUse, before the model is loaded, for a value that is wrong whatever the model.
+        """
+        from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
+        from asddim_lib.tuning.goals import GOALS
 
-    split(sentences, (QUICK if quick else Plan()).for_choice(len(set(sentences))))  # enough?
-    pipe = opt.load(model, device, dtype, save_memory, variant, pipeline_class)
-    with progress_line() as progress:
-        tuned = search(
-            pipe,
-            sentences,
-            steps=steps,
-            guidance_scale=opt.scale_of(pipe, guidance_scale),
-            solver=solver or None,
-            goal=goal,
-            encoder=encoder or None,
-            check_encoder=check_encoder or None,
-            budget=budget,
-            quick=quick,
-            batch_size=batch_size,
-            seed=SEED,
-            truncate=truncate,
-            folder=folder,
-            progress=progress,
-            options=options,
-        )
-    tuned.save(folder)
-    show(tuned, folder, as_json)
-
-
-def check_choices(
-    steps: int, guidance_scale: float | None, solver: str, goal: str, batch_size: int
-) -> None:
-    """Raises WrongUse, before the model is loaded, for a value that needs no model to be wrong."""
-    opt.check_steps(steps)
-    opt.check_scale(guidance_scale)
-    check(batch_size >= 1, "batch_size", batch_size, "give at least 1")
-    from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
-    from asddim_lib.tuning.goals import GOALS
-
-    known = {**SOLVERS, **FLOW_SOLVERS}
-    check(solver in ("", *known), "solver", solver, f"use one of {', '.join(known)}")
-    check(goal in GOALS, "goal", goal, f"use one of {', '.join(GOALS)}")
+        known = {**SOLVERS, **FLOW_SOLVERS}
+        remedy = f"use one of {', '.join(known)}"
+        check(self.solver in ("", *known), "solver", self.solver, remedy)
+        check(self.goal in GOALS, "goal", self.goal, f"use one of {', '.join(GOALS)}")
+        check_whole("batch_size", self.batch_size, 1)
+        options, pipe = pictures.options(), model.load()
+        with progress_line() as progress:
+            tuned = judge(
+                pipe,
+                texts,
+                guidance_scale=pictures.guidance_scale,
+                solver=self.solver or None,
+                goal=self.goal,
+                encoder=self.encoder or None,
+                check_encoder=self.check_encoder or None,
+                batch_size=self.batch_size,
+                seed=SEED,
+                truncate=pictures.truncate,
+                folder=folder,
+                progress=progress,
+                options=options,
+            )
+        tuned.save(folder)
+        show(tuned, folder, as_json)
 
 
 def show(tuned: Any, folder: Path, as_json: bool) -> None:
@@ -130,3 +98,46 @@ def show(tuned: Any, folder: Path, as_json: bool) -> None:
         f"Draw: asddim generate PROMPT --model {folder}"
     )
     say(value, text, as_json)
+
+
+@opt.command
+def tune(
+    model: opt.ModelOptions,
+    pictures: opt.CallOptions,
+    contest: ContestOptions,
+    steps: int = opt.STEPS,
+    out: str = typer.Option("tuned", help=OUT),
+    prompts: str = opt.PROMPTS,
+    count: int | None = typer.Option(
+        None, help="Number of prompts.", show_default=f"48, or {QUICK_PROMPTS} with --quick"
+    ),
+    budget: int | None = typer.Option(None, help="Largest number of network evaluations."),
+    quick: bool = typer.Option(
+        False,
+        "--quick",
+        help=f"{QUICK_PROMPTS} prompts and no search; it costs about ten guided pictures of "
+        "50 steps.",
+    ),
+    as_json: bool = opt.JSON,
+) -> None:
+    """Searches for a grid, and replaces the model's scheduler only if its pictures win.
+
+    A grid has to win over the model's scheduler and over every other grid, on
+    prompts that served no choice. If you stop it, the same command continues.
+
+    Example: asddim tune --steps 8 --out tuned
+    """
+    folder = check_folder(out)
+    check_whole("steps", steps, 1, 1000)
+    if budget is not None:
+        check_whole("budget", budget, 1)
+    count = (QUICK_PROMPTS if quick else 48) if count is None else count
+    texts = model.texts(prompts, count)
+
+    from asddim_lib.tuning.draw import split
+    from asddim_lib.tuning.proposals import QUICK, Plan
+    from asddim_lib.tuning.tune import tune
+
+    split(texts, (QUICK if quick else Plan()).for_choice(len(set(texts))))  # enough?
+    judge = partial(tune, steps=steps, budget=budget, quick=quick)
+    contest.run(judge, texts, model, pictures, folder, as_json)

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from asddim_lib.cli.options import (
-    Batch,
-    Call,
-    CheckEncoder,
-    Device,
-    Dtype,
-    EncoderName,
-    Json,
-    Model,
-    PipelineClass,
-    Savers,
-    Truncate,
-    Variant,
-    words,
-)
-from asddim_lib.cli.output import rows, say, text_of
-from experiments.cli.evaluate import Plan
-from experiments.cli.experiment import Experiment, report_failures
-from experiments.cli.options import (
-    Clip,
-    Folder,
-    Prompts,
-    Reference,
-    Scales,
-    Solvers,
-    Steps,
-    Tuning,
-)
+from asddim_lib.cli import options as opt
+from asddim_lib.cli.output import rows, say
+from experiments.cli.experiment import report_failures, run
+from experiments.cli.options import CPU, FOLDER, PLAN, PictureOptions, RealOptions, text_of
 
 #: Every method that is compared unless the user names others.
 GRIDS = (
@@ -44,48 +21,31 @@ GRIDS = (
 KEYS = ["guidance_scale", "steps", "solver", "method"]
 FIGURES = ("distance", "distance_ci", "fid", "fid_ci", "clip", "right")
 
-Pictures = Annotated[
-    int, typer.Option(help="Number of prompts; FID needs more than 192, the judge's features.")
-]
-Grids = Annotated[str, typer.Option(help="Comma-separated: names of `asddim export --list`.")]
-CalibrateOn = Annotated[
-    int, typer.Option(help="Number of tuning prompts that profiles are measured on.")
-]
-CalibrateSteps = Annotated[
-    int, typer.Option(help="Number of timesteps along the path that profiles are measured on.")
-]
-TuneOn = Annotated[
-    int, typer.Option(help="Number of tuning prompts that the method tuned is given.")
-]
+#: FID needs more pictures than the judge's 192 features.
+PICTURES = PictureOptions(
+    count=256, steps="5,8,10,20,50", guidance_scales="1,3,7.5", reference_steps=1000
+)
 
 
+@opt.command
 def compare(
-    out: Folder = Path("results/compare"),
-    model: Model = "bundled",
-    prompts: Prompts = "bundled",
-    count: Pictures = 256,
-    grids: Grids = GRIDS,
-    solvers: Solvers = "ddim",
-    steps: Steps = "5,8,10,20,50",
-    guidance_scales: Scales = "1,3,7.5",
-    reference_steps: Reference = 1000,
-    calibrate_on: CalibrateOn = 16,
-    calibrate_steps: CalibrateSteps = 64,
-    tune_on: TuneOn = 128,
-    tuning_prompts: Tuning = "bundled-tune",
-    encoder: EncoderName = "",
-    check_encoder: CheckEncoder = "",
-    clip: Clip = None,
-    batch_size: Batch = 50,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    save_memory: Savers = "",
-    truncate: Truncate = False,
-    call: Call = "",
-    variant: Variant = "",
-    pipeline_class: PipelineClass = "",
-    plan: Plan = False,
-    as_json: Json = False,
+    pictures: PictureOptions = PICTURES,
+    model: opt.ModelOptions = CPU,
+    out: Path = typer.Option(Path("results/compare"), help=FOLDER),
+    grids: str = typer.Option(GRIDS, help="Comma-separated: names of `asddim export --list`."),
+    calibrate_on: int = typer.Option(
+        16, help="Number of tuning prompts that profiles are measured on."
+    ),
+    calibrate_steps: int = typer.Option(
+        64, help="Number of timesteps along the path that profiles are measured on."
+    ),
+    tune_on: int = typer.Option(
+        128, help="Number of tuning prompts that the method tuned is given."
+    ),
+    encoder: str = opt.ENCODER,
+    check_encoder: str = opt.CHECK_ENCODER,
+    plan: bool = PLAN,
+    as_json: bool = opt.JSON,
 ) -> None:
     """Compares grids with the trailing one, picture by picture.
 
@@ -93,14 +53,20 @@ def compare(
 
     Example: python -m experiments compare --count 200 --steps 10 --reference-steps 200
     """
-    options = dict(locals())
-    names = dict.fromkeys(("trailing", *words("grids", options.pop("grids"))))
-    tuning = {name: options.pop(name) for name in ("calibrate_on", "calibrate_steps")}
-    tuning |= {"adjoint_probes": 2, "tuning_seed": 1_000_000, "tune_on": options.pop("tune_on")}
-    tuning |= {name: options.pop(name) for name in ("encoder", "check_encoder")}
-    tuning |= {"feature_probes": 1 if "feature-weighted" in names else 0}
-    summary = Experiment(**options, methods=",".join(names), tuning=tuning).run()
-    against = _paired(out, bool(reference_steps))
+    names = dict.fromkeys(("trailing", *opt.words("grids", grids)))
+    setting = replace(
+        pictures.setting(",".join(names)),
+        calibrate_on=calibrate_on,
+        calibrate_steps=calibrate_steps,
+        adjoint_probes=2,
+        feature_probes=1 if "feature-weighted" in names else 0,
+        tuning_seed=1_000_000,
+        tune_on=tune_on,
+        encoder=encoder,
+        check_encoder=check_encoder,
+    )
+    summary = run(model, pictures, RealOptions(), setting, out, as_json, only_plan=plan)
+    against = _paired(out, bool(setting.reference_steps))
     shown = summary[[*KEYS, *(name for name in FIGURES if name in summary)]]
     shown = shown.merge(against, on=KEYS, how="left")
     value = {"paired": str(out / "paired.csv"), "rows": rows(shown)}

@@ -2,111 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from asddim_lib.cli.options import (
-    Batch,
-    Call,
-    Count,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    PipelineClass,
-    Savers,
-    Truncate,
-    Variant,
-)
-from asddim_lib.cli.output import rows, say, text_of
-from experiments.cli.experiment import Experiment, report_failures
-from experiments.cli.options import (
-    Clip,
-    Exponent,
-    Folder,
-    Lambda,
-    Prompts,
-    Reading,
-    Reference,
-    Scales,
-    Solvers,
-    Steps,
-    Tuning,
-)
-
-Methods = Annotated[
-    str,
-    typer.Option(help="Comma-separated: ddim, ddim-trailing, names of `asddim export --list`."),
-]
-PromptSeed = Annotated[
-    int, typer.Option(help="Seed that picks MS-COCO's images, one caption each.")
-]
-Real = Annotated[
-    str, typer.Option(help="Folder of real pictures, for FID and KID with Inception's features.")
-]
-Dino = Annotated[
-    str, typer.Option(help="Also with DINOv2's features: facebook/dinov2-large, or a folder.")
-]
-Checkpoint = Annotated[
-    str,
-    typer.Option(help="Inception's checkpoint; torch-fidelity fetches it if no file is given."),
-]
-Prepare = Annotated[
-    str,
-    typer.Option(
-        help="What Inception sees: paper (side 256, centre crop) or plain (torchmetrics' default)."
-    ),
-]
-Negative = Annotated[str, typer.Option(help="Negative prompt of every picture.")]
-Latents = Annotated[
-    str, typer.Option(help="File of a tensor (1 × c × h × w) that every picture starts from.")
-]
-Part = Annotated[
-    str,
-    typer.Option(
-        help="Draw only this part, such as 0/4, and judge nothing; a later run without it judges."
-    ),
-]
-Plan = Annotated[
-    bool, typer.Option("--plan", help="Measure a few network evaluations; print the run's cost.")
-]
+from asddim_lib.cli import options as opt
+from asddim_lib.cli.output import rows, say
+from experiments.cli.experiment import report_failures, run
+from experiments.cli.options import CPU, FOLDER, PLAN, PictureOptions, RealOptions, text_of
 
 
+@opt.command
 def evaluate(
-    out: Folder = Path("results/ablation"),
-    model: Model = "bundled",
-    prompts: Prompts = "bundled",
-    count: Count = 1000,
-    methods: Methods = "ddim,ddim-trailing,noise,gradient,combined",
-    solvers: Solvers = "ddim",
-    reference_steps: Reference = 0,
-    steps: Steps = "20,50,100",
-    guidance_scales: Scales = "7.5",
-    p: Exponent = 0.5,
-    lam: Lambda = 1.0,
-    reading: Reading = "intent",
-    batch_size: Batch = 50,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    prompt_seed: PromptSeed = 0,
-    clip: Clip = None,
-    reference: Real = "",
-    dinov2: Dino = "",
-    inception: Checkpoint = "",
-    prepare: Prepare = "paper",
-    negative_prompt: Negative = "",
-    latents: Latents = "",
-    tuning_prompts: Tuning = "bundled-tune",
-    save_memory: Savers = "",
-    truncate: Truncate = False,
-    call: Call = "",
-    variant: Variant = "",
-    pipeline_class: PipelineClass = "",
-    shard: Part = "",
-    plan: Plan = False,
-    as_json: Json = False,
+    pictures: PictureOptions,
+    real: RealOptions,
+    model: opt.ModelOptions = CPU,
+    out: Path = typer.Option(Path("results/ablation"), help=FOLDER),
+    methods: str = typer.Option(
+        "ddim,ddim-trailing,noise,gradient,combined",
+        help="Comma-separated: ddim, ddim-trailing, names of `asddim export --list`.",
+    ),
+    p: float = typer.Option(0.5, "--p", help="Exponent p of Eq 5."),
+    lam: float = typer.Option(1.0, "--lam", help="λ of Eq 9."),
+    reading: str = typer.Option(
+        "intent", help="How Eqs 10-12 are understood: intent, density or literal."
+    ),
+    prompt_seed: int = typer.Option(0, help="Seed that picks MS-COCO's images, one caption each."),
+    negative_prompt: str = typer.Option("", help="Negative prompt of every picture."),
+    latents: str = typer.Option(
+        "", help="File of a tensor (1 × c × h × w) that every picture starts from."
+    ),
+    shard: str = typer.Option(
+        "",
+        help="Draw only this part, such as 0/4, and judge nothing; a later run without it judges.",
+    ),
+    plan: bool = PLAN,
+    as_json: bool = opt.JSON,
 ) -> None:
     """Draws and judges pictures of several methods, and writes records.
 
@@ -119,7 +51,15 @@ def evaluate(
     On machines that share only a folder: python -m experiments evaluate --shard 0/4 … to
     3/4 in parallel, then the same without --shard on one of them.
     """
-    summary = Experiment(**locals()).run()  # its fields are these options
+    setting = replace(
+        pictures.setting(methods),
+        p=p,
+        lam=lam,
+        reading=reading,
+        negative_prompt=negative_prompt,
+        latents=latents,
+    )
+    summary = run(model, pictures, real, setting, out, as_json, prompt_seed, shard, plan)
     files = {"records": str(out / "records.parquet"), "summary": str(out / "summary.csv")}
     text = f"{text_of(summary, 4)}\n{', '.join(files.values())}"
     say(files | {"rows": rows(summary)}, text, as_json)

@@ -4,136 +4,66 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from asddim_lib.cli.options import load, numbers, words
-from asddim_lib.cli.output import rows, say, text_of
-from asddim_lib.errors import check
+from asddim_lib.cli.options import ModelOptions
+from asddim_lib.cli.output import rows, say
+from experiments.cli.options import PictureOptions, RealOptions, text_of
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """The options of an experiment, as they were typed: lists are comma-separated.
+def run(
+    model: ModelOptions,
+    pictures: PictureOptions,
+    real: RealOptions,
+    setting: Any,
+    out: Path,
+    as_json: bool,
+    prompt_seed: int = 0,
+    part: str = "",
+    only_plan: bool = False,
+) -> Any:
+    """Draws and judges; the summary, a row per method, solver, step count and scale.
 
-    `tuning` holds the fields of `Setting` that no option of evaluate sets.
+    Ends the process if there is none: with `only_plan`, or if another process judges.
     """
+    from asddim_lib.models.prompts import load_prompts
+    from experiments.evaluate import evaluate
+    from experiments.setting import picture_evaluations
+    from experiments.shards import joined
 
-    out: Path
-    model: str
-    prompts: str
-    count: int
-    methods: str
-    solvers: str
-    steps: str
-    guidance_scales: str
-    batch_size: int
-    device: str
-    dtype: str
-    as_json: bool
-    reference_steps: int = 0
-    p: float = 0.5
-    lam: float = 1.0
-    reading: str = "intent"
-    prompt_seed: int = 0
-    clip: str | None = None
-    reference: str = ""
-    dinov2: str = ""
-    inception: str = ""
-    prepare: str = "paper"
-    negative_prompt: str = ""
-    latents: str = ""
-    tuning_prompts: str = "bundled-tune"
-    save_memory: str = ""
-    truncate: bool = False
-    call: str = ""
-    variant: str = ""
-    pipeline_class: str = ""
-    shard: str = ""
-    plan: bool = False
-    tuning: dict[str, Any] = field(default_factory=dict)
-
-    def setting(self) -> Any:
-        """The `Setting`. Raises WrongUse for a value that it refuses, or one given twice."""
-        from experiments.setting import Setting
-
-        lists: dict[str, Any] = {
-            "methods": words("methods", self.methods),
-            "solvers": words("solvers", self.solvers),
-            "steps": numbers("steps", self.steps, int),
-            "guidance_scales": numbers("guidance_scale", self.guidance_scales, float),
-        }
-        names = {f.name for f in fields(Setting)} & {f.name for f in fields(self)} - set(lists)
-        return Setting(**lists, **{name: getattr(self, name) for name in names}, **self.tuning)
-
-    def run(self) -> Any:
-        """Draws and judges; the summary, a row per method, solver, step count and scale.
-
-        Ends the process if there is none: with `plan`, or if another process judges.
-        """
-        from asddim_lib.models.prompts import load_prompts
-        from experiments.evaluate import evaluate
-        from experiments.setting import picture_evaluations
-        from experiments.shards import joined
-
-        self._check_reference()
-        setting = self.setting()
-        table = load_prompts(self.prompts, self.count, self.prompt_seed)
-        with joined(self.shard) as shard:
-            device, files = shard.device(self.device), (self.variant, self.pipeline_class)
-            pipe = load(self.model, device, self.dtype, self.save_memory, *files)
-            if self.plan:
-                if shard.speaks:
-                    show_plan(pipe, table, setting, self.as_json)
-                raise typer.Exit
-            summary = evaluate(
-                pipe,
-                table,
-                setting,
-                self.out,
-                shard=shard,
-                clip=self.clip,
-                reference=self.reference,
-                against=self._encoders(device),
-                progress=lambda waiting: bar(
-                    waiting, shard, lambda cell: picture_evaluations(pipe, setting, cell)
-                ),
-            )
-        if shard.judges:
-            return summary
-        if shard.speaks:
-            self._show_shard(summary)
-        raise typer.Exit
-
-    def _check_reference(self) -> None:
-        """Refuses encoders without real pictures, and a folder without any."""
-        from asddim_lib.metrics.encoders import PREPARATIONS
-        from experiments.real import picture_files
-
-        if self.reference:
-            picture_files(self.reference)
-        alone = bool(self.inception or self.dinov2) and not self.reference
-        check(not alone, "reference", self.reference, "give a folder of real pictures, too")
-        remedy = f"use one of {', '.join(PREPARATIONS)}"
-        check(self.prepare in PREPARATIONS, "prepare", self.prepare, remedy)
-
-    def _encoders(self, device: str) -> list[Any]:
-        """The encoders that compare pictures with real ones; none without a `reference`."""
-        from asddim_lib.metrics.encoders import load_inception
-        from experiments.real import load_dinov2
-
-        if not self.reference:
-            return []
-        found = [load_inception(self.inception, self.prepare, device)]
-        return [*found, load_dinov2(self.dinov2, device)] if self.dinov2 else found
-
-    def _show_shard(self, summary: Any) -> None:
+    real.check()
+    table = load_prompts(pictures.prompts, pictures.count, prompt_seed)
+    with joined(part) as shard:
+        device = shard.device(model.device)
+        pipe = replace(model, device=device).load()
+        if only_plan:
+            if shard.speaks:
+                show_plan(pipe, table, setting, as_json)
+            raise typer.Exit
+        summary = evaluate(
+            pipe,
+            table,
+            setting,
+            out,
+            shard=shard,
+            clip=pictures.clip,
+            reference=real.reference,
+            against=real.encoders(device),
+            progress=lambda waiting: bar(
+                waiting, shard, lambda cell: picture_evaluations(pipe, setting, cell)
+            ),
+        )
+    if shard.judges:
+        return summary
+    if shard.speaks:
         after = "when all are, run the same command without --shard to judge"
-        say(rows(summary), f"shard {self.shard} is drawn; {after}", self.as_json)
+        say(rows(summary), f"shard {part} is drawn; {after}", as_json)
         report_failures(summary)
+    raise typer.Exit
 
 
 def report_failures(summary: Any) -> None:

@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from asddim_lib.cli.options import Batch, Count, Device, Dtype, Json, Model
+from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import say
-from experiments.cli.experiment import Experiment, report_failures
-from experiments.cli.options import Folder
+from experiments.cli.experiment import report_failures, run
+from experiments.cli.options import CHECKPOINT, FOLDER, PictureOptions, RealOptions
 
 #: What MLPerf Inference accepts of SDXL: FID, and CLIP score in percent.
 ACCEPTED = {"FID": (23.01, 23.95), "CLIP": (31.69, 31.81)}
-#: The benchmark's protocol.
-PROTOCOL: dict[str, Any] = {
-    "methods": "ddim",
-    "solvers": "euler",
-    "steps": "20",
-    "guidance_scales": "8",
-    "prepare": "plain",
-    "negative_prompt": "normal quality, low quality, worst quality, low res, blurry, nsfw, nude",
-}
-
-Captions = Annotated[str, typer.Option(help="The benchmark's captions, captions_source.tsv.")]
-Latents = Annotated[
-    str, typer.Option(help="The noise that all its pictures start from, latents.pt.")
-]
-Real = Annotated[
-    str, typer.Option(help="Folder of the real pictures that its FID is from, MS-COCO's val2014.")
-]
-Scorer = Annotated[str, typer.Option(help="CLIP that scores the pictures: a folder or a hub id.")]
-Checkpoint = Annotated[
-    str,
-    typer.Option(help="Inception's checkpoint; torch-fidelity fetches it if no file is given."),
-]
+NEGATIVE_PROMPT = "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"
 
 
 def mlperf(
-    prompts: Captions,
-    latents: Latents,
-    reference: Real,
-    out: Folder = Path("results/mlperf"),
-    model: Model = "sdxl",
-    count: Count = 5000,
-    clip: Scorer = "openai/clip-vit-base-patch32",
-    inception: Checkpoint = "",
-    batch_size: Batch = 8,
-    device: Device = "cuda",
-    dtype: Dtype = "float16",
-    as_json: Json = False,
+    prompts: str = typer.Option(..., help="The benchmark's captions, captions_source.tsv."),
+    latents: str = typer.Option(
+        ..., help="The noise that all its pictures start from, latents.pt."
+    ),
+    reference: str = typer.Option(
+        ..., help="Folder of the real pictures that its FID is from, MS-COCO's val2014."
+    ),
+    out: Path = typer.Option(Path("results/mlperf"), help=FOLDER),
+    model: str = typer.Option("sdxl", help="SDXL: its name, a folder or a hub id."),
+    count: int = typer.Option(5000, help="Number of prompts."),
+    clip: str = typer.Option(
+        "openai/clip-vit-base-patch32",
+        help="CLIP that scores the pictures: a folder or a hub id.",
+    ),
+    inception: str = CHECKPOINT,
+    batch_size: int = opt.BATCH_SIZE,
+    device: str = typer.Option("cuda", help=opt.DEVICE.help),
+    dtype: str = typer.Option("float16", help=opt.DTYPE.help),
+    as_json: bool = opt.JSON,
 ) -> None:
     """Draws and judges SDXL as MLPerf Inference does: a known answer for the whole chain.
 
@@ -58,7 +45,19 @@ def mlperf(
 
     Example: python -m experiments mlperf --prompts captions_source.tsv --latents latents.pt …
     """
-    summary = Experiment(**locals(), **PROTOCOL).run()
+    pictures = PictureOptions(
+        prompts=prompts,
+        count=count,
+        solvers="euler",
+        steps="20",
+        guidance_scales="8",
+        clip=clip,
+        batch_size=batch_size,
+    )
+    setting = replace(pictures.setting("ddim"), negative_prompt=NEGATIVE_PROMPT, latents=latents)
+    real = RealOptions(reference=reference, inception=inception, prepare="plain")
+    machine = opt.ModelOptions(model=model, device=device, dtype=dtype)
+    summary = run(machine, pictures, real, setting, out, as_json)
     right = _verdict(summary, as_json)
     report_failures(summary)
     raise typer.Exit(int(not right))

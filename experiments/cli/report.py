@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from asddim_lib.cli.options import Json
+from asddim_lib.cli.options import JSON
 from asddim_lib.cli.output import rows, say
 
-Folders = Annotated[
-    list[Path], typer.Argument(help="Folders that evaluate, compare or mlperf wrote.")
-]
 
-
-def report(folders: Folders, as_json: Json = False) -> None:
+def report(
+    folders: list[Path] = typer.Argument(help="Folders that evaluate, compare or mlperf wrote."),
+    as_json: bool = JSON,
+) -> None:
     """Prints the paper's tables (Markdown) from recorded runs, beside the paper's own figures.
 
     Example: python -m experiments report results/guidance-7.5/steps-20
