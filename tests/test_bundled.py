@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
 from asddim_lib.models.prompts import check_prompts
-from asddim_lib.models.quick import quicken
 from asddim_lib.pipeline.run import draw
+from experiments.quick import quicken
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler
-from asddim_lib.models.quick import quicken
+from experiments.quick import quicken
 from tests.zoo.entry import entry
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from asddim_lib import ASDDIMScheduler, UniPCGridScheduler, load_pipeline
 from asddim_lib.errors import WrongUse
 from asddim_lib.models.load import data_folder, load_scheduler_config
-from asddim_lib.models.quick import quicken
+from experiments.quick import quicken
 
 HOW = {"num_inference_steps": 2, "output_type": "latent"}
 

@@ -18,9 +18,9 @@ from asddim_lib import (
 )
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import fingerprint, noise_schedule
-from asddim_lib.models.quick import quicken
 from asddim_lib.schedulers import __dict__ as exported
 from asddim_lib.schedulers.place import hold
+from experiments.quick import quicken
 from experiments.stopping import stopped
 from tests.tiny import sd
 
