@@ -11,7 +11,7 @@ single numbers. A float64 tensor on it is refused too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 #: What the device is called. No other device without a kernel of its own has a backward pass.
 DEVICE = torch.device("meta")
@@ -71,10 +70,11 @@ class _Values(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function not in (torch.tensor, torch.as_tensor, torch.asarray):
             return function(*args, **kwargs)
-        if kwargs.get("device") is None or torch.device(kwargs["device"]).type != DEVICE.type:
+        given = kwargs.get("device")
+        wanted = torch.get_default_device() if given is None else torch.device(given)
+        if wanted.type != DEVICE.type:
             return function(*args, **kwargs)
-        del kwargs["device"]
-        return function(*args, **kwargs).to(DEVICE)
+        return function(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def no_float64() -> Iterator[torch.device]:
 
 
 def _computed(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+    given = list(_tensors((*args, *kwargs.values())))
     here = [one for one in given if isinstance(one, DeviceTensor)]
     target = kwargs.get("device")
     target = None if target is None else torch.device(target)
@@ -96,8 +96,8 @@ def _computed(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             raise RuntimeError(f"{function} mixes the CPU and {DEVICE}")
     if target is not None and target.type == DEVICE.type:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
-    result = function(*plain_args, **plain_kwargs)
+    plain = {name: _mapped(_plain, value) for name, value in kwargs.items()}
+    result = function(*_mapped(_plain, args), **plain)
     if target is not None:
         there = target.type == DEVICE.type
     elif copies:
@@ -108,7 +108,23 @@ def _computed(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return result
     if function._schema.name.endswith("_") and isinstance(args[0], DeviceTensor):
         return args[0]
-    return tree_map(_placed, result)
+    return _mapped(_placed, result)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors in an operation's arguments. PyTorch's own search takes most of a test's time."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """A value, or a list or tuple of values, after a function."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(function, one) for one in value)
+    return function(value)
 
 
 def _plain(value: Any) -> Any:

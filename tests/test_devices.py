@@ -6,8 +6,10 @@ waits for a value, or that mixes devices, raises.
 
 import itertools
 import pickle
+from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchgen
@@ -22,17 +24,25 @@ from asddim_lib import (
     ASDDIMScheduler,
     ASFlowScheduler,
     DPMSolverGridScheduler,
+    Run,
     UniPCGridScheduler,
     calibrate,
     load_pipeline,
+    record,
+    tune,
 )
 from asddim_lib.errors import WrongUse
+from asddim_lib.evidence.profile import KINDS as KINDS_OF_ERROR
+from asddim_lib.models.load import BUNDLED
 from asddim_lib.sensitivity import COST, gradient_norm
+from asddim_lib.tuning.proposals import Plan
 from tests.no_float64 import no_float64
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DEVICES += ["mps"] if torch.backends.mps.is_available() else []
+PROMPTS = [f"a red boot, number {n}" for n in range(8)]
+SIZE = {"height": 32, "width": 32}
 ESTIMATORS = [(norm, name) for norm, names in COST.items() for name in names]
 
 
@@ -262,7 +272,7 @@ def test_gradient_norm_in_inference_mode(norm, estimator, made_inside):
 
 @pytest.mark.parametrize("estimator", ["path", "difference", "vjp"])
 def test_calibrate_in_inference_mode(estimator):
-    prompts, how = ["a red boot on a white ground"], {"num_steps": 3, "estimator": estimator}
+    prompts, how = PROMPTS[:1], {**SIZE, "num_steps": 2, "estimator": estimator}
     pipe = load_pipeline()
     expected = calibrate(pipe, prompts, **how)
     with torch.inference_mode():
@@ -273,7 +283,7 @@ def test_calibrate_in_inference_mode(estimator):
 @pytest.mark.parametrize("estimator", ["path", "difference"])
 def test_calibrate_with_weights_that_know_no_gradient(estimator):
     """A pipeline loaded in inference mode serves the estimators that need no autograd."""
-    prompts, how = ["a red boot on a white ground"], {"num_steps": 3, "estimator": estimator}
+    prompts, how = PROMPTS[:1], {**SIZE, "num_steps": 2, "estimator": estimator}
     with torch.inference_mode():
         profile = calibrate(load_pipeline(), prompts, **how)
     assert profile.g == pytest.approx(calibrate(load_pipeline(), prompts, **how).g, rel=1e-4)
@@ -283,7 +293,7 @@ def test_calibrate_refuses_a_derivative_of_such_weights():
     with torch.inference_mode():
         pipe = load_pipeline()
         with pytest.raises(WrongUse, match=r"vjp.*inference_mode"):
-            calibrate(pipe, ["a red boot on a white ground"], num_steps=3, estimator="vjp")
+            calibrate(pipe, PROMPTS[:1], num_steps=3, estimator="vjp")
 
 
 # A device with values and without float64
@@ -308,6 +318,11 @@ def test_the_pretend_device_is_a_device():
                 wrong()
         with pytest.raises(RuntimeError, match="mixes"):
             x.to(device) + x
+        torch.set_default_device(device)
+        try:
+            assert torch.tensor([2.0, 3.0]).tolist() == [2.0, 3.0]
+        finally:
+            torch.set_default_device(None)
 
 
 KINDS = [ASDDIMScheduler, ASDDIMInverseScheduler, UniPCGridScheduler, DPMSolverGridScheduler]
@@ -340,3 +355,82 @@ def test_every_scheduler_draws_on_a_device_without_float64(kind, config, grid, o
             ends.append(x.cpu())
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
+
+
+# The whole of calibrate, record, draw and tune there. Forward derivatives (jvp, and power, which
+# takes them) are left out: of a tensor like the pretend one PyTorch ends with a segmentation fault.
+
+PLAN = Plan(1, 2, 0, 1, 2, trials=0, reference_steps=2, baselines=("gits",))
+
+
+def measured(pipe, guidance_scale=1.0, **how):
+    """Every number of a profile."""
+    how = {"guidance_scale": guidance_scale, "num_steps": 2, "progress": False, **SIZE, **how}
+    profile = calibrate(pipe, PROMPTS[:1], **how)
+    kinds = [profile.local_error[kind] for kind in KINDS_OF_ERROR if kind in profile.local_error]
+    return [profile.g, *(shares for kind in kinds for shares in kind.values())]
+
+
+def recorded(pipe):
+    path = record(pipe, PROMPTS[:1], guidance_scale=2.0, num_steps=2, progress=False, **SIZE)
+    return [path.samples, path.noises, path.end]
+
+
+def drawn(pipe):
+    """Ends on a grid, and pictures on it and as the pipeline itself draws them."""
+    run = Run(pipe, PROMPTS[:1], guidance_scale=1.0, options=SIZE)
+    pictures = [run.pictures([900, 300]), run.pictures(num_inference_steps=2)]
+    return [run.ends([900, 300]), *(p.latents for p in pictures), *(p.images for p in pictures)]
+
+
+def tuned(pipe):
+    how = {"options": SIZE, "guidance_scale": 1.0, "plan": PLAN, "goal": "latents"}
+    made = tune(pipe, PROMPTS, steps=2, **how)
+    differences = [one.difference for one in made.decision.comparisons]
+    return [made.grid or [], *made.grids.values(), differences]
+
+
+JOBS = {
+    "path": ("bundled", partial(measured, estimator="path")),
+    "difference": ("bundled", partial(measured, guidance_scale=2.0, estimator="difference")),
+    "vjp": ("bundled", partial(measured, adjoint_probes=1, feature_probes=1)),
+    "record": ("bundled", recorded),
+    "draw": ("bundled", drawn),
+    "tune": ("bundled", tuned),
+    "flow, adjoint": ("bundled-flow", partial(measured, estimator="path", adjoint_probes=1)),
+    "flow, draw": ("bundled-flow", drawn),
+}
+
+
+@cache
+def on_the_cpu(job):
+    model, work = JOBS[job]
+    return work(load_pipeline(model))
+
+
+@pytest.fixture(scope="module")
+def there():
+    """The bundled pipelines on the pretend device, by name."""
+    pipes = {name: load_pipeline(name) for name in BUNDLED}
+    with no_float64() as device:
+        return {name: pipe.to(device) for name, pipe in pipes.items()}
+
+
+@pytest.mark.parametrize("default", [False, True], ids=["", "default"])
+@pytest.mark.parametrize("job", JOBS)
+def test_a_device_without_float64_gives_the_cpu_s_numbers(there, job, default):
+    """`default`: it is PyTorch's default device, too. A pixel may differ by its last bit."""
+    model, work = JOBS[job]
+    expected = on_the_cpu(job)
+    with no_float64() as device:
+        torch.set_default_device(device if default else None)
+        try:
+            found = work(there[model])
+        finally:
+            torch.set_default_device(None)
+    assert len(found) == len(expected)
+    for one, meant in zip(found, expected, strict=True):
+        bit = isinstance(meant, torch.Tensor) and meant.dtype == torch.uint8
+        one, meant = np.asarray(one, float), np.asarray(meant, float)
+        assert one.shape == meant.shape
+        assert np.abs(one - meant).max(initial=0) <= (bit or 1e-4 * np.abs(meant).max(initial=0))
