@@ -1,4 +1,4 @@
-"""`tune` and `compare`: what replaces a sampler, what is drawn and returned, spent and refused."""
+"""`tune`: what replaces a sampler, what is drawn and returned, spent and refused."""
 
 import json
 import re
@@ -19,13 +19,12 @@ from diffusers import (
 )
 
 from asddim_lib import tune
+from asddim_lib.cache import sealed
 from asddim_lib.errors import WrongUse
 from asddim_lib.pipeline.run import Run
-from asddim_lib.tuning.compare import compare
-from asddim_lib.tuning.draw import Setup, Trials, some, split
+from asddim_lib.tuning.draw import Setup, Trials, split
 from asddim_lib.tuning.goals import Latents
-from asddim_lib.tuning.proposals import QUICK
-from asddim_lib.tuning.result import Tuned
+from asddim_lib.tuning.proposals import COMPARE, QUICK
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 from tests import tiny, zoo
 from tests.planted import SMALL, WORDS, Planted, gaussian, kept_share
@@ -64,7 +63,7 @@ def test_where_the_current_grid_is_optimal_nothing_changes():
     assert all(kept_share(grid) < kept_share(optimum) for grid in others)
     pipe = gaussian()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    plan = replace(SMALL, baselines=None, path_prompts=1, path_steps=12, reference_steps=100)
+    plan = replace(SMALL, baselines=None, path_prompts=1, reference_steps=100)
     found = tune(pipe, WORDS, **{**HOW, "steps": 5, "plan": plan})
     assert not found.changed
     assert (found.name, found.grid) == (CURRENT, optimum)
@@ -77,7 +76,8 @@ def test_where_the_current_grid_is_optimal_nothing_changes():
 def test_a_search_that_followed_noise_changes_nothing(small):
     """Grids differ by noise alone: the best on the tuning prompts is no better on the others."""
     found = planted(small, TRAILING, own=1.0, current=0.0)
-    assert found.candidate not in found.grids.values()
+    named = [grid for name, grid in found.grids.items() if name != CANDIDATE]
+    assert found.grids[CANDIDATE] not in named
     assert not found.changed
     assert found.scheduler is small.scheduler
 
@@ -93,12 +93,13 @@ def test_a_better_grid_is_found_and_returned(small):
     best = [940, 500, 80]
     found = planted(small, best, own=0.01)
     assert found.changed
-    assert found.grid == found.candidate
+    assert found.grid == found.grids[CANDIDATE]
 
     def apart(grid):
         return np.abs(np.subtract(grid, best)).sum()
 
-    assert apart(found.grid) < min(map(apart, found.grids.values()))
+    others = [grid for name, grid in found.grids.items() if name != CANDIDATE]
+    assert apart(found.grid) < min(map(apart, others))
     pairs = found.decision.of(CANDIDATE)
     assert {one.second for one in pairs} == {CURRENT, "trailing", "beta"}
     assert {one.verdict for one in pairs} == {"win"}
@@ -139,7 +140,7 @@ def test_no_text_of_the_verdict_served_the_choice(plan, small, monkeypatch):
 
 
 def test_pictures_of_one_text_are_no_independent_evidence(small):
-    with pytest.raises(WrongUse, match=r"^prompts is 24 in number, of which 1 are distinct"):
+    with pytest.raises(WrongUse, match=r"^prompts is a list of 24, 1 of them distinct"):
         tune(small, ["a red boot"] * 24, **HOW)
 
 
@@ -147,19 +148,18 @@ def test_a_second_encoder_that_sees_a_loss_to_any_sampler_stops_a_win(small, enc
     first, second = encoders
     how = {**HOW, "goal": "embedding", "encoder": first, "check_encoder": second}
 
-    def losses(self, sampler, batches=None, lost_to=None):
+    def losses(self, sampler, batches=None, looks="seen"):
         base = torch.arange(1.0, len(self.run.prompts) + 1)
         mine = sampler.name not in (CURRENT, "999 666 332", "999 724 274")
-        return base * (0.9 if mine or sampler.name == lost_to else 1)
+        return base * (0.9 if mine else 1)
 
     monkeypatch.setattr(Trials, "losses", losses)
-    monkeypatch.setattr(Trials, "checked", losses)
     assert tune(small, WORDS, **how).changed
 
-    def checked(self, sampler):
-        return -losses(self, sampler)
+    def objecting(self, sampler, batches=None, looks="seen"):
+        return losses(self, sampler) * (-1 if looks == "checked" else 1)
 
-    monkeypatch.setattr(Trials, "checked", checked)
+    monkeypatch.setattr(Trials, "losses", objecting)
     found = tune(small, WORDS, **how)
     assert not found.changed
     assert {one.second for one in found.decision.objections} == {CURRENT, "trailing", "beta"}
@@ -201,7 +201,8 @@ def test_the_user_s_scheduler_is_drawn_by_itself_and_returned_where_nothing_wins
     expected = small(list(prompts), generator=noise, **how).images.flatten(1)
     assert torch.equal(ends, expected)
     found.save(tmp_path)
-    assert type(Tuned.load(tmp_path).scheduler) is kind
+    saved = (tmp_path / "scheduler" / "scheduler_config.json").read_text()
+    assert saved == small.scheduler.to_json_string()
 
 
 @pytest.mark.parametrize("name", CURRENTS)
@@ -209,7 +210,8 @@ def test_evaluations_are_those_that_the_network_makes(name, small):
     kind, more, _, _ = CURRENTS[name]
     small.scheduler = kind(**LEVELS, **more)
     rows, hook = counted(small)
-    found = compare(small, WORDS[:8], steps=3, grids=["trailing"], goal="latents", guidance_scale=2)
+    plan = replace(COMPARE, baselines=["trailing"])
+    found = tune(small, WORDS[:8], steps=3, plan=plan, goal="latents", guidance_scale=2)
     hook.remove()
     assert found.evaluations == sum(rows)
 
@@ -253,38 +255,33 @@ def test_the_report_s_lines_draw_the_grid_with_us_and_without(name, solver, smal
     found.save(tmp_path)
     ours, stock = re.findall(r"```python\n(.*?)```", (tmp_path / "report.md").read_text(), re.S)
     assert "asddim_lib" not in stock
-    latents = []
+    assert str(found.grid) in stock
+    latents, own = [], small.scheduler
     for lines in (ours, stock):
+        small.scheduler = own
         drawn = "noise = torch.Generator().manual_seed(3)\ndrawn = pipe(prompt, generator=noise, "
         drawn += "output_type='latent', "
         space = {"pipe": small, "prompt": WORDS[0], "torch": torch}
         exec(lines.replace("pipe(prompt, ", drawn), space)
         latents.append(space["drawn"].images)
     torch.testing.assert_close(*latents, rtol=2e-3, atol=2e-3)
-    scheduler, how = found.without_us()
-    assert how == {"timesteps": found.grid}
-    assert type(small.scheduler) is type(scheduler)
 
 
-def test_a_folder_gives_all_of_it_back(small, tmp_path):
+def test_a_folder_has_all_of_it(small, tmp_path):
     found = planted(small, TRAILING)
     found.save(tmp_path)
-    assert Tuned.load(tmp_path) == found
+    assert sealed(tmp_path / "tune.json") == json.loads(json.dumps(found.to_dict()))
     assert (tmp_path / "sheet.png").read_bytes() == found.sheet
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     for name, grid in found.grids.items():
-        assert f"| {name} | " in page
+        assert name == CANDIDATE or f"| {name} | " in page
         assert ", ".join(map(str, grid)) in page
     for file in ("tune.json", "report.md", "sheet.png", "scheduler/scheduler_config.json"):
         assert (tmp_path / file).stat().st_mode & 0o044 == 0o044
+    (tmp_path / "tune.json").write_text("damaged")
     replace(found, sheet=b"").save(tmp_path)
-    assert not Tuned.load(tmp_path).sheet  # an older one's would be taken for this one's
-    for damaged in ("", "[]", (tmp_path / "tune.json").read_text().replace("666", "665")):
-        (tmp_path / "tune.json").write_text(damaged)
-        with pytest.raises(WrongUse, match=r"^folder"):
-            Tuned.load(tmp_path)
-    with pytest.raises(WrongUse, match=r"^folder"):
-        Tuned.load(tmp_path / "scheduler")
+    assert sealed(tmp_path / "tune.json")["grid"] == found.grid
+    assert not (tmp_path / "sheet.png").exists()  # an older one's would be taken for this one's
 
 
 def test_a_folder_for_another_setting_is_refused_before_any_work(small, tmp_path):
@@ -303,35 +300,28 @@ def test_a_folder_for_another_setting_is_refused_before_any_work(small, tmp_path
     assert tune(small, WORDS[:20], **how).pictures < found.pictures
 
 
-def test_a_flow_model_s_sigmas_are_of_its_own_number_of_timesteps(small):
-    found = planted(small, TRAILING)
-    with pytest.raises(WrongUse, match="model"):
-        _ = found.sigmas
-    setting = replace(found.setting, shift=1.0, num_train_timesteps=2000)
-    assert replace(found, grid=[1999, 999], setting=setting).sigmas == [1.0, 0.5]
+# named grids alone
 
 
-# compare
-
-
-def test_compare_draws_named_grids_and_those_that_are_given(small):
-    found = compare(small, WORDS, **{**LATER, "grids": ["trailing", "gits"], "shown": 2})
+def test_named_grids_and_those_that_are_given_are_compared_without_a_candidate(small):
+    how = {"steps": 3, "guidance_scale": 1.0, "goal": "latents"}
+    plan = replace(COMPARE, reference_steps=6)
+    named = replace(plan, baselines=["trailing", "gits"])
+    found = tune(small, WORDS, **how, plan=named)
     assert {one.second for one in found.decision.of("trailing")} >= {CURRENT}
-    assert found.candidate is None
+    assert CANDIDATE not in found.grids
     assert found.prompts == len(WORDS) - 8  # gits has the others
     assert found.sheet
     assert len(found.table()) >= 2
     given = {"mine": [900, 500, 100], "even": TRAILING}
-    found = compare(small, WORDS, **{**LATER, "grids": given, "goal": Planted(given["mine"])})
+    how["goal"] = Planted(given["mine"])
+    found = tune(small, WORDS, **how, plan=replace(plan, baselines=given))
     assert (found.name, found.grid) == ("mine", given["mine"])
     assert list(found.scheduler.config["grid"]) == given["mine"]
     assert found.prompts == len(WORDS)
     for wrong in ({"mine": [1, 2, 3]}, {"mine": [9, 5]}, {CURRENT: TRAILING}, ["magic"]):
-        with pytest.raises(WrongUse, match=r"grids|baseline"):
-            compare(small, WORDS, **{**LATER, "grids": wrong})
-
-
-LATER = {"steps": 3, "guidance_scale": 1.0, "goal": "latents", "reference_steps": 6}
+        with pytest.raises(WrongUse, match="baselines"):
+            tune(small, WORDS, **how, plan=replace(plan, baselines=wrong))
 
 
 # what it spends
@@ -381,14 +371,14 @@ def test_places_are_split_by_text():
     first, second = split(texts, 2)
     assert (first, second) == ([0, 1, 2, 10], [3, 4, 5, 6, 7, 8, 9])
     assert split(list("abcdefg"), 0) == ([], list(range(7)))
-    with pytest.raises(WrongUse, match="prompts is 11 in number, of which 9 are distinct"):
+    with pytest.raises(WrongUse, match="prompts is a list of 11, 9 of them distinct"):
         split(texts, 3)
 
 
 def test_some_prompts_keep_their_seeds_and_options(small):
     words = ["gray", "blue", "red"]
     run = Run(small, WORDS[:3], (5, 6, 7), 2.0, options={"negative_prompt": words, "eta": 0.0})
-    part = some(run, [2, 0])
+    part = run.part([2, 0])
     assert (part.prompts, part.seeds) == ((WORDS[2], WORDS[0]), (7, 5))
     assert part.options == {"negative_prompt": ["red", "gray"], "eta": 0.0}
 
@@ -406,8 +396,8 @@ def test_some_prompts_keep_their_seeds_and_options(small):
         ({"budget": 9.5}, "budget is 9.5"),
         ({"steps": 0}, "num_inference_steps is 0"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
-        ({"plan": replace(SMALL, baselines=("magic",))}, "baseline is magic"),
-        ({"plan": replace(SMALL, baselines=("dual-weighted",))}, "baseline is dual-weighted"),
+        ({"plan": replace(SMALL, baselines=("magic",))}, "baselines is magic"),
+        ({"plan": replace(SMALL, baselines=("dual-weighted",))}, "baselines is dual-weighted"),
         ({"options": {"prompt": "x"}}, "prompt is x"),
         ({"folder": ""}, "folder"),
     ],
@@ -420,17 +410,16 @@ def test_wrong_use_is_one_line_before_any_work(changes, argument, small):
     assert not rows
 
 
-@pytest.mark.parametrize("act", [tune, compare])
-def test_a_table_or_a_dict_is_no_list_of_prompts(act, small):
+def test_a_table_or_a_dict_is_no_list_of_prompts(small):
     for prompts in (pd.DataFrame({"prompt": WORDS}), {"prompt": WORDS}):
         with pytest.raises(WrongUse, match=r"^prompts is"):
-            act(small, prompts, steps=3, goal="latents")
+            tune(small, prompts, steps=3, goal="latents")
 
 
 def test_too_few_prompts_are_told_how_many_are_needed(small):
     for plan, needed in ((SMALL, 10), (replace(SMALL, trials=0), 8), (None, 15)):
         rows, hook = counted(small)
-        with pytest.raises(WrongUse, match=rf"^prompts is 6 in number; give at least {needed} "):
+        with pytest.raises(WrongUse, match=rf"^prompts is a list of 6; give {needed} or more "):
             tune(small, WORDS[:6], **{**HOW, "plan": plan})
         hook.remove()
         assert not rows
@@ -440,5 +429,5 @@ def test_too_few_prompts_are_told_how_many_are_needed(small):
 
 def test_one_step_is_a_grid_too(small):
     found = tune(small, WORDS, **{**HOW, "steps": 1})
-    assert len(found.candidate) == 1
+    assert len(found.grids[CANDIDATE]) == 1
     assert json.loads(json.dumps(found.to_dict()))["evaluations"] == found.evaluations

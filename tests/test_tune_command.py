@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from asddim_lib.cache import sealed
 from asddim_lib.cli import app
-from asddim_lib.tuning.result import Tuned
 from tests.test_goals import encoders as encoders
 
 
@@ -25,26 +25,26 @@ def run(preloaded_small, encoders, tmp_path, monkeypatch):
 def test_the_folder_holds_the_grid_and_the_same_command_goes_on(run, tmp_path):
     done = run("--quick", "--out", "o", "--json")
     assert done.exit_code == 0, done.exception
-    value, found = json.loads(done.stdout), Tuned.load(tmp_path / "o")
-    assert value["timesteps"] == found.grid
-    assert value["changed"] == found.changed
-    assert value["evaluations"] == found.evaluations
+    value, found = json.loads(done.stdout), sealed(tmp_path / "o" / "tune.json")
+    assert value["timesteps"] == found["grid"]
+    assert value["changed"] == (found["decision"]["returned"] != "current")
+    assert value["evaluations"] == found["evaluations"]
     assert {row["second"] for row in value["rows"]} >= {"current"}
     files = {file.name for file in (tmp_path / "o").iterdir()}
-    assert files >= {"scheduler", "drawn", "tune.json", "report.md", "sheet.png", "setting.json"}
-    for part in ("measuring the model", "drawing examples", "left", f"/{found.evaluations}"):
+    assert files >= {"scheduler", "drawn", "tune.json", "report.md", "sheet.png"}
+    for part in ("measuring the model", "drawing examples", "left", f"/{found['evaluations']}"):
         assert part in done.stderr
     drawn = {file: file.stat().st_mtime_ns for file in (tmp_path / "o" / "drawn").iterdir()}
     again = run("--quick", "--out", "o")
     assert again.exit_code == 0
-    assert found.summary() in again.stdout
+    assert again.stdout.split("\n")[0] in (tmp_path / "o" / "report.md").read_text()
     assert "o/report.md" in again.stdout
     assert drawn == {f: f.stat().st_mtime_ns for f in (tmp_path / "o" / "drawn").iterdir()}
 
 
 def test_too_few_prompts_and_too_small_a_budget_are_wrong_use(run):
     for options, words in (
-        (("--count", "6"), "prompts is 6 in number; give at least"),
+        (("--count", "6"), "prompts is a list of 6; give"),
         (("--count", "20", "--budget", "9"), "budget is 9; give at least"),
     ):
         done = run(*options)
@@ -60,4 +60,4 @@ def test_compare_draws_the_grids_that_are_named(run, encoders, tmp_path):
     drawn = {name for row in value["rows"] for name in (row["first"], row["second"])}
     assert drawn <= {"current", "trailing", "karras"}
     assert len(drawn) > 1
-    assert Tuned.load(tmp_path / "c").evaluations == value["evaluations"]
+    assert sealed(tmp_path / "c" / "tune.json")["evaluations"] == value["evaluations"]

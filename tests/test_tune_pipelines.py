@@ -25,12 +25,16 @@ from diffusers.pipelines.stable_audio_3.pipeline_stable_audio_3 import logsnr_si
 from asddim_lib import ASDDIMScheduler, tune
 from asddim_lib.cache import unseal
 from asddim_lib.errors import WrongUse
+from asddim_lib.grids.table import METHODS
 from asddim_lib.levels import completed, is_flow
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import with_grid
 from asddim_lib.tuning.draw import Setup
 from asddim_lib.tuning.goals import Latents
-from asddim_lib.tuning.proposals import baseline_names, baselines, needing_a_path
+from asddim_lib.tuning.proposals import Plan, baselines, planned
+from asddim_lib.tuning.report import without_us
+from asddim_lib.tuning.result import TunedFor
+from asddim_lib.tuning.verify import CANDIDATE
 from experiments import grids
 from experiments.setting import Cell, Setting
 from tests import tiny
@@ -56,10 +60,9 @@ def test_what_is_judged_is_returned_in_every_kind_of_pipeline(name, goal, encode
     sees = {} if goal == "latents" else {"encoder": encoders[0]}
     made, found = tuned(name, goal, **sees)
     flow = is_flow(made.pipe.scheduler)
-    assert found.setting.flow == flow
     assert (found.setting.shift is not None) == flow
     assert (found.setting.encoder == "") == (goal == "latents")
-    assert len(found.candidate) == 2
+    assert len(found.grids[CANDIDATE]) == 2
     if not found.changed:
         assert found.scheduler is made.pipe.scheduler
 
@@ -92,11 +95,30 @@ def test_a_shift_that_depends_on_size_or_steps_is_that_of_k_steps(by_steps, monk
     how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN}
     found = tune(made.pipe, WORDS[:8], steps=steps, goal="latents", **how)
     assert found.skipped["trailing"] == "it is the current sampler's grid"
-    mix = np.array([(t + 1) / 1000 for t in found.candidate])
-    held = setup.sampler(found.candidate).scheduler
+    mix = np.array([(t + 1) / 1000 for t in found.grids[CANDIDATE]])
+    held = setup.sampler(found.grids[CANDIDATE]).scheduler
     shift = found.setting.shift
     np.testing.assert_allclose(held.config["grid"], shift * mix / (1 + (shift - 1) * mix), 1e-6)
     assert setup.mu == pytest.approx(np.log(shift))
+
+
+def test_the_report_s_lines_draw_a_flow_model_s_grid_with_diffusers_alone():
+    made, best = entry("sd3"), [940, 500, 80]
+    setup, own = Setup(made.run(), 3, Latents()), made.pipe.scheduler
+    ours = setup.sampler(best).scheduler
+    code = without_us(made.pipe, ours, best, TunedFor.of(setup)).strip("`").removeprefix("python")
+    assert "asddim_lib" not in code
+    noise = "noise = torch.Generator().manual_seed(3)\ndrawn = "
+    how = f"prompt, generator=noise, output_type='latent', guidance_scale={made.guidance}, **more, "
+    latents = []
+    for lines in ("pipe.scheduler = ours\npipe(prompt, num_inference_steps=3)", code):
+        space = {"pipe": made.pipe, "ours": ours, "prompt": WORDS[0], "torch": torch}
+        lines = lines.replace(f", guidance_scale={made.guidance:g}", "")
+        lines = lines.replace("pipe(prompt, ", f"{noise}pipe({how}")
+        exec(lines, {**space, "more": made.options}, kept := {})
+        latents.append(kept["drawn"].images)
+        made.pipe.scheduler = own
+    torch.testing.assert_close(*latents, rtol=2e-3, atol=2e-3)
 
 
 #: Levels that pipelines of diffusers hand over whatever their scheduler's grid, and those of two
@@ -149,10 +171,10 @@ def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
     with pytest.raises(WrongUse, match=r"pipe is .*goal latents"):
         tuned("modular-sdxl", "embedding", encoder=encoders[0])
     _, found = tuned("modular-sdxl", "latents")
-    assert len(found.candidate) == 2
+    assert len(found.grids[CANDIDATE]) == 2
     plan = replace(PLAN, sweeps=0)
     _, found = tuned("modular-sdxl", "embedding", encoder=encoders[0], plan=plan)
-    assert len(found.candidate) == 2
+    assert len(found.grids[CANDIDATE]) == 2
 
 
 def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):
@@ -162,7 +184,7 @@ def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeyp
     with pytest.raises(WrongUse, match=r"pipe is .*plan="):
         tuned("sd15", "latents")
     _, found = tuned("sd15", "latents", plan=replace(PLAN, sweeps=0))
-    assert len(found.candidate) == 2
+    assert len(found.grids[CANDIDATE]) == 2
 
 
 def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
@@ -172,18 +194,18 @@ def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
     with pytest.raises(WrongUse, match=r"pipe is .*499"):
         tune(pipe, WORDS[:8], options=options, **how)
     found = tune(pipe, WORDS[:8], options={**options, "strength": 1.0}, **how)
-    assert len(found.candidate) == 2
+    assert len(found.grids[CANDIDATE]) == 2
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, FlowMatchEulerDiscreteScheduler])
 def test_every_baseline_of_a_default_plan_is_drawn_or_skipped_with_a_reason(kind):
-    names = baseline_names(kind().config)
     setup = SimpleNamespace(config=completed(kind()), steps=8, order=1, current_grid=None)
-    found, skipped = baselines(setup, names, None)
-    assert set(skipped) <= set(needing_a_path(names))
-    assert {*found, *skipped} == set(names)
+    plan = planned(Plan(), setup)
+    found, skipped = baselines(setup, plan, None)
+    assert set(skipped) <= {name for name in plan.baselines if METHODS[name].needs == "path"}
+    assert {*found, *skipped} == set(plan.baselines)
     setup.current_grid = found["trailing"]
-    again, skipped = baselines(setup, names, None)
+    again, skipped = baselines(setup, plan, None)
     assert again == {name: grid for name, grid in found.items() if name != "trailing"}
     assert "trailing" in skipped
 

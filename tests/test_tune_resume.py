@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from asddim_lib import tune
-from asddim_lib.errors import WrongUse
 from asddim_lib.tuning.goals import Embedding
 from tests.planted import SMALL, WORDS
 from tests.runs import flip
 from tests.test_goals import encoders as encoders
 
-PLAN = replace(SMALL, baselines=("trailing", "gits"), path_prompts=2, path_steps=6, trials=16)
+PLAN = replace(SMALL, baselines=("trailing", "gits"), path_prompts=2, trials=16)
 KILLS = 10
 
 
@@ -82,14 +81,15 @@ def test_each_damaged_file_is_named_and_made_again(find, tmp_path, warnings_of_t
     assert not warnings_of_the_library.text
 
 
-def test_another_model_is_refused_in_the_same_folder(find, small, tmp_path):
-    find(tmp_path)
+def test_another_model_s_pictures_are_drawn_anew_in_the_same_folder(find, small, tmp_path):
+    before = find(tmp_path / "both")
     weight = small.unet.conv_out.weight
     with torch.no_grad():
         weight.mul_(1.5)
     try:
-        with pytest.raises(WrongUse, match="folder"):
-            find(tmp_path)
+        again = find(tmp_path / "both")
+        assert again == find(tmp_path / "alone")
+        assert again.decision != before.decision
     finally:
         with torch.no_grad():
             weight.div_(1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import typer
@@ -37,11 +38,12 @@ def compare(
     texts = model.texts(prompts, count)
 
     from asddim_lib.grids.table import method_of
-    from asddim_lib.tuning.compare import compare
     from asddim_lib.tuning.draw import split
+    from asddim_lib.tuning.proposals import COMPARE
+    from asddim_lib.tuning.tune import tune
 
     for name in names or ():
         method_of(name, ("nothing", "path"))
     split(texts, 0)  # are there enough for a verdict?
-    judge = partial(compare, steps=steps, grids=names)
+    judge = partial(tune, steps=steps, plan=replace(COMPARE, baselines=names))
     contest.run(judge, texts, model, pictures, folder, as_json)

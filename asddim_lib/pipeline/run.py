@@ -204,11 +204,12 @@ class Run:
         """The config of the pipeline's own scheduler, with the shift for these pictures' size."""
         return with_fixed_shift(completed(self.pipe.scheduler), self.mu)
 
-    def part(self, batch: slice) -> Run:
+    def part(self, places: slice | Sequence[int]) -> Run:
         """The run of some of the prompts, with their own seeds and options."""
         assert self.seeds is not None
-        options = {name: self._cut(name, value, batch) for name, value in self.options.items()}
-        prompts, seeds = self.prompts[batch], self.seeds[batch]
+        chosen = range(len(self.prompts))[places] if isinstance(places, slice) else list(places)
+        options = {name: self._cut(name, value, chosen) for name, value in self.options.items()}
+        prompts, seeds = [self.prompts[n] for n in chosen], [self.seeds[n] for n in chosen]
         part = replace(self, prompts=prompts, seeds=seeds, options=options)
         vars(part)["_asked"] = self._asked  # asking again would encode the prompts again
         return part
@@ -343,10 +344,12 @@ class Run:
             self.pipe.scheduler = own
         return calls.pictures_of(result)
 
-    def _cut(self, name: str, value: Any, batch: slice) -> Any:
-        """A batch's part of an option."""
-        whole = not calls.per_prompt(self.pipe, name, value, len(self.prompts))
-        return value if whole else value[batch]
+    def _cut(self, name: str, value: Any, places: Sequence[int]) -> Any:
+        """Some prompts' part of an option."""
+        if not calls.per_prompt(self.pipe, name, value, len(self.prompts)):
+            return value
+        several = isinstance(value, list)
+        return [value[n] for n in places] if several else value[list(places)]
 
     def _given(self, name: str, value: Any, batch: slice) -> Any:
         """A batch's part of an option, as the pipeline takes it."""
@@ -355,7 +358,7 @@ class Run:
             return [value] * size
         if name == "latents" and len(value) == 1:
             return value.to(network(self.pipe).dtype).repeat(size, *[1] * (value.ndim - 1))
-        return self._cut(name, value, batch)
+        return self._cut(name, value, range(batch.start, batch.stop))
 
 
 def draw(

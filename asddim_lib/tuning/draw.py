@@ -7,31 +7,27 @@ number of steps and nothing else that says where they go. So what is judged is w
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.cache import check_writable, kept, locked, seal, unseal
+from asddim_lib.cache import kept
 from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.current import printed_sigmas
 from asddim_lib.grids.grid import sigmas
 from asddim_lib.levels import Levels, completed
-from asddim_lib.pipeline import calls
-from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing, with_grid
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
-from asddim_lib.tuning.goals import Goal, Seen, distances
+from asddim_lib.tuning.goals import Goal, Seen
 from asddim_lib.tuning.verify import CURRENT, LEAST
 
 #: diffusers' classes whose solver ours have.
@@ -97,54 +93,6 @@ class Sampler:
     calls: int
 
 
-@dataclass(frozen=True)
-class TunedFor:
-    """What a result is for.
-
-    `current` and `solver` are classes: of the user's scheduler, and of the one that draws grids.
-    `takes` are the arguments by which the pipeline takes a grid.
-    """
-
-    model: str
-    pipeline: str
-    current: str
-    solver: str
-    steps: int
-    guidance_scale: float | None
-    options: dict[str, str]
-    shift: float | None
-    num_train_timesteps: int
-    evaluations_per_picture: int
-    takes: list[str]
-    goal: str
-    relative: bool
-    encoder: str
-    check_encoder: str
-    reference_steps: int
-
-    @property
-    def flow(self) -> bool:
-        """Whether the model is a flow-matching one."""
-        return self.shift is not None
-
-    def claim(self, folder: str | os.PathLike, weights: str = "") -> Path:
-        """Makes a folder for one setting, and for one pipeline where its `weights`' hash is given.
-
-        Raises WrongUse for a folder with another result, and for one that cannot be written.
-        """
-        check(bool(str(folder)), "folder", "''", "name one")
-        place = Path(folder)
-        check_writable("folder", place)
-        mine = asdict(self) | ({"weights": weights} if weights else {})
-        with locked(place):
-            before = unseal(place / "setting.json") or {}
-            other = [name for name in mine if before.get(name, mine[name]) != mine[name]]
-            text = f"{folder}, which has a result for another {', '.join(other)}"
-            check(not other, "folder", text, "name another folder, or remove this one")
-            seal(place / "setting.json", before | mine)
-        return place
-
-
 @dataclass
 class Setup:
     """A pipeline at one guidance scale, and who draws: its current sampler, grids, the reference.
@@ -179,7 +127,7 @@ class Setup:
                 self.order = min(2, completed(scheduler).get("solver_order", 1))
             except WrongUse:  # no class of ours has its solver
                 solver = own_scheduler(scheduler)
-        self._plain = drawing(solver, scheduler)
+        self.plain = drawing(solver, scheduler)
         self.run.check_grid_used(self.sampler(even).scheduler, self.steps)
 
     @property
@@ -202,7 +150,7 @@ class Setup:
         ddim = type(scheduler).__name__ == "DDIMScheduler"
         if ddim and self.config["timestep_spacing"] == "linspace":
             return None
-        solvers = tuple(kind for kind in type(self._plain).__mro__ if kind.__name__ in SAME)
+        solvers = tuple(kind for kind in type(self.plain).__mro__ if kind.__name__ in SAME)
         asked = self.run.asked(scheduler, self.steps)
         try:
             grid = self.levels.at(self.levels.whole(printed_sigmas(asked, self.levels)))
@@ -234,40 +182,12 @@ class Setup:
     def sampler(self, grid: Sequence[float]) -> Sampler:
         """The solver on a grid of K + 1 sigmas: its scheduler is ready for `pipe.scheduler`."""
         times = self.levels.whole(grid)
-        scheduler = with_grid(self._plain, grid, self.mu)
+        scheduler = with_grid(self.plain, grid, self.mu)
         return Sampler(" ".join(map(str, times)), scheduler, len(times), len(times))
 
     def trials(self, places: Sequence[int]) -> Trials:
         """The pictures of some of the prompts."""
-        return Trials(self, some(self.run, places))
-
-    def described(self) -> TunedFor:
-        """What a result is for."""
-        run, goal = self.run, self.goal
-        return TunedFor(
-            model=str(getattr(run.pipe, "name_or_path", None) or ""),
-            pipeline=type(run.pipe).__name__,
-            current=type(run.pipe.scheduler).__name__,
-            solver=type(self._plain).__name__,
-            steps=self.steps,
-            guidance_scale=run.guidance_scale,
-            options={name: shorten(str(value), 80) for name, value in run.options.items()},
-            shift=self.levels.shift if self.levels.kind == "flow" else None,
-            num_train_timesteps=self.size,
-            evaluations_per_picture=self.rows * self.current.calls,
-            takes=[n for n in ("timesteps", "sigmas") if n in calls.parameters(run.pipe)],
-            goal=goal.name,
-            relative=goal.relative,
-            encoder=getattr(getattr(goal, "encoder", None), "name", ""),
-            check_encoder=getattr(getattr(goal, "check", None), "name", ""),
-            reference_steps=self.reference.steps,
-        )
-
-    def keep(self, folder: str | os.PathLike | None) -> None:
-        """Keeps what is drawn in a folder from now on, if one is given. Raises as `claim` does."""
-        if folder is not None:
-            self.work.identity = of_pipeline(self.run.pipe)
-            self.work.folder = self.described().claim(folder, self.work.identity) / "drawn"
+        return Trials(self, self.run.part(places))
 
 
 class Trials:
@@ -287,20 +207,18 @@ class Trials:
         """The batches' numbers of prompts."""
         return [batch.stop - batch.start for batch in self.run.batches()]
 
-    def losses(self, sampler: Sampler, batches: int | None = None) -> Tensor:
+    def losses(self, sampler: Sampler, batches: int | None = None, looks: str = "seen") -> Tensor:
         """A sampler's losses (n, float64): of all prompts, or of those in the first batches.
 
-        They are logarithms if the goal is `relative`. Raises WrongUse if one is not finite.
+        They are logarithms if the goal is `relative`. With `looks` "checked" they are by the goal's
+        second encoder. Raises WrongUse if one is not finite.
         """
-        goal, fine = self.setup.goal, self._all(self.setup.reference)["seen"]
-        losses = goal.losses(self._all(sampler, batches)["seen"], fine)
-        return _finite(losses.clamp(min=SMALLEST).log() if goal.relative else losses, sampler)
-
-    def checked(self, sampler: Sampler) -> Tensor:
-        """The logarithm of the distance (n) that the goal's second encoder sees."""
-        fine = self._all(self.setup.reference)["checked"]
-        losses = distances(self._all(sampler)["checked"], fine)
-        return _finite(losses.clamp(min=SMALLEST).log(), sampler)
+        goal, fine = self.setup.goal, self._all(self.setup.reference)[looks]
+        losses = goal.losses(self._all(sampler, batches)[looks], fine)
+        losses = losses.clamp(min=SMALLEST).log() if goal.relative else losses
+        remedy = "the network gave numbers that are not finite: run it in float32"
+        check(bool(losses.isfinite().all()), "loss", f"of {sampler.name}", remedy)
+        return losses
 
     def cost(self, calls: int) -> int:
         """The network evaluations of all pictures, of so many calls each."""
@@ -328,34 +246,17 @@ def split(prompts: Sequence[str], first: int) -> tuple[list[int], list[int]]:
     Raises WrongUse unless `LEAST` distinct texts are left for the second.
     """
     texts = list(dict.fromkeys(prompts))
-    known = "" if len(texts) == len(prompts) else f", of which {len(texts)} are distinct"
-    remedy = f"give at least {first + LEAST} distinct ones: {LEAST} for the verdict"
-    check(len(texts) >= first + LEAST, "prompts", f"{len(prompts)} in number{known}", remedy)
+    known = "" if len(texts) == len(prompts) else f", {len(texts)} of them distinct"
+    uses = f": {first} to choose a grid by, and {LEAST} for the verdict"
+    remedy = f"give {first + LEAST} or more distinct ones{uses if first else ' for a verdict'}"
+    check(len(texts) >= first + LEAST, "prompts", f"a list of {len(prompts)}{known}", remedy)
     chosen = set(texts[:first])
-    sides = [text in chosen for text in prompts]
-    return [n for n, side in enumerate(sides) if side], [
-        n for n, side in enumerate(sides) if not side
-    ]
-
-
-def some(run: Run, places: Sequence[int]) -> Run:
-    """The run of some of the prompts, with their own seeds and options."""
-    options, count = dict(run.options), len(run.prompts)
-    for name, value in options.items():
-        if calls.per_prompt(run.pipe, name, value, count):
-            several = isinstance(value, list)
-            options[name] = [value[n] for n in places] if several else value[list(places)]
-    assert run.seeds is not None
-    prompts, seeds = [run.prompts[n] for n in places], [run.seeds[n] for n in places]
-    return replace(run, prompts=prompts, seeds=seeds, options=options)
+    return (
+        [place for place, text in enumerate(prompts) if text in chosen],
+        [place for place, text in enumerate(prompts) if text not in chosen],
+    )
 
 
 def _times(scheduler: Any) -> list[float]:
     """The times that a scheduler gives the network, to a thousandth."""
     return np.round(scheduler.timesteps.cpu().double().numpy(), 3).tolist()
-
-
-def _finite(losses: Tensor, sampler: Sampler) -> Tensor:
-    remedy = "the network gave numbers that are not finite: run it in float32"
-    check(bool(losses.isfinite().all()), "loss", f"of {sampler.name}", remedy)
-    return losses

@@ -8,7 +8,7 @@ more as that judge does (page "What should a grid be near to?").
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -36,6 +36,9 @@ class Goal(ABC):
     #: Whether losses are distances, whose logarithms are averaged: a few pictures that come out as
     #: another scene weigh less.
     relative: ClassVar[bool] = True
+    #: What sees the pictures, if it is an encoder, and the second one that checks a win.
+    encoder: Encoder | None = None
+    check: Encoder | None = None
 
     @property
     def identity(self) -> str:
@@ -89,8 +92,7 @@ class Embedding(Goal):
 
     @property
     def identity(self) -> str:
-        encoders = [one for one in (self.encoder, self.check) if one is not None]
-        return of_values(self.name, [one.identity for one in encoders])
+        return of_values(self.name, [one.identity for one in (self.encoder, self.check) if one])
 
     def look(self, run: Run, steps: int) -> Seen:
         drawn = run.pictures(num_inference_steps=steps)
@@ -113,12 +115,12 @@ def embedded(encoder: Encoder, images: Tensor) -> Tensor:
         if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise
         remedy = "take a smaller one, or load it on another device: load_encoder(name, device)"
-        raise WrongUse(
-            f"encoder is {encoder.name!r}, for which the memory does not suffice; {remedy}"
-        ) from error
+        large = f"encoder is {encoder.name!r}, for which the memory does not suffice; {remedy}"
+        raise WrongUse(large) from error
 
 
-GOALS: dict[str, type[Goal]] = {kind.name: kind for kind in (Embedding, Latents)}
+#: The goals by name.
+GOALS = (Embedding.name, Latents.name)
 
 
 def goal_of(
@@ -132,20 +134,17 @@ def goal_of(
     Encoders are `encoder_for`'s; without a `check_encoder` there is no second one. Raises WrongUse
     for an unknown name, an encoder that the goal does not use, and a second one that is the first.
     """
-    if isinstance(goal, Goal):
-        remedy = "the goal that is given has one: leave it out, or give the goal's name"
-        check(encoder is None, "encoder", getattr(encoder, "name", encoder), remedy)
-        chosen = goal
-    else:
-        check(goal in GOALS, "goal", goal, f"use one of {', '.join(GOALS)}")
-        chosen = Embedding(encoder_for(pipe, encoder)) if goal == Embedding.name else GOALS[goal]()
-    for argument, one in (("encoder", encoder), ("check_encoder", check_encoder)):
-        remedy = f"goal {chosen.name} sees no pictures: leave it out, or use goal embedding"
-        sees = one is None or isinstance(chosen, Embedding)
-        check(sees, argument, getattr(one, "name", one), remedy)
-    if check_encoder is None or not isinstance(chosen, Embedding):
-        return chosen
-    second = encoder_for(pipe, check_encoder)
-    remedy = "it is the goal's encoder: name one of another kind"
-    check(second.name != chosen.encoder.name, "check_encoder", second.name, remedy)
-    return replace(chosen, check=second)
+    known = isinstance(goal, Goal) or goal in GOALS
+    check(known, "goal", goal, f"use one of {', '.join(GOALS)}")
+    if goal != Embedding.name:
+        for argument, one in (("encoder", encoder), ("check_encoder", check_encoder)):
+            remedy = "it is for goal 'embedding' alone: leave it out, or give that name"
+            check(one is None, argument, getattr(one, "name", one), remedy)
+        return Latents() if isinstance(goal, str) else goal
+    first = encoder_for(pipe, encoder)
+    second = None if check_encoder is None else encoder_for(pipe, check_encoder)
+    same = second is not None and second.name == first.name
+    check(
+        not same, "check_encoder", first.name, "it is the goal's encoder: name one of another kind"
+    )
+    return Embedding(first, second)

@@ -7,24 +7,24 @@ equalized, the exponent of its density, and where the first step begins.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from asddim_lib.calibration import calibrate
+from asddim_lib.calibration import calibrate, evaluations
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import sigmas
 from asddim_lib.grids.table import METHODS
-from asddim_lib.levels import fingerprint, is_flow
+from asddim_lib.levels import check_timesteps, fingerprint, is_flow
 from asddim_lib.pipeline.replay import REMEDY
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import Setup
-from asddim_lib.tuning.goals import Embedding, Goal
+from asddim_lib.tuning.goals import Goal
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 
 #: What a user would pick instead. The last two are searched on a recorded path.
 BASELINES = (
@@ -38,6 +38,8 @@ FLOW_BASELINES = (
 #: The densities by what is weighed, the last of them first.
 DENSITIES = {"feature": "feature-weighted", "adjoint": "dual-weighted", "local": "equidistributed"}
 EXPONENTS = (1.0, 0.5)
+#: Steps of the path that baselines such as `gits` are searched on.
+PATH_STEPS = 60
 #: How far below T the first step begins, in steps of an even grid.
 LATER = (0.0, 1.0)
 #: The largest number of grids in `family`: two densities are measured.
@@ -50,39 +52,27 @@ class Plan:
     """How much `tune` measures.
 
     `profile_prompts` are measured over `profile_steps`, by so many `sweeps` of derivatives: with 0,
-    only the error that a step makes is known, and not what of it arrives. `path_prompts` are
-    recorded over `path_steps` for baselines that are searched on a path. `trials` grids are tried
-    at most, each on half of the prompts; with 0, the first of the family is the candidate. Pictures
-    are compared with those of `reference_steps`, or twice as many as the grid's where that is more.
-    `baselines` are names of `METHODS`, by default `BASELINES`. The report shows `shown` prompts.
+    only the error that a step makes is known, and not what of it arrives. Without such prompts
+    nothing is proposed, and named grids alone are compared. `path_prompts` are recorded for
+    baselines that are searched on a path. `trials` grids are tried at most, each on half of the
+    prompts; with 0, the first of the family is the candidate. Pictures are compared with those of
+    `reference_steps`, or twice as many as the grid's where that is more. `baselines` are names of
+    `METHODS`, by default `BASELINES`, or timesteps by names of their own. The report shows `shown`
+    prompts.
     """
 
     profile_prompts: int = 8
     profile_steps: int = 16
     sweeps: int = 1
     path_prompts: int = 8
-    path_steps: int = 60
     trials: int = 30
     reference_steps: int = 64
-    baselines: tuple[str, ...] | None = None
+    baselines: Sequence[str] | Mapping[str, Sequence[int]] | None = None
     shown: int = 3
-
-    def measuring_cost(self, rows: int, goal: Goal) -> int:
-        """The network evaluations of profile and path, at so many for one step of one prompt."""
-        points = self.profile_steps + 1
-        looks = points if self.sweeps and isinstance(goal, Embedding) else 0
-        profile = (points * (1 + 3 * self.sweeps) + looks) * self.profile_prompts
-        return rows * (profile + (self.path_steps + 1) * self.path_prompts)
 
     def for_choice(self, texts: int) -> int:
         """How many of so many distinct prompts serve the choice; the others serve the verdict."""
-        measured = max(self.profile_prompts, self.path_prompts)
-        return max(measured, texts // 2 if self.trials else 0)
-
-    def needed(self, verdict: int) -> int:
-        """How many distinct prompts leave so many for the verdict."""
-        measured = max(self.profile_prompts, self.path_prompts)
-        return max(measured + verdict, 2 * verdict - 1 if self.trials else 0)
+        return max(self.profile_prompts, self.path_prompts, texts // 2 if self.trials else 0)
 
 
 #: With 9 prompts and up to 8 steps it costs about ten guided pictures of 50 steps.
@@ -95,28 +85,42 @@ QUICK = Plan(
     baselines=("trailing", "beta"),
     shown=1,
 )
+#: Compares the baselines and the current sampler, and proposes nothing.
+COMPARE = Plan(profile_prompts=0, trials=0)
 
 
-def baseline_names(config: Any, names: Sequence[str] | None = None) -> list[str]:
-    """The `names`, by default `BASELINES` or `FLOW_BASELINES`.
+def planned(plan: Plan, setup: Setup) -> Plan:
+    """The plan for a pipeline: with its baselines, and without a path if none of them needs one.
 
-    Raises WrongUse for a name that is no grid, or one that needs other evidence than a path.
+    Raises WrongUse for a name that is no grid or needs other evidence than a path, and for given
+    timesteps that are none of the model, or not as many as the steps.
     """
-    chosen = list(names or (FLOW_BASELINES if is_flow(config) else BASELINES))
+    chosen = plan.baselines or (FLOW_BASELINES if is_flow(setup.config) else BASELINES)
+    if isinstance(chosen, Mapping):
+        for name, grid in chosen.items():
+            remedy = "it is taken: use another name"
+            check(name not in (CURRENT, CANDIDATE), "baselines", name, remedy)
+            check_timesteps(grid, setup.size, f"baselines[{name!r}]")
+            given, remedy = f"{len(grid)} timesteps in {name}", f"give {setup.steps}, one per step"
+            check(len(grid) == setup.steps, "baselines", given, remedy)
+        return replace(plan, path_prompts=0)
+    remedy = "name a grid that needs nothing or a path (asddim export --list)"
     for name in chosen:
         known = name in METHODS and METHODS[name].needs in ("nothing", "path")
-        remedy = "name a grid that needs nothing or a path (asddim export --list)"
-        check(known, "baseline", name, remedy)
-    return chosen
+        check(known, "baselines", name, remedy)
+    recorded = any(METHODS[name].needs == "path" for name in chosen)
+    return replace(plan, baselines=chosen, path_prompts=plan.path_prompts if recorded else 0)
 
 
-def needing_a_path(names: Sequence[str]) -> list[str]:
-    """Those of some baselines that are searched on a recorded path."""
-    return [name for name in names if METHODS[name].needs == "path"]
+def measuring_cost(setup: Setup, plan: Plan) -> int:
+    """The network evaluations of profile and path."""
+    profile = evaluations(plan.profile_steps, "path", **probes(setup.goal, plan))
+    path = PATH_STEPS + 1
+    return setup.rows * (profile * plan.profile_prompts + path * plan.path_prompts)
 
 
 def baselines(
-    setup: Setup, names: Sequence[str], path: Trajectory | None
+    setup: Setup, plan: Plan, path: Trajectory | None
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Named grids of K + 1 sigmas, and why others are skipped.
 
@@ -125,19 +129,24 @@ def baselines(
     """
     grids: dict[str, list[float]] = {}
     skipped: dict[str, str] = {}
-    for name in names:
-        along = path if name in needing_a_path(names) else None
-        if name in needing_a_path(names) and path is None:
+    given = plan.baselines if isinstance(plan.baselines, Mapping) else {}
+    for name in plan.baselines or ():
+        along = name not in given and METHODS[name].needs == "path"
+        if along and path is None:
             skipped[name] = "it needs a recorded path, which the plan leaves out"
             continue
         try:
-            grid = sigmas(
-                setup.config,
-                setup.steps,
-                shifted=True,
-                allocation=name,
-                order=setup.order,
-                path=along,
+            grid = (
+                setup.levels.at(given[name])
+                if name in given
+                else sigmas(
+                    setup.config,
+                    setup.steps,
+                    shifted=True,
+                    allocation=name,
+                    order=setup.order,
+                    path=path if along else None,
+                )
             )
         except WrongUse as error:
             skipped[name] = str(error)
@@ -175,9 +184,14 @@ def family(setup: Setup, profile: Profile) -> dict[str, list[float]]:
     return grids
 
 
+def probes(goal: Goal, plan: Plan) -> dict[str, int]:
+    """`calibrate`'s argument for sweeps along what the goal's encoder sees, or along any end."""
+    return {"feature_probes" if goal.encoder else "adjoint_probes": plan.sweeps}
+
+
 def check_derivatives(run: Run, goal: Goal, plan: Plan) -> None:
     """Raises WrongUse for a pipeline without the derivatives that an encoder's profile needs."""
-    needed = plan.sweeps > 0 and isinstance(goal, Embedding)
+    needed = plan.profile_prompts and plan.sweeps and goal.encoder
     remedy = "its blocks have no derivative for an encoder: use goal latents, the ordinary pipeline"
     kind = type(run.pipe).__name__
     check(not needed or not hasattr(run.pipe, "blocks"), "pipe", kind, f"{remedy}, or {WITHOUT}")
@@ -188,19 +202,17 @@ def measured(setup: Setup, run: Run, plan: Plan) -> Profile:
 
     Raises WrongUse for a pipeline whose derivatives are unknown, and for one that begins later.
     """
-    part, goal = run.part(slice(0, plan.profile_prompts)), setup.goal
+    part = run.part(slice(0, plan.profile_prompts))
     setup.work.report("measuring the model")
     assert part.seeds is not None
-    encoder = goal.encoder if isinstance(goal, Embedding) and plan.sweeps else None
     try:
         profile = calibrate(
             part.pipe,
             list(part.prompts),
             num_steps=plan.profile_steps,
             estimator="path",
-            adjoint_probes=0 if encoder else plan.sweeps,
-            feature_probes=plan.sweeps if encoder else 0,
-            encoder=encoder,
+            **probes(setup.goal, plan),
+            encoder=setup.goal.encoder if plan.sweeps else None,
             batch_size=part.batch_size,
             seed=part.seeds[0],
             truncate=part.truncate,
@@ -219,15 +231,15 @@ def measured(setup: Setup, run: Run, plan: Plan) -> Profile:
     return profile
 
 
-def recorded(setup: Setup, run: Run, prompts: int, steps: int) -> Trajectory | None:
+def recorded(setup: Setup, run: Run, plan: Plan) -> Trajectory | None:
     """The model's own path, for baselines that are searched on it; None of no prompts."""
-    if not prompts:
+    if not plan.path_prompts:
         return None
-    part = run.part(slice(0, prompts))
+    part = run.part(slice(0, plan.path_prompts))
     setup.work.doing = "recording its path"
 
     def drawn() -> dict[str, Tensor]:
-        path = part.path(steps)
+        path = part.path(PATH_STEPS)
         return {
             "samples": path.samples,
             "noises": path.noises,
@@ -236,8 +248,8 @@ def recorded(setup: Setup, run: Run, prompts: int, steps: int) -> Trajectory | N
             "alpha_end": torch.tensor(path.alpha_end, dtype=torch.float64, device="cpu"),
         }
 
-    cost = (steps + 1) * part.evaluations_per_step
-    path = setup.work.do(cost, drawn, part.inputs, "path", steps)
+    cost = (PATH_STEPS + 1) * part.evaluations_per_step
+    path = setup.work.do(cost, drawn, part.inputs, "path", PATH_STEPS)
     points, alpha = path["timesteps"].tolist(), float(path["alpha_end"])
     tensors = path["samples"], path["noises"], path["end"]
     return Trajectory(points, *tensors, alpha, schedule=fingerprint(run.schedule))

@@ -7,18 +7,28 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import diffusers
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from asddim_lib.levels import is_flow
+from asddim_lib.pipeline.calls import parameters
+from asddim_lib.schedulers.place import drawing
 from asddim_lib.tuning.draw import Sampler, Trials
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT, Comparison
 
 if TYPE_CHECKING:
-    from asddim_lib.tuning.result import Tuned
+    from asddim_lib.models.load import Pipeline
+    from asddim_lib.tuning.result import Tuned, TunedFor
 
+#: diffusers' class that draws a grid of ours by the same method, and the call's argument for it.
+STOCK = {
+    "ASDDIMScheduler": ("EulerDiscreteScheduler", "timesteps"),
+    "DPMSolverGridScheduler": ("DPMSolverMultistepScheduler", "timesteps"),
+    "ASFlowScheduler": ("FlowMatchEulerDiscreteScheduler", "sigmas"),
+}
 #: A picture on the sheet is at least so wide, in pixels.
 WIDE = 144
 LABEL = 18
@@ -28,26 +38,17 @@ MANY = 5000
 
 def examples(trials: Trials, samplers: Mapping[str, Sampler], count: int) -> bytes:
     """A sheet (PNG) of the first prompts: a column for each sampler, and one for the reference."""
-    if not count:
-        return b""
-    setup, run = trials.setup, trials.run.part(slice(0, count))
-    setup.work.doing = "drawing examples"
-    fine = setup.reference
-    runs = {
-        name: (replace(run, scheduler=one.scheduler), one)
-        for name, one in {**samplers, f"{fine.steps} steps": fine}.items()
-    }
-
-    def drawn() -> dict[str, Tensor]:
-        pictures = {
-            name: of.pictures(num_inference_steps=one.steps).images
-            for name, (of, one) in runs.items()
-        }
-        return {"sheet": torch.frombuffer(bytearray(sheet(pictures)), dtype=torch.uint8)}
-
-    cost = sum(one.calls for _, one in runs.values()) * run.evaluations_per_step
-    depends = [[name, of.inputs] for name, (of, _) in runs.items()]
-    return setup.work.do(cost, drawn, depends, "sheet")["sheet"].numpy().tobytes()
+    run, work, fine = trials.run.part(slice(0, count)), trials.setup.work, trials.setup.reference
+    work.doing = "drawing examples"
+    columns = {}
+    for name, one in {**samplers, f"{fine.steps} steps": fine}.items():
+        part, steps = replace(run, scheduler=one.scheduler), one.steps
+        columns[name] = work.do(
+            one.calls * part.evaluations_per_step,
+            lambda part=part, steps=steps: {"images": part.pictures(num_inference_steps=steps)[0]},
+            *(part.inputs, "pictures", steps),
+        )["images"]
+    return sheet(columns)
 
 
 def sheet(columns: dict[str, Tensor]) -> bytes:
@@ -78,23 +79,26 @@ def summary(tuned: Tuned) -> str:
     setting, decision = tuned.setting, tuned.decision
     on, current = _prompts(tuned), setting.current
     if tuned.changed:
+        pairs = decision.of(decision.returned)
         candidate = decision.returned == CANDIDATE
         name = f"The candidate ({tuned.name})" if candidate else tuned.name
-        others = len(decision.of(decision.returned)) - 1
-        over = f"{current} and over {_several(others, 'other baseline')}" if others else current
-        gain = _change(decision.between(decision.returned, CURRENT), setting.relative)
-        won = f"{name} replaces {current}: on {on} it wins over {over}."
-        return f"{won} Its loss changes by {gain} against {current}."
-    stays = f"Nothing changes: the pipeline keeps {current}."
+        others = f" and over {_several(len(pairs) - 1, 'other baseline')}" if pairs[1:] else ""
+        gain = next(one for one in pairs if one.second == CURRENT)
+        return (
+            f"{name} replaces {current}: on {on} it wins over {current}{others}. "
+            f"Its loss changes by {_change(gain, setting.relative)} against {current}."
+        )
+    stays = f"Nothing changes: the pipeline keeps {current}. On {on}"
     if decision.objections:
         seen = decision.objections[0]
-        text = f"On {on} {seen.first} wins, but by the second encoder, {setting.check_encoder}, "
-        return f"{stays} {text}it loses to {_named(seen.second, current)}."
+        over = _named(seen.second, current)
+        second = f"by the second encoder, {setting.check_encoder}, it loses to {over}"
+        return f"{stays} {seen.first} wins, but {second}."
     pairs = decision.of(CANDIDATE)
     if not pairs:
-        return f"{stays} On {on} no grid is proven better than {current} and every other grid."
-    ties = _listed([_named(one.second, current) for one in pairs if one.verdict != "win"])
-    text = f"{stays} On {on} the candidate is not proven better than {ties}."
+        return f"{stays} no grid is proven better than {current} and every other grid."
+    ties = [_named(one.second, current) for one in pairs if one.verdict != "win"]
+    text = f"{stays} the candidate is not proven better than {', '.join(ties)}."
     return text if tuned.advice is None else f"{text} {_advice(tuned.advice, tuned.minutes)}"
 
 
@@ -119,21 +123,20 @@ def markdown(tuned: Tuned, folder: str = "tuned") -> str:
     mean = "geometric mean of the" if setting.relative else "mean"
     seen = f" in the embedding of encoder {setting.encoder}" if setting.encoder else ""
     page += [
-        "## Every sampler",
+        "## Every comparison",
         f"On {_prompts(tuned)} that served no choice, from the same noise. The loss is the {mean} "
         f"distance{seen} from the picture of {setting.reference_steps} steps of DPM-Solver++ (2M); "
         "lower is better. A change has a 95 % t interval over prompts: below 0 it is a win, above "
         f"0 a loss, else a tie. Only what wins over {current} and every baseline replaces it.",
-        _samplers(tuned),
+        _table(decision.comparisons, setting.relative, current),
     ]
-    others = [one for one in decision.comparisons if one.second != CURRENT]
-    page += ["## Against the baselines", _pairs(others, setting.relative)] if others else []
     if decision.objections:
         page += [f"## Losses that encoder {setting.check_encoder} sees"]
-        page += [_pairs(decision.objections, True)]
+        page += [_table(decision.objections, True, current)]
+    grids = tuned.grids | ({} if tuned.changed or not tuned.grid else {current: tuned.grid})
+    page += ["## Timesteps", _list({n: ", ".join(map(str, grid)) for n, grid in grids.items()})]
     if tuned.skipped:
-        lines = [f"- {name}: {reason}" for name, reason in tuned.skipped.items()]
-        page += ["## Skipped", "\n".join(lines)]
+        page += ["## Skipped", _list(tuned.skipped)]
     scale = "" if setting.guidance_scale is None else f" at guidance {setting.guidance_scale:g}"
     options = "".join(f", {name} {value}" for name, value in setting.options.items())
     searched = f"{_several(tuned.chosen_on, 'other picture')} chose among grids. "
@@ -147,67 +150,72 @@ def markdown(tuned: Tuned, folder: str = "tuned") -> str:
     return "\n\n".join(page) + "\n"
 
 
-def _samplers(tuned: Tuned) -> str:
-    """Each sampler's loss, its change against the current one, and its timesteps."""
-    relative, current = tuned.setting.relative, tuned.setting.current
-    grids = {**tuned.grids, **({CANDIDATE: tuned.candidate} if tuned.candidate else {})}
-    lines = [f"| sampler | loss | against {current} | verdict | timesteps |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    pairs = [one for one in tuned.decision.comparisons if one.second == CURRENT]
-    if pairs:
-        grid = "" if tuned.changed else ", ".join(map(str, tuned.grid or []))
-        lines.append(f"| {current}, current | {_loss(pairs[0].loss, relative)} | | | {grid} |")
-    for one in sorted(pairs, key=lambda one: one.difference):
-        loss = _loss(one.loss + one.difference, relative)
-        row = f"| {one.first} | {loss} | {_change(one, relative)} | {one.verdict} |"
-        lines.append(f"{row} {', '.join(map(str, grids[one.first]))} |")
-    return "\n".join(lines)
-
-
-def _pairs(comparisons: Sequence[Comparison], relative: bool) -> str:
-    lines = ["| sampler | against | change of the loss | verdict |", "| --- | --- | --- | --- |"]
-    for one in comparisons:
-        pair = f"| {one.first} | {_named(one.second, 'sampler')} "
+def _table(comparisons: Sequence[Comparison], relative: bool, current: str) -> str:
+    """Each comparison, with the losses of both samplers."""
+    lines = ["| sampler | loss | against | its loss | change | verdict |", "|" + " --- |" * 6]
+    for one in sorted(comparisons, key=lambda one: (one.second != CURRENT, one.difference)):
+        first, second = (
+            _digits(math.exp(loss) if relative else loss)
+            for loss in (one.loss + one.difference, one.loss)
+        )
+        pair = f"| {one.first} | {first} | {_named(one.second, current)} | {second} "
         lines.append(f"{pair}| {_change(one, relative)} | {one.verdict} |")
     return "\n".join(lines)
 
 
+def _list(entries: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {text}" for name, text in entries.items())
+
+
 def _use(tuned: Tuned, folder: str) -> list[str]:
     """How the result is used, with this library, without it, and in other programs."""
-    setting, guidance = tuned.setting, ""
-    if setting.guidance_scale is not None:
-        guidance = f", guidance_scale={setting.guidance_scale:g}"
-    call = f"pipe(prompt, num_inference_steps={setting.steps}{guidance})"
+    call = _call(tuned.setting, f"num_inference_steps={tuned.setting.steps}")
     if not tuned.changed:
         return [f"Go on as before: `{call}`."]
-    name = tuned.scheduler_config["_class_name"]
-    lines = [
-        f"from asddim_lib import {name}",
-        "",
-        f'pipe.scheduler = {name}.from_pretrained("{folder}", subfolder="scheduler")',
-        call,
+    name = type(tuned.scheduler).__name__
+    load = f'{name}.from_pretrained("{folder}", subfolder="scheduler")'
+    parts = [
+        _code(f"from asddim_lib import {name}", load, call),
+        f"For ComfyUI or AUTOMATIC1111: `asddim export --model {folder} --format comfyui`, or "
+        "`--format a1111`.",
     ]
-    export = f"For ComfyUI or AUTOMATIC1111: `asddim export --model {folder} --format comfyui`, or "
-    parts = [_code(lines), f"{export}`--format a1111`."]
-    stock = tuned.without_us()
-    if stock is None:
-        return parts
-    scheduler, how = stock
-    plain, ((argument, grid),) = type(scheduler), how.items()
-    loaded = plain.from_config(tuned.scheduler_config).config
-    changes = [
-        f", {key}={value!r}"
-        for key, value in scheduler.config.items()
-        if key in inspect.signature(plain).parameters and value != loaded[key]
-    ]
-    load = f'{plain.__name__}.from_pretrained("{folder}", subfolder="scheduler"{"".join(changes)})'
-    lines = [
-        f"from diffusers import {plain.__name__}",
-        "",
-        f"pipe.scheduler = {load}",
-        f"pipe(prompt, {argument}={grid}{guidance})",
-    ]
-    return [*parts, "With diffusers alone:", _code(lines)]
+    plain = ["With diffusers alone, in the pipeline as it was:", tuned.plain]
+    return [*parts, *plain] if tuned.plain else parts
+
+
+def without_us(pipe: Pipeline, scheduler: Any, grid: Sequence[int], setting: TunedFor) -> str:
+    """Code that draws a grid of a scheduler of ours with diffusers alone.
+
+    Empty where diffusers has no class that takes the grid, or the pipeline no argument for it. DDIM
+    is drawn by Euler, the same method in other variables.
+    """
+    name, argument = STOCK.get(type(scheduler).__name__, ("", ""))
+    config = scheduler.config
+    clips = name.startswith("Euler") and (config["clip_sample"] or config["thresholding"])
+    flow_dpm = is_flow(config) and argument == "timesteps"
+    if argument not in parameters(pipe) or clips or flow_dpm:
+        return ""
+    kind = getattr(diffusers, name)
+    plain = kind.from_config(pipe.scheduler.config).config
+    wanted = dict(drawing(kind, pipe.scheduler).config)
+    if name.startswith("Euler"):  # its first sample then has DDIM's scale
+        wanted["timestep_spacing"] = "leading"
+    settings = [key for key in inspect.signature(kind).parameters if wanted[key] != plain[key]]
+    changes = "".join(f", {key}={wanted[key]!r}" for key in settings)
+    size = config["num_train_timesteps"]
+    values = grid if argument == "timesteps" else [(t + 1) / size for t in grid]
+    load = f"{name}.from_config(pipe.scheduler.config{changes})"
+    call = _call(setting, f"{argument}={values}")
+    return _code(f"from diffusers import {name}", load, call)
+
+
+def _call(setting: TunedFor, steps: str) -> str:
+    scale = setting.guidance_scale
+    return f"pipe(prompt, {steps}{'' if scale is None else f', guidance_scale={scale:g}'})"
+
+
+def _code(imports: str, scheduler: str, call: str) -> str:
+    return f"```python\n{imports}\n\npipe.scheduler = {scheduler}\n{call}\n```"
 
 
 def _prompts(tuned: Tuned) -> str:
@@ -226,25 +234,13 @@ def _change(one: Comparison, relative: bool) -> str:
     return f"{middle}{' %' if relative else ''} ({low} to {high})"
 
 
-def _loss(value: float, relative: bool) -> str:
-    return _digits(math.exp(value) if relative else value)
-
-
 def _digits(value: float) -> str:
     """Three significant digits; whole numbers from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _code(lines: list[str]) -> str:
-    return "\n".join(["```python", *lines, "```"])
-
-
 def _named(name: str, current: str) -> str:
     return f"the current {current}" if name == CURRENT else name
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _several(count: int, noun: str) -> str:

@@ -4,47 +4,99 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-import diffusers
 import pandas as pd
 
-from asddim_lib import schedulers
-from asddim_lib.cache import DamagedFile, seal, sealed, write_whole
-from asddim_lib.errors import WrongUse, check
-from asddim_lib.schedulers.place import drawing
-from asddim_lib.tuning.draw import Sampler, Trials, TunedFor
-from asddim_lib.tuning.report import examples, markdown, summary
-from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST, Comparison, Decision
+from asddim_lib.cache import check_writable, seal, unseal, write_whole
+from asddim_lib.errors import check
+from asddim_lib.tuning.draw import Sampler, Setup, Trials
+from asddim_lib.tuning.report import examples, markdown, summary, without_us
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST, Decision
 
 RESULT, REPORT, SHEET = "tune.json", "report.md", "sheet.png"
-#: diffusers' class that draws a grid of ours by the same method, and the call's argument for it.
-STOCK = {
-    "ASDDIMScheduler": ("EulerDiscreteScheduler", "timesteps"),
-    "DPMSolverGridScheduler": ("DPMSolverMultistepScheduler", "timesteps"),
-    "ASFlowScheduler": ("FlowMatchEulerDiscreteScheduler", "sigmas"),
-}
+
+
+@dataclass(frozen=True)
+class TunedFor:
+    """What a result is for.
+
+    `current` and `solver` are classes: of the user's scheduler, and of the one that draws grids.
+    """
+
+    model: str
+    pipeline: str
+    current: str
+    solver: str
+    steps: int
+    guidance_scale: float | None
+    options: dict[str, str]
+    shift: float | None
+    evaluations_per_picture: int
+    goal: str
+    relative: bool
+    encoder: str
+    check_encoder: str
+    reference_steps: int
+
+    @classmethod
+    def of(cls, setup: Setup) -> TunedFor:
+        """What a setup's results are for."""
+        run, goal = setup.run, setup.goal
+        return cls(
+            model=str(getattr(run.pipe, "name_or_path", None) or ""),
+            pipeline=type(run.pipe).__name__,
+            current=type(run.pipe.scheduler).__name__,
+            solver=type(setup.plain).__name__,
+            steps=setup.steps,
+            guidance_scale=run.guidance_scale,
+            options={name: shorten(str(value), 80) for name, value in run.options.items()},
+            shift=run.schedule.shift if run.schedule.kind == "flow" else None,
+            evaluations_per_picture=setup.rows * setup.current.calls,
+            goal=goal.name,
+            relative=goal.relative,
+            encoder=goal.encoder.name if goal.encoder else "",
+            check_encoder=goal.check.name if goal.check else "",
+            reference_steps=setup.reference.steps,
+        )
+
+    def folder(self, folder: str | os.PathLike) -> Path:
+        """A folder's path. Raises WrongUse where it cannot be written, or has another's result."""
+        check(bool(str(folder)), "folder", "''", "name one")
+        check_writable("folder", Path(folder))
+        before = (unseal(Path(folder) / RESULT) or {}).get("setting", {})
+        other = [name for name, value in vars(self).items() if before.get(name, value) != value]
+        text = f"{folder}, which has a result for another {', '.join(other)}"
+        check(not other, "folder", text, "name another folder, or remove this one")
+        return Path(folder)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `tune` or `compare` returns: the sampler that replaces the current one, or that one.
+    """What `tune` returns: the sampler that replaces the current one, or that one.
 
     `name` is "current", a named grid's, or the candidate's origin: a density, moved or not. `grid`
     has its timesteps, numbers of levels for a flow model too; None where the current scheduler's
-    levels are no whole timesteps of the solver's. `candidate` is what `tune` proposed. `grids` are
-    the named ones, and `skipped` says why others were not drawn. `decision` compares all of them by
-    so many `pictures` each, of distinct `prompts` that served no choice; `chosen_on` pictures did.
-    `evaluations` counts the network's. `advice` is how many prompts would decide, and after how
-    many minutes, where it is open. `sheet` is a PNG of the `shown` prompts' pictures.
+    levels are no whole timesteps of the solver's. `scheduler` is for `pipe.scheduler`, as it was
+    judged, and can be saved; it is the pipeline's own where nothing changes. Call the pipeline with
+    `num_inference_steps` of the setting's steps.
+
+    `grids` are those that were compared, the candidate's among them, and `skipped` says why others
+    were not drawn. `decision` compares all of them by so many `pictures` each, of distinct
+    `prompts` that served no choice; `chosen_on` pictures did. `evaluations` counts the network's.
+    `advice` is how many prompts would decide, and after how many `minutes`, where it is open.
+    `sheet` is a PNG of the `shown` prompts' pictures. `plain` is code that draws the grid with
+    diffusers alone.
     """
 
     name: str
     grid: list[int] | None
-    candidate: list[int] | None
+    scheduler: Any = field(compare=False, repr=False)
     grids: dict[str, list[int]]
     skipped: dict[str, str]
     decision: Decision
@@ -53,61 +105,16 @@ class Tuned:
     pictures: int
     chosen_on: int
     evaluations: int
-    scheduler_config: dict[str, Any]
     shown: list[str]
-    advice: int | None = None
-    sheet: bytes = b""
-    minutes: float | None = field(default=None, compare=False)
-    _current: Any = field(default=None, compare=False, repr=False)
+    sheet: bytes = field(repr=False)
+    plain: str
+    advice: int | None
+    minutes: float | None = field(compare=False)
 
     @property
     def changed(self) -> bool:
         """Whether another sampler replaces the current one."""
         return self.decision.returned != CURRENT
-
-    @property
-    def scheduler(self) -> Any:
-        """The scheduler for `pipe.scheduler`, ready and as it was judged; it can be saved.
-
-        It is the pipeline's own where nothing changes. Call the pipeline with `num_inference_steps`
-        of the setting's steps. Raises WrongUse for a class that a loaded result does not know.
-        """
-        if self._current is not None:
-            return self._current
-        name = self.scheduler_config["_class_name"]
-        kind = getattr(schedulers, name, None) or getattr(diffusers, name, None)
-        remedy = "nothing changes: keep the pipeline's own scheduler"
-        check(kind is not None, "scheduler", f"{name}, which is not diffusers'", remedy)
-        return kind.from_config(self.scheduler_config)  # type: ignore[union-attr]
-
-    @property
-    def sigmas(self) -> list[float]:
-        """The grid as a flow-matching pipeline takes it, by `sigmas=`: before the shift.
-
-        Raises WrongUse for another kind of model, which takes `grid` by `timesteps=`, and where
-        there is no grid.
-        """
-        check(self.setting.flow, "model", "no flow-matching one", "use grid, by timesteps=")
-        remedy = "nothing changes: call the pipeline with num_inference_steps alone"
-        check(self.grid is not None, "grid", None, remedy)
-        return [(t + 1) / self.setting.num_train_timesteps for t in self.grid or []]
-
-    def without_us(self) -> tuple[Any, dict[str, Any]] | None:
-        """A diffusers scheduler and the call's arguments that draw the grid without this library.
-
-        None where nothing changes, and where diffusers has no scheduler, or the pipeline no
-        argument, that takes it. `DDIM` is drawn by Euler, the same method in other variables.
-        """
-        config = self.scheduler_config
-        name, argument = STOCK.get(config["_class_name"], ("", ""))
-        clips = name.startswith("Euler") and (config["clip_sample"] or config["thresholding"])
-        flow_dpm = self.setting.flow and argument == "timesteps"
-        if not self.changed or argument not in self.setting.takes or clips or flow_dpm:
-            return None
-        scheduler = drawing(getattr(diffusers, name), config)
-        if name.startswith("Euler"):  # whose first sample then has DDIM's scale
-            scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="leading")
-        return scheduler, {argument: self.grid if argument == "timesteps" else self.sigmas}
 
     @property
     def cost_in_pictures(self) -> float:
@@ -130,8 +137,9 @@ class Tuned:
         return markdown(self, folder)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the sheet, as JSON holds it."""
-        parts = {n: v for n, v in vars(self).items() if n not in ("sheet", "_current")}
+        """All but the sheet, as JSON holds it; of the scheduler, its config."""
+        parts = {n: v for n, v in vars(self).items() if n not in ("sheet", "scheduler")}
+        parts["scheduler_config"] = json.loads(self.scheduler.to_json_string())
         return parts | {"decision": asdict(self.decision), "setting": asdict(self.setting)}
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -141,9 +149,9 @@ class Tuned:
         WrongUse for a folder with a result for another setting, and OSError where a file could not
         be written.
         """
-        place = self.setting.claim(folder)
-        (place / "scheduler").mkdir(exist_ok=True)
-        config = json.dumps(self.scheduler_config, indent=2, sort_keys=True) + "\n"
+        place = self.setting.folder(folder)
+        (place / "scheduler").mkdir(parents=True, exist_ok=True)
+        config = self.scheduler.to_json_string()
         _write(place / "scheduler" / "scheduler_config.json", config.encode())
         if self.sheet:
             _write(place / SHEET, self.sheet)
@@ -152,89 +160,60 @@ class Tuned:
         _write(place / REPORT, self.report(str(folder)).encode())
         seal(place / RESULT, self.to_dict())
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> Tuned:
-        """What `save` wrote. Raises WrongUse for a folder without it, or with a damaged file."""
-        file, picture = Path(folder) / RESULT, Path(folder) / SHEET
-        remedy = "give a folder that asddim tune, or Tuned.save, has written"
-        check(file.is_file(), "folder", f"{folder}, without a {RESULT}", remedy)
-        try:
-            value = sealed(file)
-        except DamagedFile as error:
-            damaged = f"folder is {folder}, whose {RESULT} is damaged"
-            raise WrongUse(f"{damaged}; run the same asddim tune again") from error
-        older = f"{folder}, which an earlier version wrote"
-        check("decision" in value, "folder", older, "its scheduler/ loads by from_pretrained")
-        decision, sheet = value["decision"], picture.read_bytes() if picture.is_file() else b""
-        pairs = ([Comparison(**one) for one in decision[n]] for n in ("comparisons", "objections"))
-        value |= {"decision": Decision(decision["returned"], *pairs), "sheet": sheet}
-        return cls(**value | {"setting": TunedFor(**value["setting"])})
-
 
 def result(
     trials: Trials,
     samplers: Mapping[str, Sampler],
     decision: Decision,
     grids: Mapping[str, list[float]],
-    *,
     skipped: dict[str, str],
-    shown: Sequence[str],
+    origin: str,
+    chosen_on: int,
     examples_of: int,
-    needed: Callable[[int], int],
-    origin: str = "",
-    chosen_on: int = 0,
 ) -> Tuned:
     """The result of a decision among samplers by their trials.
 
-    The sheet has the samplers that are `shown`, on the first `examples_of` prompts. `needed`
-    prompts in all leave so many for a verdict. What the result lists of grids is timesteps.
+    `origin` is what the candidate came of. The sheet has the first `examples_of` prompts, by the
+    current sampler, the candidate and the one returned, or by all where there is no candidate.
     """
-    setup, texts, returned = trials.setup, trials.run.prompts, decision.returned
+    setup, returned, work = trials.setup, decision.returned, trials.setup.work
+    pipe, setting, texts = setup.run.pipe, TunedFor.of(setup), trials.run.prompts
     times = {name: setup.levels.whole(grid) for name, grid in grids.items()}
-    if setup.current_grid is not None:
-        times[CURRENT] = setup.levels.whole(setup.current_grid)
-    sheet = examples(trials, {name: samplers[name] for name in shown}, examples_of)
-    work = setup.work
+    if returned == CURRENT:
+        scheduler, plain = pipe.scheduler, ""
+        own = setup.current_grid
+        grid = None if own is None else setup.levels.whole(own)
+    else:
+        judged, grid = samplers[returned].scheduler, times[returned]
+        scheduler = type(judged).from_config(judged.config)
+        plain = without_us(pipe, scheduler, grid, setting)
+    few = (CURRENT, CANDIDATE, returned) if CANDIDATE in grids else samplers
+    sheet = examples(trials, {n: samplers[n] for n in samplers if n in few}, examples_of)
     work.total = work.spent
     work.report("done")
-    tuned = Tuned(
+    advice = minutes = None
+    if decision.needed is not None:
+        more = max(decision.needed, LEAST) / len(set(texts))
+        advice = ceil(more * len(set(setup.run.prompts)))
+        minutes = more * work.spent * work.seconds / work.drawn / 60 if work.drawn else None
+    return Tuned(
         name=origin if returned == CANDIDATE else returned,
-        grid=times.get(returned),
-        candidate=times.get(CANDIDATE),
-        grids={name: times[name] for name in grids if name != CANDIDATE},
+        grid=grid,
+        scheduler=scheduler,
+        grids=times,
         skipped=skipped,
         decision=decision,
-        setting=setup.described(),
+        setting=setting,
         prompts=len(set(texts)),
         pictures=len(texts),
         chosen_on=chosen_on,
         evaluations=work.spent,
-        scheduler_config=json.loads(samplers[returned].scheduler.to_json_string()),
         shown=list(texts[:examples_of]),
         sheet=sheet,
-        _current=setup.run.pipe.scheduler if returned == CURRENT else None,
+        plain=plain,
+        advice=advice,
+        minutes=minutes,
     )
-    count = undecided(tuned)
-    if count is None:
-        return tuned
-    advice = needed(max(count, LEAST))
-    longer = advice / len(set(setup.run.prompts))
-    seconds = work.seconds / work.drawn * work.spent * longer if work.drawn else None
-    return replace(tuned, advice=advice, minutes=None if seconds is None else seconds / 60)
-
-
-def undecided(tuned: Tuned) -> int | None:
-    """How many prompts for the verdict would decide; None where it is decided.
-
-    A sampler is worth more prompts if it seems better than every other that it does not win over.
-    """
-    if tuned.changed or tuned.decision.objections:
-        return None
-    pairs = tuned.decision.of(CANDIDATE)
-    pairs = pairs or sorted(tuned.decision.comparisons, key=lambda one: one.difference)[:1]
-    ties = [one for one in pairs if one.verdict != "win"]
-    counts = [one.needed for one in ties if one.difference < 0 and one.needed is not None]
-    return max(counts) if counts and len(counts) == len(ties) else None
 
 
 def _write(file: Path, content: bytes) -> None:

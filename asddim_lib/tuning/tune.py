@@ -11,6 +11,7 @@ from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import listed
+from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import Progress, Setup, Trials, Work, split
 from asddim_lib.tuning.goals import Goal, goal_of
@@ -18,17 +19,17 @@ from asddim_lib.tuning.proposals import (
     MOST,
     QUICK,
     Plan,
-    baseline_names,
     baselines,
     check_derivatives,
     family,
     measured,
-    needing_a_path,
+    measuring_cost,
+    planned,
     recorded,
 )
-from asddim_lib.tuning.result import Tuned, result
+from asddim_lib.tuning.result import Tuned, TunedFor, result
 from asddim_lib.tuning.search import pattern_search, race, race_cost
-from asddim_lib.tuning.verify import CANDIDATE, CURRENT, Decision, by_text, decide
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, decide
 
 
 def tune(
@@ -64,7 +65,7 @@ def tune(
     - `goal`: what pictures are compared by, "embedding" (of an `encoder`, as `encoder_for` takes
       it), "latents", or a `Goal`. A sampler that loses by the `check_encoder` is not returned.
     - `budget`: network evaluations to spend at most. `quick`: for 9 prompts, without a
-      search (`QUICK`). `plan`: how much is measured, instead.
+      search (`QUICK`). `plan`: how much is measured, instead; `COMPARE` draws named grids alone.
     - `batch_size`: pictures that are drawn at once. `seed`: prompt i starts from the noise of seed
       `seed` + i. `truncate`: cuts prompts that are too long, which are refused otherwise.
     - `folder`: for one setting; what is drawn is kept in it, so that a stopped run continues, and
@@ -82,48 +83,35 @@ def tune(
     aim = goal_of(goal, pipe, encoder, check_encoder)
     setup = Setup(run, steps, aim, solver, plan.reference_steps, Work(progress=progress))
     check_derivatives(run, aim, plan)
-    names = baseline_names(setup.config, plan.baselines)
+    plan, work = planned(plan, setup), setup.work
     first, second = split(run.prompts, plan.for_choice(len(set(run.prompts))))
-    choice, verdict = setup.trials(first), setup.trials(second)
-    limit = afforded(budget, plan, names, choice, verdict)
-    setup.keep(folder)
+    choice, verdict = setup.trials(first or second), setup.trials(second)
+    limit = afforded(budget, plan, choice, verdict)
+    if folder is not None:
+        work.folder = TunedFor.of(setup).folder(folder) / "drawn"
+        work.identity = of_pipeline(pipe)
 
-    # What is measured: the profile, and a path for baselines that are searched on one.
-    profile = measured(setup, choice.run, plan)
-    path = recorded(setup, choice.run, plan.path_prompts, plan.path_steps)
-    # What is proposed: a family of grids of the profile, beside the named baselines.
-    named, skipped = baselines(setup, names, path)
-    proposed = family(setup, profile)
-    # The race among them all, and the search from its winner.
-    origin, grid = next(iter(proposed.items()))
-    if plan.trials:
-        current = {} if setup.current_grid is None else {CURRENT: setup.current_grid}
-        origin, grid = best_of(choice, {**proposed, **named, **current}, limit)
+    named, skipped = baselines(setup, plan, recorded(setup, choice.run, plan))
+    grids, origin, known = dict(named), "", [*named.values(), setup.current_grid]
+    if plan.profile_prompts:
+        origin, grids[CANDIDATE] = candidate(choice, plan, named, limit)
     # The verdict, on the other prompts.
-    setup.work.doing = "verifying"
-    samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in named.items()}}
-    if grid not in (*named.values(), setup.current_grid):
-        samplers[CANDIDATE] = setup.sampler(grid)
-    decision = judged(verdict, samplers)
-    # What is returned.
-    shown = [n for n in samplers if n in (CURRENT, CANDIDATE, decision.returned)]
-    return result(
-        verdict,
-        samplers,
-        decision,
-        {**named, CANDIDATE: grid},
-        skipped=skipped,
-        origin=origin,
-        chosen_on=len(first) if plan.trials else 0,
-        shown=shown,
-        examples_of=plan.shown,
-        needed=plan.needed,
-    )
+    work.doing = "verifying"
+    drawn = {n: grid for n, grid in grids.items() if n != CANDIDATE or grid not in known}
+    samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in drawn.items()}}
+    looks = ("seen", "checked") if aim.check else ("seen",)
+    losses = [
+        {
+            n: by_text(verdict.losses(one, looks=by), verdict.run.prompts)
+            for n, one in samplers.items()
+        }
+        for by in looks
+    ]
+    chosen_on = len(first) if plan.trials else 0
+    return result(verdict, samplers, decide(*losses), grids, skipped, origin, chosen_on, plan.shown)
 
 
-def afforded(
-    budget: int | None, plan: Plan, names: Sequence[str], choice: Trials, verdict: Trials
-) -> int:
+def afforded(budget: int | None, plan: Plan, choice: Trials, verdict: Trials) -> int:
     """How many evaluations may have been spent when the choice ends.
 
     Raises WrongUse where no verdict could be afforded, with the least that is needed.
@@ -131,15 +119,15 @@ def afforded(
     whole = budget is None or (isinstance(budget, int) and budget > 0)
     check(whole, "budget", budget, "give a positive number of network evaluations")
     setup = choice.setup
-    known, _ = baselines(setup, names, None)
-    most = len(known) + (len(needing_a_path(names)) if plan.path_prompts else 0)
     current, fine, steps = setup.current.calls, setup.reference.steps, setup.steps
-    before = plan.measuring_cost(setup.rows, setup.goal)
-    later = verdict.cost(current + (most + 1) * steps + fine)
-    later += plan.shown * setup.rows * (current + 2 * steps + fine)
+    named, proposes = len(plan.baselines or ()), bool(plan.profile_prompts)
+    before = measuring_cost(setup, plan)
+    later = verdict.cost(current + (named + proposes) * steps + fine)
+    later += plan.shown * setup.rows * (current + (2 if proposes else named) * steps + fine)
     least = full = 0
     if plan.trials:
-        least = setup.rows * steps * race_cost(most + 1 + MOST, choice.sizes) + choice.cost(fine)
+        raced = race_cost(named + 1 + MOST, choice.sizes)
+        least = setup.rows * steps * raced + choice.cost(fine)
         full = max(least, choice.cost(fine + plan.trials * steps))
     if budget is not None:
         needed = before + least + later
@@ -149,15 +137,24 @@ def afforded(
     return before + full
 
 
-def best_of(
-    trials: Trials, grids: Mapping[str, list[float]], limit: int
+def candidate(
+    trials: Trials, plan: Plan, named: Mapping[str, list[float]], limit: int
 ) -> tuple[str, list[float]]:
-    """The best of some grids, moved while that helps and the limit of evaluations allows."""
+    """What is proposed, and what it came of.
+
+    It is the best of the profile's family, the named grids and the current one, moved while that
+    helps and the limit of evaluations allows; without trials, the first of the family.
+    """
     setup, work, levels = trials.setup, trials.setup.work, trials.setup.levels
+    proposed = family(setup, measured(setup, trials.run, plan))
+    if not plan.trials:
+        return next(iter(proposed.items()))
 
     def cost(grid: list[float], batches: int | None = None) -> float:
         return float(trials.losses(setup.sampler(grid), batches).mean())
 
+    current = {} if setup.current_grid is None else {CURRENT: setup.current_grid}
+    grids = {**proposed, **named, **current}
     work.doing = "comparing grids"
     name = race(cost, grids, trials.sizes)
     work.doing = "moving timesteps"
@@ -170,12 +167,3 @@ def best_of(
     )
     moved = levels.at(found)
     return (name if moved == grids[name] else f"{name}, moved"), moved
-
-
-def judged(trials: Trials, samplers: Mapping[str, Any]) -> Decision:
-    """Which sampler is returned, by the pictures of prompts that served no choice."""
-    texts = trials.run.prompts
-    losses = {name: by_text(trials.losses(one), texts) for name, one in samplers.items()}
-    if getattr(trials.setup.goal, "check", None) is None:
-        return decide(losses)
-    return decide(losses, {n: by_text(trials.checked(one), texts) for n, one in samplers.items()})

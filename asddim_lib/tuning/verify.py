@@ -57,14 +57,22 @@ class Decision:
     comparisons: list[Comparison]
     objections: list[Comparison] = field(default_factory=list)
 
-    def between(self, first: str, second: str) -> Comparison:
-        """The comparison of one sampler with another."""
-        both = (first, second)
-        return next(one for one in self.comparisons if (one.first, one.second) == both)
-
     def of(self, first: str) -> list[Comparison]:
         """One sampler's comparisons."""
         return [one for one in self.comparisons if one.first == first]
+
+    @property
+    def needed(self) -> int | None:
+        """How many prompts of a verdict would decide; None where it is decided.
+
+        A sampler is worth more prompts if it seems better than every other that it does not win
+        over: the candidate, or without one the best of the named grids.
+        """
+        pairs = self.of(CANDIDATE) or sorted(self.comparisons, key=lambda one: one.difference)[:1]
+        ties = [one for one in pairs if one.verdict != "win"]
+        counts = [one.needed for one in ties if one.difference < 0 and one.needed is not None]
+        decided = self.returned != CURRENT or bool(self.objections)
+        return None if decided or not ties or len(counts) < len(ties) else max(counts)
 
 
 def compared(first: str, second: str, losses: Mapping[str, Tensor]) -> Comparison:
