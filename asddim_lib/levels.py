@@ -158,9 +158,10 @@ class Levels:
 
     def _is_end(self, last: float, before: float) -> bool:
         """Whether the last printed sigma of a grid is where its last step ends."""
-        if last == 0 or self.end is None:
-            return bool(last in (0, before))
-        return bool(np.isclose(last, self.printed(np.array(self.end)), rtol=1e-6, atol=0))
+        if last == 0 or self.end == 0:
+            return bool(last == 0)
+        end = before if self.end is None else self.printed(np.array(self.end))
+        return bool(last == before or np.isclose(last, end, rtol=1e-3, atol=0))  # in float32
 
     def _end_after(self, sigma: float) -> float:
         """The σ at which a last step that begins at `sigma` ends."""
@@ -185,7 +186,12 @@ class Levels:
 
     def whole(self, grid: Any) -> list[int]:
         """The K distinct whole timesteps nearest to a grid, as `grid_of` reads it."""
-        return self.nearest(self.grid_of(grid)[:-1])
+        sigmas = self.grid_of(grid)[:-1]
+        if self.are_timesteps(as_numbers(grid, "grid")):
+            return [int(t) for t in grid]
+        if self.kind == "flow":  # its σ near pure noise exceed what `nearest` tells apart
+            return distinct(self.unshifted(share_of(sigmas)) * len(self) - 1)
+        return self.nearest(sigmas)
 
     def are_timesteps(self, values: Any) -> bool:
         """Whether a grid's entries are whole timesteps, and not sigmas."""
@@ -292,7 +298,7 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def _shifted(share: np.ndarray, shift: float) -> np.ndarray:
-    return shift * share / (1 + (shift - 1) * share)
+    return np.minimum(shift * share / (1 + (shift - 1) * share), 1.0)  # 1 may be rounded up
 
 
 def with_boundary(shares: np.ndarray, boundary: float) -> np.ndarray:

@@ -112,6 +112,17 @@ def test_shares_and_sigmas_are_each_other_s_inverse():
     assert FLOW.finite_sigmas.max() == LARGEST_SIGMA < 4096
 
 
+@pytest.mark.parametrize("size", [10, 1000])
+def test_no_shift_makes_more_noise_than_pure_noise(size):
+    """Rounded, a shifted 1 may exceed 1, and σ would be negative."""
+    for shift in np.linspace(0.1, 12, 300):
+        config = {"shift": float(shift), "num_train_timesteps": size}
+        levels = Levels.from_diffusers(FlowMatchEulerDiscreteScheduler(**config))
+        assert levels.sigmas[-1] > 0 and (np.diff(levels.sigmas) > 0).all()
+        times = list(range(size))[::-1]
+        assert levels.whole(levels.at(times)) == times
+
+
 FLOWS = [
     (FlowMatchEulerDiscreteScheduler, "shift", {}),
     (diffusers.FlowMatchHeunDiscreteScheduler, "shift", {}),

@@ -108,7 +108,8 @@ def sigmas(
 
     - Euler, DPM-Solver++, UniPC and others of Stable Diffusion: K + 1 values, σ = √((1 − ᾱ)/ᾱ),
       noise over signal, and the end of the last step.
-    - EDM (Karras et al. 2022): K values, σ, the standard deviation of the noise.
+    - EDM (Karras et al. 2022): K values, σ, the standard deviation of the noise. diffusers' own
+      Euler takes none: what it calls `sigmas` are places on its ramp.
     - flow matching (FLUX, SD3, Wan, …): K values, s in (0, 1], the noise's weight in the sample,
       before the shift.
 

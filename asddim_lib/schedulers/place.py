@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -26,7 +27,7 @@ from asddim_lib.levels import Levels, as_numbers, completed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
-from asddim_lib.schedulers.mixin import OPTIONS
+from asddim_lib.schedulers.mixin import OPTIONS, TakesGrid
 from asddim_lib.schedulers.multistep import DPMSolverGridScheduler, UniPCGridScheduler
 
 #: Settings with which a diffusers scheduler changes a grid, and the value that leaves it alone.
@@ -134,12 +135,13 @@ def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    if Levels.from_diffusers(scheduler, 1.0).kind == "vp":
-        if "timesteps" in known:
-            return "timesteps"
-        flow_alone = "use_flow_sigmas" in completed(scheduler)  # diffusers' UniPC
-        return "sigmas" if "sigmas" in known and not flow_alone else ""
-    return "sigmas" if "sigmas" in known else ""
+    kind = Levels.from_diffusers(scheduler, 1.0).kind
+    if kind == "edm":  # what diffusers' Euler calls sigmas are places on its ramp
+        return ""
+    if kind == "vp" and "timesteps" in known:
+        return "timesteps"
+    flow_alone = kind == "vp" and "use_flow_sigmas" in completed(scheduler)  # diffusers' UniPC
+    return "sigmas" if "sigmas" in known and not flow_alone else ""
 
 
 def set_grid(scheduler: Any, grid: Any, device: Any = None, mu: float | None = None) -> None:
@@ -148,10 +150,16 @@ def set_grid(scheduler: Any, grid: Any, device: Any = None, mu: float | None = N
     `mu` is the shift that depends on the picture's size, as a pipeline gives it. Raises WrongUse
     for what is no grid, and where the scheduler takes none or has another one afterwards.
     """
-    argument = takes(scheduler)
+    argument, levels = takes(scheduler), Levels.from_diffusers(scheduler, mu)
     remedy = "it takes no grid: use ASDDIM, ASFlow, UniPCGrid or DPMSolverGridScheduler"
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
-    levels = Levels.from_diffusers(scheduler, mu)
+    if isinstance(scheduler, TakesGrid) and not hasattr(scheduler, "not_in_config"):
+        # Not by `set_timesteps`, which ignores what a pipeline passes by itself.
+        flow = levels.kind == "flow"
+        steps = levels.printed(levels.grid_of(grid)[:-1]) if flow else levels.whole(grid)
+        with torch.device("cpu"):
+            scheduler._set(steps, device)
+        return
     if argument == "timesteps":
         grid = levels.whole(grid)
         scheduler.set_timesteps(device=device, timesteps=grid)
