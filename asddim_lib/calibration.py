@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from asddim_lib.cache import check_writable, kept
 from asddim_lib.digest import of_values
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import ORDERS, Trajectory, mean_shares, squares
 from asddim_lib.evidence.profile import KINDS, Profile
 from asddim_lib.grids.rules import uniform
@@ -121,9 +121,9 @@ def check_probes(
     probes: int, adjoint_probes: int, feature_probes: int, encoder: str | Encoder | None
 ) -> None:
     """Raises WrongUse for numbers of probes out of range, and for an encoder that no probe uses."""
-    check(probes >= 1, "probes", probes, "give at least 1")
-    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
-    check(feature_probes >= 0, "feature_probes", feature_probes, "give at least 0")
+    check_whole("probes", probes, 1)
+    check_whole("adjoint_probes", adjoint_probes, 0)
+    check_whole("feature_probes", feature_probes, 0)
     remedy = "without feature_probes it sees nothing: leave it out, or give feature_probes"
     needed = bool(feature_probes) or not encoder
     check(needed, "encoder", getattr(encoder, "name", encoder), remedy)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.grids import table as table
 from asddim_lib.levels import is_flow
 from asddim_lib.models.load import Pipeline
@@ -89,15 +89,13 @@ class Setting:
         for solver in self.solvers:
             check(solver in SOLVERS, "solver", solver, f"use some of {', '.join(SOLVERS)}")
         for steps in self.steps:
-            check(1 <= steps <= 1000, "steps", steps, "give whole numbers, 1 to 1000")
+            check_whole("steps", steps, 1, 1000)
         for scale in self.guidance_scales:
-            remedy = "give a number of at least 0 (up to 1 is no guidance)"
-            check(scale >= 0, "guidance_scale", scale, remedy)
+            check_scale(scale)
         for name in ("methods", "solvers", "steps", "guidance_scales"):
             self._check_once(name)
-        remedy = "give 1 to 1000, or 0 for none"
-        check(0 <= self.reference_steps <= 1000, "reference_steps", self.reference_steps, remedy)
-        check(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1")
+        check_whole("reference_steps", self.reference_steps, 0, 1000)
+        check_whole("batch_size", self.batch_size, 1)
         check(isinstance(self._called(), dict), "call", self.call, "give a JSON object")
         twice = "guidance_scale" in self._called()
         check(not twice, "call", self.call, "guidance_scale has an option of its own: give that")

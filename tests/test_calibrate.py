@@ -125,7 +125,7 @@ def test_a_string_is_one_prompt(small):
 )
 def test_a_number_of_probes_that_is_none_is_refused(small, calls, estimator, name, value):
     more = {"feature_probes": 1} if name == "adjoint_probes" else {}
-    with pytest.raises(WrongUse, match=rf"^{name} is {value}; give at least [01]$"):
+    with pytest.raises(WrongUse, match=rf"^{name} is {value}; "):
         calibrate(small, PROMPTS[:1], num_steps=2, estimator=estimator, **more, **{name: value})
     assert not calls
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from asddim_lib.cache import DamagedFile, sealed
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.errors import WrongUse, check, check_whole
 
 #: Any diffusers pipeline. Its attributes depend on its class, so a type checker cannot know them.
 Pipeline = Any
@@ -261,9 +260,7 @@ def _check_tokenizer(pipe: Pipeline, model: str) -> None:
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Seeds as Python's ints. Raises WrongUse for one that torch's generators do not take."""
     for seed in seeds:
-        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        usable = whole and -(2**63) <= int(seed) < 2**64
-        check(usable, "seed", seed, "give a whole number below 2^64")
+        check_whole("seed", seed, -(2**63), 2**64 - 1)
     return tuple(map(int, seeds))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.levels import Levels, completed, with_fixed_shift
 from asddim_lib.metrics.distance import images_to_uint8
@@ -91,12 +91,8 @@ class Run:
         same = len(seeds) == len(prompts)
         check(same, "seeds", f"{len(seeds)} for {len(prompts)} prompts", "give one per prompt")
         scale = self.guidance_scale
-        number = isinstance(scale, (int, float, np.integer, np.floating))
-        remedy = "give a number of at least 0 (up to 1 is no guidance)"
-        usable = scale is None or (number and bool(np.isfinite(scale)) and scale >= 0)
-        check(usable, "guidance_scale", scale, remedy)
-        whole = isinstance(self.batch_size, (int, np.integer)) and self.batch_size >= 1
-        check(whole, "batch_size", self.batch_size, "give at least 1")
+        check_scale(scale)
+        check_whole("batch_size", self.batch_size, 1)
         for name, remedy in OWN.items():
             check(name not in self.options, name, self.options.get(name), remedy)
         twice = scale is not None and "guidance_scale" in self.options
