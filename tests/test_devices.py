@@ -360,7 +360,7 @@ def test_every_scheduler_draws_on_a_device_without_float64(kind, config, grid, o
 # The whole of calibrate, record, draw and tune there. Forward derivatives (jvp, and power, which
 # takes them) are left out: of a tensor like the pretend one PyTorch ends with a segmentation fault.
 
-PLAN = Plan(1, 2, 0, 1, 2, trials=0, reference_steps=2, baselines=("gits",))
+PLAN = Plan(1, 2, 0, 1, trials=0, reference_steps=2, baselines=("gits",))
 
 
 def measured(pipe, guidance_scale=1.0, **how):
