@@ -72,9 +72,9 @@ def test_a_class_s_name_finds_diffusers_own_loader(single, monkeypatch, name):
     [
         ("safetensors", {}, r"model is '.*', a single file; name its class, such as pipeline_cl"),
         ("ckpt", {}, r"a single file; name its class"),
-        ("gone.safetensors", {}, r"a file that does not exist; give the path of a file"),
+        ("gone.safetensors", {"pipeline_class": "StableDiffusionPipeline"}, r"^model is '.*gone"),
         ("ckpt", {"pipeline_class": "NoPipeline"}, r"pipeline_class is NoPipeline; give the name"),
-        ("ckpt", {"pipeline_class": "DiTPipeline"}, r"DiTPipeline loads no single file"),
+        ("ckpt", {"pipeline_class": "DiTPipeline"}, r"^model is .*; give the pipeline_class"),
         (
             "safetensors",
             {"pipeline_class": OneFile},

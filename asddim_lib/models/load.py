@@ -179,25 +179,27 @@ def _scheduler(folder: str | os.PathLike) -> Any:
 
 
 def _load(name: str, dtype: torch.dtype, pipeline_class: Any, options: dict[str, Any]) -> Pipeline:
+    """The pipeline of a name, as diffusers loads it; every failure but of memory is WrongUse."""
     source, revision = _source(name)
-    local = Path(source).exists()
-    remedy = "install asddim-lib again, or check out the data folder"
-    check(local or name not in BUNDLED, "model", f"{name!r} (looked in {source})", remedy)
+    local = Path(source).exists() or name in BUNDLED
+    defaults: dict[str, Any] = {"dtype": dtype}
     if source.endswith(_SINGLE_FILE) and not Path(source).is_dir():
-        load = _file_loader(source, pipeline_class)
-        defaults: dict[str, Any] = {"dtype": dtype}
+        method = "from_single_file"
+        remedy = "name its class, such as pipeline_class='StableDiffusionPipeline', or save it as "
+        remedy += "a folder: pipe.save_pretrained(…)"
+        check(pipeline_class is not None, "model", f"{source!r}, a single file", remedy)
         remedy = f"give the pipeline_class it was saved from, or fetch {source} again"
     else:
-        load = _class(pipeline_class or "DiffusionPipeline").from_pretrained
-        defaults = {"dtype": dtype, "use_safetensors": True, "revision": revision}
-        defaults |= _left_out(Path(source))
+        method = "from_pretrained"
+        defaults |= {"use_safetensors": True, "revision": revision, **_left_out(Path(source))}
         if name == "sd15":
             defaults |= {"safety_checker": None, "requires_safety_checker": False}
         fetch = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         damaged = "its files are damaged; fetch the folder again"
         remedy = damaged if local else f"fetch it once with `{fetch}`"
+    kind = _class(pipeline_class or "DiffusionPipeline")
     try:
-        return load(source, **{**defaults, **options})
+        return getattr(kind, method)(source, **{**defaults, **options})
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # safetensors, JSON, hub and OS errors share no base class
@@ -218,20 +220,6 @@ def _left_out(folder: Path) -> dict[str, None]:
     except (OSError, ValueError):  # diffusers says what is wrong with it
         return {}
     return {name: None for name, part in parts.items() if part == [None, None]}
-
-
-def _file_loader(source: str, pipeline_class: Any) -> Callable[..., Pipeline]:
-    """The `from_single_file` of the class given for a file."""
-    there = "://" in source or Path(source).is_file()
-    check(there, "model", f"{source!r}, a file that does not exist", "give the path of a file")
-    example = "pipeline_class='StableDiffusionPipeline'"
-    remedy = f"name its class, such as {example}, or save it as a folder: pipe.save_pretrained(…)"
-    check(pipeline_class is not None, "model", f"{source!r}, a single file", remedy)
-    kind = _class(pipeline_class)
-    able = hasattr(kind, "from_single_file")
-    remedy = f"{kind.__name__} loads no single file: give a folder, or another class"
-    check(able, "pipeline_class", pipeline_class, remedy)
-    return kind.from_single_file
 
 
 def _class(pipeline_class: str | type) -> Any:

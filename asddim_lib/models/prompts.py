@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from asddim_lib.cache import cache_folder
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.errors import WrongUse, check, check_whole
 from asddim_lib.models.load import data_folder
 
 BUNDLED = {"bundled": "prompts.csv", "bundled-tune": "prompts_tune.csv"}
@@ -28,10 +28,7 @@ REMOTE = {
         "captions_val2017.json",
         f"fetch {_COCO}, and unpack its annotations/captions_val2017.json there, or give its path",
     ),
-    "drawbench": (
-        "drawbench.csv",
-        f"fetch {_DRAWBENCH} to there, or give the path of your copy",
-    ),
+    "drawbench": ("drawbench.csv", f"fetch {_DRAWBENCH} to there, or give the path of your copy"),
 }
 #: Names that sets give to the column of prompts.
 NAMES = ("prompt", "prompts", "caption", "text")
@@ -52,58 +49,61 @@ def load_prompts(
     count adds to a smaller one. The table's `attrs` record the source and the seed. Raises WrongUse
     for a file that is missing or unreadable, a missing column, too few prompts, or a negative seed.
     """
-    check(seed >= 0, "prompt_seed", seed, "give at least 0")
+    check_whole("prompt_seed", seed, 0)
     path = _find(source)
-    table = _prompt_column(_read(path, source, seed), _name(source, path))
+    try:
+        table = _read(path, seed)
+    except (ValueError, KeyError, TypeError, IndexError, ImportError) as error:
+        reason = f"{path.suffix or 'text'} ({str(error).splitlines()[0]})"
+        raise WrongUse(
+            f"prompts is {source}, which could not be read as {reason}; fetch it again"
+        ) from error
+    plain = {str(column).strip().lower(): column for column in table}
+    column = next((name for name in NAMES if name in plain), None)
+    remedy = f"the file needs a column named {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+    check(column is not None, "prompts", str(source), remedy)
+    columns = {plain[column]: "prompt", plain.get("category"): "category"}
     remedy = f"{source} has {len(table)} prompts"
     check(count is None or 1 <= count <= len(table), "count", count, remedy)
-    table = table.head(count)
-    named = str(source) in (*BUNDLED, *REMOTE)
+    table = table.rename(columns=columns).head(count)
     table.attrs = {
-        "prompts_from": str(source) if named else path.name,
+        "prompts_from": str(source) if str(source) in (*BUNDLED, *REMOTE) else path.name,
         "prompts_seed": seed if "image_id" in table else None,
     }
     return table
 
 
 def _find(source: str | os.PathLike) -> Path:
+    """The file of a set. Raises WrongUse where there is none."""
     name, path = str(source), Path(source)
-    remedy = f"use one of {', '.join((*BUNDLED, *REMOTE))}, or the path of a file"
     if name in BUNDLED:
-        path = data_folder() / BUNDLED[name]
-    elif name in REMOTE:
-        path, remedy = cache_folder() / REMOTE[name][0], REMOTE[name][1]
-    check(path.is_file(), "prompts", _name(source, path), remedy)
+        return data_folder() / BUNDLED[name]
+    remedy = f"use one of {', '.join((*BUNDLED, *REMOTE))}, or the path of a file"
+    if name in REMOTE:
+        file, remedy = REMOTE[name]
+        path = cache_folder() / file
+        name += f", which is not at {path}"
+    check(path.is_file(), "prompts", name, remedy)
     return path
 
 
-def _name(source: str | os.PathLike, path: Path) -> str:
-    missing = str(source) in REMOTE and not path.is_file()
-    return f"{source}, which is not at {path}" if missing else str(source)
-
-
-def _read(path: Path, source: str | os.PathLike, seed: int) -> pd.DataFrame:
+def _read(path: Path, seed: int) -> pd.DataFrame:
+    """A file's table, by its ending."""
     kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            return pd.read_parquet(path)
-        if kind == ".csv":
-            head = pd.read_csv(path, nrows=0, encoding="utf-8-sig")
-            texts = {name: str for name in head if str(name).strip().lower() in NAMES}
-            return pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", dtype=texts)
-        text = path.read_text(encoding="utf-8-sig")
-        if kind == ".json":
-            return _json(json.loads(text), seed)
-        # Not splitlines: a prompt may contain U+2028 and other ends of lines.
-        lines = [line for line in text.split("\n") if line.strip()]
-        if kind == ".jsonl":
-            return _rows([json.loads(line) for line in lines])
-        return _tsv(lines) if kind == ".tsv" else pd.DataFrame({"prompt": lines})
-    except (ValueError, KeyError, TypeError, IndexError, ImportError) as error:
-        reason = f"{path.suffix or 'text'} ({str(error).splitlines()[0]})"
-        raise WrongUse(
-            f"prompts is {source}, which could not be read as {reason}; fetch it again"
-        ) from error
+    if kind == ".parquet":
+        return pd.read_parquet(path)
+    if kind == ".csv":
+        head = pd.read_csv(path, nrows=0, encoding="utf-8-sig")
+        texts = {name: str for name in head if str(name).strip().lower() in NAMES}
+        return pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", dtype=texts)
+    text = path.read_text(encoding="utf-8-sig")
+    if kind == ".json":
+        return _json(json.loads(text), seed)
+    # Not splitlines: a prompt may contain U+2028 and other ends of lines.
+    lines = [line for line in text.split("\n") if line.strip()]
+    if kind == ".jsonl":
+        return _rows([json.loads(line) for line in lines])
+    return _tsv(lines) if kind == ".tsv" else pd.DataFrame({"prompt": lines})
 
 
 def _tsv(lines: list[str]) -> pd.DataFrame:
@@ -141,17 +141,6 @@ def _json(value: Any, seed: int) -> pd.DataFrame:
     return _rows(value)
 
 
-def _prompt_column(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Renames the column of prompts to `prompt`, and a category's to `category`."""
-    plain = {column: str(column).strip().lower() for column in table}
-    known = (*NAMES, "category")
-    table = table.rename(columns={old: new for old, new in plain.items() if new in known})
-    column = next((column for column in NAMES if column in table), None)
-    remedy = f"the file needs a column named {', '.join(NAMES[:-1])} or {NAMES[-1]}"
-    check(column is not None, "prompts", name, remedy)
-    return table.rename(columns={column: "prompt"})
-
-
 def _coco(annotations: list[dict[str, Any]], seed: int) -> pd.DataFrame:
     """One caption per image, the one with the lowest id; images in a random order."""
     table = pd.DataFrame(annotations)[["image_id", "id", "caption"]]
@@ -165,13 +154,10 @@ def listed(prompts: str | Sequence[str]) -> list[str]:
     """Prompts as a list: a string is one prompt. Raises WrongUse for a table or a dict."""
     if isinstance(prompts, str):
         return [prompts]
-    keyed = (
-        isinstance(prompts, Mapping)
-        or hasattr(prompts, "columns")
-        or not isinstance(prompts, Iterable)
-    )
+    keyed = isinstance(prompts, Mapping) or hasattr(prompts, "columns")
     remedy = 'give a list of texts, such as table["prompt"]'
-    check(not keyed, "prompts", f"a {type(prompts).__name__}", remedy)
+    texts = isinstance(prompts, Iterable) and not keyed
+    check(texts, "prompts", f"a {type(prompts).__name__}", remedy)
     return list(prompts)
 
 
