@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.grids import table as table
-from asddim_lib.levels import is_flow
 from asddim_lib.models.load import Pipeline
 from asddim_lib.pipeline import calls
 from asddim_lib.schedulers.place import ENDS

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from asddim_lib import timesteps
+from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse
-from asddim_lib.levels import Levels, is_flow, noise_schedule
+from asddim_lib.levels import Levels, noise_schedule
 from asddim_lib.paper import (
     NoiseSchedule,
     allocate,

@@ -8,7 +8,8 @@ import pytest
 from diffusers import DDIMScheduler
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, sigmas, timesteps
-from asddim_lib.levels import Levels, completed
+from asddim_lib.configs import completed
+from asddim_lib.levels import Levels
 from asddim_lib.schedulers.mixin import OPTIONS
 from asddim_lib.schedulers.place import check_set, drawing, with_grid
 

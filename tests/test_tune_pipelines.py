@@ -24,9 +24,9 @@ from diffusers.pipelines.stable_audio_3.pipeline_stable_audio_3 import logsnr_si
 
 from asddim_lib import ASDDIMScheduler, tune
 from asddim_lib.cache import unseal
+from asddim_lib.configs import completed, is_flow
 from asddim_lib.errors import WrongUse
 from asddim_lib.grids.table import METHODS
-from asddim_lib.levels import completed, is_flow
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import with_grid
 from asddim_lib.tuning.draw import Setup

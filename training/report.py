@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from asddim_lib import metrics
-from asddim_lib.levels import is_flow
+from asddim_lib.configs import is_flow
 from asddim_lib.models.load import load_pipeline
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.solvers import own_scheduler

@@ -57,9 +57,10 @@ def export(
     if steps is not None:
         check_whole("steps", steps, 1, 1000)
 
+    from asddim_lib.configs import completed, with_fixed_shift
     from asddim_lib.evidence.profile import Profile
     from asddim_lib.grids.grid import sigmas, timesteps
-    from asddim_lib.levels import Levels, completed, with_fixed_shift
+    from asddim_lib.levels import Levels
     from asddim_lib.models.load import load_scheduler_config
 
     config = with_fixed_shift(completed(load_scheduler_config(model)), mu)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from asddim_lib.configs import class_of, completed, is_flow
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.rules import check_steps
-from asddim_lib.levels import Levels, class_of, completed, is_flow
+from asddim_lib.levels import Levels
 
 
 def with_steps(scheduler: Any, steps: int, mu: float | None = None) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from asddim_lib.configs import EDM, completed, is_flow, kind_of, with_fixed_shift
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.current import falling_timesteps, printed_sigmas, with_steps
 from asddim_lib.grids.rules import SPACINGS, check_steps, uniform
 from asddim_lib.grids.table import DEFAULTS, Options, check_profile, method_of, timesteps_of
-from asddim_lib.levels import EDM, Levels, completed, is_flow, with_boundary, with_fixed_shift
+from asddim_lib.levels import Levels, with_boundary
 
 #: Settings with which a flow scheduler changes levels that it was given.
 OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
@@ -72,7 +73,7 @@ def timesteps(
     config = completed(scheduler)
     other = is_flow(config) or set(EDM) <= set(config)
     free = allocation in ("uniform", *SPACINGS) and not other  # these need no noise levels
-    kind = "vp" if free else Levels.from_diffusers(scheduler, mu=1.0).kind
+    kind = "vp" if free else kind_of(scheduler)
     words = {"flow": "a flow-matching one", "edm": "an EDM one"}
     remedy = "its timesteps are no whole numbers: use sigmas(…) and set_timesteps(sigmas=…)"
     check(kind == "vp", "scheduler", words.get(kind, kind), remedy)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asddim_lib.configs import completed
 from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory, carry_back
 from asddim_lib.grids.rules import uniform
-from asddim_lib.levels import LARGEST_SIGMA, Levels, completed, fingerprint
+from asddim_lib.levels import LARGEST_SIGMA, Levels, fingerprint
 from asddim_lib.pipeline.calls import one_step_more
 from asddim_lib.pipeline.replay import Capture, Replay, Visit, replayed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler

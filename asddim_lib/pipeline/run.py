@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asddim_lib.configs import completed, with_fixed_shift
 from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.evidence.path import Trajectory
-from asddim_lib.levels import Levels, completed, with_fixed_shift
+from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed

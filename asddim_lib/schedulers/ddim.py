@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from asddim_lib.configs import kind_of
 from asddim_lib.errors import check
 from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
-from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
+from asddim_lib.schedulers.mixin import TakesGrid, init_of
 
 
 class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]

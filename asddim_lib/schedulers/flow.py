@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from asddim_lib.configs import kind_of
 from asddim_lib.errors import check
-from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
+from asddim_lib.schedulers.mixin import TakesGrid, init_of
 
 
 class ASFlowScheduler(TakesGrid, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]

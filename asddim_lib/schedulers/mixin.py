@@ -23,20 +23,12 @@ import torch
 from diffusers.configuration_utils import FrozenDict, register_to_config
 from torch import Tensor
 
+from asddim_lib.configs import completed, for_class, is_flow
 from asddim_lib.errors import check
 from asddim_lib.grids.grid import sigmas, timesteps
 from asddim_lib.grids.rules import linear_quadratic
 from asddim_lib.grids.table import DEFAULTS, check_profile, method_of
-from asddim_lib.levels import (
-    Levels,
-    as_numbers,
-    check_timesteps,
-    completed,
-    for_class,
-    is_flow,
-    share_of,
-    with_boundary,
-)
+from asddim_lib.levels import Levels, as_numbers, check_timesteps, share_of, with_boundary
 
 log = logging.getLogger(__name__)
 
@@ -302,14 +294,6 @@ def passed_by_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) ->
 
 def _near(given: Any, values: np.ndarray) -> bool:
     return len(given) == len(values) and np.allclose(np.asarray(given, float), values, atol=1e-6)
-
-
-def kind_of(source: Mapping[str, Any]) -> str:
-    """The kind of model that a stated config is of. Raises WrongUse as `Levels` does."""
-    betas = source.get("trained_betas") is not None or "beta_schedule" in source
-    if betas and not is_flow(source) and source.get("timestep_type") != "continuous":
-        return "vp"  # whatever its betas
-    return Levels.from_diffusers({**source, "invert_sigmas": False}, 1.0).kind  # with any shift
 
 
 def resampled(sigmas: np.ndarray, steps: int, lowest: float) -> np.ndarray:

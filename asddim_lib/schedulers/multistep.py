@@ -11,8 +11,9 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from asddim_lib.configs import kind_of
 from asddim_lib.errors import check
-from asddim_lib.schedulers.mixin import TakesGrid, init_of, kind_of
+from asddim_lib.schedulers.mixin import TakesGrid, init_of
 
 
 class _Multistep(TakesGrid):

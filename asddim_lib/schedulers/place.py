@@ -21,9 +21,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from asddim_lib.configs import completed, kind_of
 from asddim_lib.errors import check
 from asddim_lib.grids.current import printed_sigmas
-from asddim_lib.levels import Levels, as_numbers, completed
+from asddim_lib.levels import Levels, as_numbers
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
@@ -135,7 +136,7 @@ def _flow_settings(source: dict[str, Any], known: Mapping[str, Any]) -> dict[str
 def takes(scheduler: Any) -> str:
     """The argument by which a scheduler takes a grid, timesteps or sigmas; empty if by none."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    kind = Levels.from_diffusers(scheduler, 1.0).kind
+    kind = kind_of(scheduler)
     if kind == "edm":  # what diffusers' Euler calls sigmas are places on its ramp
         return ""
     if kind == "vp" and "timesteps" in known:

@@ -6,8 +6,8 @@ from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
+from asddim_lib.configs import is_flow
 from asddim_lib.errors import check
-from asddim_lib.levels import is_flow
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.multistep import DPMSolverGridScheduler, UniPCGridScheduler

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from asddim_lib.cache import kept
+from asddim_lib.configs import completed
 from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.grids.current import printed_sigmas
 from asddim_lib.grids.grid import sigmas
-from asddim_lib.levels import Levels, completed
+from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing, with_grid
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of

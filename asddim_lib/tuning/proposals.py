@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from asddim_lib.calibration import calibrate, evaluations
+from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import sigmas
 from asddim_lib.grids.table import METHODS
-from asddim_lib.levels import check_timesteps, fingerprint, is_flow
+from asddim_lib.levels import check_timesteps, fingerprint
 from asddim_lib.pipeline.replay import REMEDY
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import Setup
