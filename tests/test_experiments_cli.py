@@ -36,7 +36,8 @@ WRONG_USE = [
     ("report /nowhere", "folder is /nowhere, without "),
     ("clock --methods magic", "magic"),
     ("clock --steps 2,x", "steps is '2,x'; "),
-    ("mlperf --prompts /no.tsv --latents l --reference .", "reference is .; "),
+    ("mlperf --prompts /no.tsv --latents l --reference .", "prompts is /no.tsv; "),
+    ("mlperf --prompts bundled --count 2 --latents l --reference .", "reference is .; "),
 ]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -23,12 +21,12 @@ Usage: Any = typer.BadParameter.__mro__[1]  # the base of its usage errors, not 
 
 def app_of(*commands: Callable[..., None], help: str) -> typer.Typer:
     """An app of commands, in the order of its help."""
-    made = typer.Typer(
+    app = typer.Typer(
         help=help, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
     )
     for command in commands:
-        made.command()(command)
-    return made
+        app.command()(command)
+    return app
 
 
 app = app_of(
@@ -51,29 +49,13 @@ def run(commands: typer.Typer, name: str) -> None:
 
     Any other exception is a fault of ours and keeps its traceback.
     """
-    with _log_to_stderr(name):
-        try:
-            sys.exit(commands(prog_name=name, standalone_mode=False))
-        except (WrongUse, OSError, Usage) as error:
-            said = error.format_message() if isinstance(error, Usage) else str(error)
-            if said:  # without a command the help was printed, and nothing is left to say
-                typer.echo(f"{name}: {' '.join(said.split())}", err=True)
-            sys.exit(2)
-        except typer.Abort:
-            typer.echo(f"{name}: stopped", err=True)
-            sys.exit(130)
-
-
-@contextmanager
-def _log_to_stderr(name: str) -> Iterator[None]:
-    """Shows the library's warnings in the form of its errors."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
-    logs = [logging.getLogger(package) for package in ("asddim_lib", name)]
-    for log in logs:
-        log.addHandler(handler)
     try:
-        yield
-    finally:
-        for log in logs:
-            log.removeHandler(handler)
+        sys.exit(commands(prog_name=name, standalone_mode=False))
+    except (WrongUse, OSError, Usage) as error:
+        said = error.format_message() if isinstance(error, Usage) else str(error)
+        if said:  # without a command the help was printed, and nothing is left to say
+            typer.echo(f"{name}: {' '.join(said.split())}", err=True)
+        sys.exit(2)
+    except typer.Abort:
+        typer.echo(f"{name}: stopped", err=True)
+        sys.exit(130)

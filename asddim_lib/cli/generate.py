@@ -57,6 +57,7 @@ def generate(
     pipe = model.load()
     pipe.set_progress_bar_config(disable=False, leave=False)
     from asddim_lib.pipeline.run import Run
+    from asddim_lib.schedulers.solvers import own_scheduler
 
     run = Run(pipe, [prompt], [seed], scale, options=options, truncate=pictures.truncate)
     if profile and not allocation:
@@ -69,7 +70,10 @@ def generate(
             guidance_scale=run.guidance_scale,
             override=may_differ,
         )
-        pipe.scheduler = _scheduler(pipe.scheduler, allocation, measured or None)
+        changes: dict[str, Any] = {"profile": measured.to_dict() if measured else None}
+        changes |= {"allocation": allocation, "grid": None} if allocation else {}
+        own = own_scheduler(pipe.scheduler)
+        pipe.scheduler = own.from_config(pipe.scheduler.config, **changes)
     drawn = run.pictures(num_inference_steps=steps)
     _save(drawn.images[0], file)
     grid = [round(t, 2) for t in pipe.scheduler.timesteps.tolist()]
@@ -121,13 +125,3 @@ def _check_allocation(allocation: str, profile: str) -> None:
     else:
         remedy = f"allocation {allocation} does not use it: use one of {', '.join(CALIBRATED)}"
         check(not profile, "profile", profile, remedy)
-
-
-def _scheduler(scheduler: Any, allocation: str, profile: Any) -> Any:
-    """Ours for this scheduler's model, with this allocation or else the config's."""
-    from asddim_lib.schedulers.solvers import own_scheduler
-
-    kind, values = own_scheduler(scheduler), profile.to_dict() if profile else None
-    if not allocation:
-        return kind.from_config(scheduler.config, profile=values)
-    return kind.from_config(scheduler.config, profile=values, allocation=allocation, grid=None)

@@ -59,10 +59,10 @@ def load_prompts(
             f"prompts is {source}, which could not be read as {reason}; fetch it again"
         ) from error
     plain = {str(column).strip().lower(): column for column in table}
-    column = next((name for name in NAMES if name in plain), None)
+    found = [name for name in NAMES if name in plain]
     remedy = f"the file needs a column named {', '.join(NAMES[:-1])} or {NAMES[-1]}"
-    check(column is not None, "prompts", str(source), remedy)
-    columns = {plain[column]: "prompt", plain.get("category"): "category"}
+    check(bool(found), "prompts", str(source), remedy)
+    columns = {plain[found[0]]: "prompt", plain.get("category"): "category"}
     remedy = f"{source} has {len(table)} prompts"
     check(count is None or 1 <= count <= len(table), "count", count, remedy)
     table = table.rename(columns=columns).head(count)

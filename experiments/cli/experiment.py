@@ -35,10 +35,10 @@ def run(
     from experiments.setting import picture_evaluations
     from experiments.shards import joined
 
-    real.check()
     table = load_prompts(pictures.prompts, pictures.count, prompt_seed)
     with joined(part) as shard:
         device = shard.device(model.device)
+        encoders = real.encoders(device)
         pipe = replace(model, device=device).load()
         if only_plan:
             if shard.speaks:
@@ -52,7 +52,7 @@ def run(
             shard=shard,
             clip=pictures.clip,
             reference=real.reference,
-            against=real.encoders(device),
+            against=encoders,
             progress=lambda waiting: bar(
                 waiting, shard, lambda cell: picture_evaluations(pipe, setting, cell)
             ),

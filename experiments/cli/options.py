@@ -88,25 +88,19 @@ class RealOptions:
         help="What Inception sees: paper (side 256, centre crop) or plain (torchmetrics' default).",
     )
 
-    def check(self) -> None:
-        """Raises WrongUse for encoders without real pictures, and for a folder without any."""
-        from asddim_lib.metrics.encoders import PREPARATIONS
-        from experiments.real import picture_files
-
-        if self.reference:
-            picture_files(self.reference)
-        alone = bool(self.inception or self.dinov2) and not self.reference
-        check(not alone, "reference", self.reference, "give a folder of real pictures, too")
-        remedy = f"use one of {', '.join(PREPARATIONS)}"
-        check(self.prepare in PREPARATIONS, "prepare", self.prepare, remedy)
-
     def encoders(self, device: str) -> list[Any]:
-        """The encoders that compare pictures with real ones; none without a `reference`."""
+        """The encoders that compare pictures with real ones; none without a `reference`.
+
+        Raises WrongUse for encoders without real pictures, and for a folder without any.
+        """
         from asddim_lib.metrics.encoders import load_inception
-        from experiments.real import load_dinov2
+        from experiments.real import load_dinov2, picture_files
 
         if not self.reference:
+            alone = bool(self.inception or self.dinov2)
+            check(not alone, "reference", self.reference, "give a folder of real pictures, too")
             return []
+        picture_files(self.reference)
         found = [load_inception(self.inception, self.prepare, device)]
         return [*found, load_dinov2(self.dinov2, device)] if self.dinov2 else found
 
