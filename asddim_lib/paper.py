@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 
 READINGS = ("intent", "density", "literal")
 
@@ -89,8 +89,7 @@ def allocate(h: np.ndarray, num_inference_steps: int) -> list[int]:
     1 … T, and for an `h` that is not finite and positive everywhere.
     """
     size, steps = len(h), num_inference_steps
-    whole = isinstance(steps, (int, np.integer)) and 1 <= steps <= size
-    check(whole, "num_inference_steps", steps, f"give a whole number, 1 to {size}")
+    check_whole("num_inference_steps", steps, 1, size)
     density = 1 / np.asarray(h, np.float64)
     usable = bool(np.all(np.isfinite(density) & (density > 0)))
     check(usable, "h", "not all finite and positive", "give a step size for every timestep")

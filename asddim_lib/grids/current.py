@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from asddim_lib.configs import class_of, completed, is_flow
-from asddim_lib.errors import WrongUse, check
-from asddim_lib.grids.rules import check_steps
+from asddim_lib.errors import WrongUse, check, check_whole
 from asddim_lib.levels import Levels
 
 
@@ -29,7 +28,8 @@ def with_steps(scheduler: Any, steps: int, mu: float | None = None) -> Any:
     if kind is None or (ours and is_flow(config) and not other_number):
         return None
     betas = config.get("trained_betas")
-    check_steps(steps, int(config["num_train_timesteps"]) if betas is None else len(betas))
+    size = int(config["num_train_timesteps"]) if betas is None else len(betas)
+    check_whole("num_inference_steps", steps, 1, size)
     plain = isinstance(scheduler, Mapping)
     current = kind.from_config(scheduler) if plain else copy.deepcopy(scheduler)
     known = inspect.signature(current.set_timesteps).parameters

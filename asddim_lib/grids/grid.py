@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from asddim_lib.configs import EDM, completed, is_flow, kind_of, with_fixed_shift
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.current import falling_timesteps, printed_sigmas, with_steps
-from asddim_lib.grids.rules import SPACINGS, check_steps, uniform
+from asddim_lib.grids.rules import SPACINGS, uniform
 from asddim_lib.grids.table import DEFAULTS, Options, check_profile, method_of, timesteps_of
 from asddim_lib.levels import Levels, with_boundary
 
@@ -204,7 +204,7 @@ def _indices(config: Mapping[str, Any], steps: int, given: Mapping[str, Any]) ->
         chosen["path"].check_schedule(levels)
     if begin is not None:
         _check_begin(name, begin, len(levels))
-    check_steps(steps, len(levels.below(begin)))
+    check_whole("num_inference_steps", steps, 1, len(levels.below(begin)))
     return timesteps_of(
         name, levels, steps, Options(**chosen, spacing=spacing, steps_offset=offset)
     )

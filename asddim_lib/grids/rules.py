@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 from asddim_lib.levels import Levels, sigma_of
 from asddim_lib.paper import distinct
 
@@ -34,7 +34,7 @@ def uniform(
     that moves the first step beyond T − 1.
     """
     size, steps = num_train_timesteps, num_inference_steps
-    check_steps(steps, size)
+    check_whole("num_inference_steps", steps, 1, size)
     check(spacing in SPACINGS, "timestep_spacing", spacing, f"use one of {', '.join(SPACINGS)}")
     if spacing == "linspace":
         grid = np.linspace(0, size - 1, steps).round()[::-1]
@@ -47,13 +47,6 @@ def uniform(
         # For K of 61, 103, … diffusers has one more entry, −1, by rounding; it is cut off here.
         grid = np.arange(size, 0, -size / steps)[:steps].round() - 1
     return [int(t) for t in grid]
-
-
-def check_steps(steps: int, size: int) -> None:
-    """Raises WrongUse unless K is a whole number from 1 to the number of timesteps."""
-    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    remedy = f"give a whole number, 1 to {size}"
-    check(whole and 1 <= steps <= size, "num_inference_steps", steps, remedy)
 
 
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> np.ndarray:

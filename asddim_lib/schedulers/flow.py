@@ -49,8 +49,6 @@ class ASFlowScheduler(TakesGrid, FlowMatchEulerDiscreteScheduler):  # type: igno
     def _set_uniform(
         self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
-        known = mu is not None or not self.config["use_dynamic_shifting"]
-        check(known, "mu", mu, "its shift depends on the picture's size: a pipeline gives it")
         FlowMatchEulerDiscreteScheduler.set_timesteps(self, steps, device, sigmas, mu, timesteps)
 
     def _set_given(

@@ -7,8 +7,7 @@ paper's `p`, `lam`, `eps` and `reading`. `boundary` is the s below which a secon
 config and so are saved with a pipeline. Without any of them a scheduler equals diffusers' class to
 the bit.
 
-Grids arrive here as timesteps or as other programs print sigmas, and leave as K timesteps, or as K
-values of s on a flow model: what diffusers' classes step by.
+Grids leave here as diffusers' classes step: as K whole timesteps, or K values of s of a flow model.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict, register_to_config
-from torch import Tensor
 
 from asddim_lib.configs import completed, for_class, is_flow
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 from asddim_lib.grids.grid import sigmas, timesteps
 from asddim_lib.grids.rules import linear_quadratic
 from asddim_lib.grids.table import DEFAULTS, check_profile, method_of
-from asddim_lib.levels import Levels, as_numbers, check_timesteps, share_of, with_boundary
+from asddim_lib.levels import Levels, as_numbers, check_timesteps, with_boundary
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +174,9 @@ class TakesGrid:
         count = num_inference_steps if given is None else len(as_numbers(given, name))
         size = self.config["num_train_timesteps"]
         plain = passed_by_pipeline(sigmas, timesteps, size) if self._flow else given is None
+        known = mu is not None or not self.config.get("use_dynamic_shifting")
+        remedy = "its shift depends on the picture's size: a pipeline gives it"
+        check(known or (plain and self.places_steps), "mu", mu, remedy)
         with torch.device("cpu"):
             if not plain:
                 if self.places_steps:
@@ -223,39 +224,37 @@ class TakesGrid:
         Whole timesteps of a flow model become s after the shift; given s are returned unchanged.
         Raises WrongUse, naming `name`, for what is no such grid.
         """
-        given = values.tolist() if isinstance(values, Tensor) else values
-        levels, whole = self._noise_levels(1.0), name != "sigmas"  # any mu: s is not shifted here
+        given, levels = as_numbers(values, name), self._noise_levels(1.0)  # s needs no mu
+        whole = name != "sigmas" and levels.are_timesteps(given)
         sigmas = levels.grid_of(given, name, whole=whole)[:-1]
-        indices = whole and levels.are_timesteps(np.asarray(given))
         if not self._flow:
-            if name == "timesteps":
-                return list(check_timesteps(given, len(levels), name))
+            if whole or name == "timesteps":
+                return check_timesteps(given, len(levels), name)
             remedy = "sigmas that begin so low are a flow model's: give whole timesteps"
-            check(name != "grid" or indices or sigmas[0] > 1, name, list(given), remedy)
-            return list(levels.nearest(sigmas))
-        if indices:
-            s = share_of(self._noise_levels().grid_of(given, name)[:-1])
+            check(name != "grid" or sigmas[0] > 1, name, given.tolist(), remedy)
+            return levels.nearest(sigmas)
+        if whole:
+            s = np.array(self._noise_levels().at(given)[:-1])
         else:
-            s = np.minimum(np.asarray(given, np.float64)[: len(sigmas)], 1.0)
+            s = np.minimum(given[: len(sigmas)], 1.0)
         times = np.float32(s) * np.float32(len(levels))
         remedy = "two of its steps are the same in float32: leave one out"
-        check(bool((np.diff(times) < 0).all()), name, list(given), remedy)
+        check(bool((np.diff(times) < 0).all()), name, given.tolist(), remedy)
         return s.tolist()
 
     def _steps_by_options(self, steps: int | None, mu: float | None) -> Any:
         """K steps by the scheduler's grid or allocation, as `_set` takes them."""
         grid, boundary = self.config["grid"], self.config.get("boundary")
-        whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool) and steps >= 1
-        check(whole, "num_inference_steps", steps, "give a whole number, at least 1")
+        check_whole("num_inference_steps", steps, 1)
         assert steps is not None
         if grid is not None and len(grid) != steps:
             log.warning("a grid of %d steps is interpolated to %d steps", len(grid), steps)
             grid = self._resampled(grid, steps)
+        name = self.config["allocation"]  # named, the scheduler is not asked for its steps again
         if grid is None and self._flow:
-            name = self.config["allocation"]  # named, it is not asked of the scheduler again
             return sigmas(self, steps, allocation=name, mu=mu, shifted=True)[:-1]
         if grid is None:
-            return timesteps(self, steps, allocation=self.config["allocation"])
+            return timesteps(self, steps, allocation=name)
         return grid if boundary is None else with_boundary(np.asarray(grid), boundary)
 
     def _resampled(self, grid: list[Any], steps: int) -> Any:

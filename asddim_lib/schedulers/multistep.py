@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,6 @@ class _Multistep(TakesGrid):
     highest = 1.0
     sigmas: Tensor
     num_inference_steps: int | None
-    step_index: int | None
 
     @classmethod
     def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,14 +64,26 @@ class _Multistep(TakesGrid):
         self.timesteps = times.to(device=device)
         self.sigmas = torch.from_numpy(np.array([*sigmas, end], np.float32))
 
-    def _rests(self, timestep: Any) -> bool:
-        """Whether the next step has no length (timestep 0 to σ_min): diffusers divides 0 by 0."""
-        if self.num_inference_steps is None:
-            return False
-        if self.step_index is None:
-            self._init_step_index(timestep)  # type: ignore[attr-defined]
-        here = int(self.step_index or 0)
-        return bool(self.sigmas[here] == self.sigmas[here + 1])
+
+def _step_of(parent: Any) -> Any:
+    """The `step` of a subclass of diffusers' `parent`.
+
+    A last step of no length, from timestep 0 to σ_min, changes nothing: diffusers divides 0 by 0.
+    """
+
+    @functools.wraps(parent.step)
+    def step(
+        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **how: Any
+    ) -> Any:
+        if self.num_inference_steps is not None and self.step_index is None:
+            self._init_step_index(timestep)
+        here = self.step_index
+        if here is None or self.sigmas[here] != self.sigmas[here + 1]:
+            return parent.step(self, model_output, timestep, sample, *args, **how)
+        self._step_index += 1
+        return SchedulerOutput(sample) if how.get("return_dict", True) else (sample,)
+
+    return step
 
 
 class DPMSolverGridScheduler(_Multistep, DPMSolverMultistepScheduler):  # type: ignore[misc]
@@ -100,21 +112,7 @@ class DPMSolverGridScheduler(_Multistep, DPMSolverMultistepScheduler):  # type: 
         bars = self.alphas_cumprod.cpu()
         return (((1 - bars) / bars) ** 0.5).numpy()
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        generator: torch.Generator | None = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """As diffusers'. A last step of no length, from timestep 0 to σ_min, changes nothing."""
-        if self._rests(timestep):
-            self._step_index += 1
-            return SchedulerOutput(sample) if return_dict else (sample,)
-        noise = (generator, variance_noise)
-        return super().step(model_output, timestep, sample, *noise, return_dict)
+    step = _step_of(DPMSolverMultistepScheduler)
 
 
 class UniPCGridScheduler(_Multistep, UniPCMultistepScheduler):  # type: ignore[misc]
@@ -134,20 +132,7 @@ class UniPCGridScheduler(_Multistep, UniPCMultistepScheduler):  # type: ignore[m
     def _set_uniform(
         self, steps: int | None, device: Any, timesteps: Any, sigmas: Any, mu: float | None
     ) -> None:
-        known = mu is not None or not self.config["use_dynamic_shifting"]
-        check(known, "mu", mu, "its shift depends on the picture's size: a pipeline gives it")
         given = None if sigmas is None else np.asarray(sigmas)  # diffusers' takes no list
         UniPCMultistepScheduler.set_timesteps(self, steps, device, given, mu)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """As diffusers'. A last step of no length, from timestep 0 to σ_min, changes nothing."""
-        if self._rests(timestep):
-            self._step_index += 1
-            return SchedulerOutput(sample) if return_dict else (sample,)
-        return super().step(model_output, timestep, sample, return_dict)
+    step = _step_of(UniPCMultistepScheduler)
