@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from asddim_lib.calibration import evaluations
+from asddim_lib.calibration import Measurement
 from asddim_lib.models.load import Pipeline, device_of
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.run import Run
@@ -74,8 +74,9 @@ def calibration(pipe: Pipeline, setting: Setting) -> int:
         return 0
     rows = (calls.rows(pipe, scale, setting.options) for scale in setting.guidance_scales)
     runs = setting.calibrate_on * sum(rows)
-    return runs * evaluations(
+    measurement = Measurement(
         setting.calibrate_steps,
         adjoint_probes=setting.adjoint_probes,
         feature_probes=setting.feature_probes,
     )
+    return runs * measurement.evaluations

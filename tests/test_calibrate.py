@@ -69,9 +69,9 @@ def stopped(shared_small, tmp_path_factory):
     """The cache of a calibration that is stopped after two of three parts, and a whole profile."""
     folder = tmp_path_factory.mktemp("parts")
 
-    def stop(starts):
-        yield from starts[:2]
-        raise KeyboardInterrupt
+    def stop(doing, spent, total):
+        if spent > 2 * total // 3:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(shared_small, PROMPTS, **HOW, cache=folder, progress=stop)
@@ -109,6 +109,45 @@ def test_a_profile_counts_its_evaluations(small, calls):
     profile = calibrate(small, PROMPTS[:2], num_steps=4, probes=2, adjoint_probes=3)
     assert profile.evaluations == (5 + 4 * 2 * 3 + 5 * 3 * 3) * 2 * 2
     assert sum(calls) == (5 + 4 * 2 + 5 * 3) * 2 * 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("estimator", ["path", "vjp", "difference"])
+def test_progress_moves_with_the_network_evaluations(small, calls, batch_size, estimator):
+    """Also within a single batch; it ends at what the profile says was spent."""
+    told = []
+
+    def progress(doing, spent, total):
+        told.append((spent, total, sum(calls)))
+
+    how = {"num_steps": 3, "probes": 2, "adjoint_probes": 1, "batch_size": batch_size}
+    profile = calibrate(small, PROMPTS, estimator=estimator, progress=progress, **how)
+    spent, total, made = zip(*told, strict=True)
+    assert set(total) == {profile.evaluations}
+    assert list(spent) == sorted(spent)
+    assert spent[-1] == profile.evaluations
+    assert made[-1] == sum(calls)
+    # What was told never runs ahead, and a derivative counts as two more.
+    assert all(one <= 3 * count for one, count in zip(spent, made, strict=True))
+    assert len(set(spent)) >= (4 + 4) * len(PROMPTS) // batch_size
+
+
+def test_record_s_progress_ends_at_what_was_spent(small, calls):
+    told = []
+    how = {"num_steps": 3, "batch_size": 2, "progress": lambda *what: told.append(what)}
+    record(small, PROMPTS, **how)
+    spent = [one for _, one, _ in told]
+    assert spent == sorted(spent)
+    assert spent[-1] == told[-1][2] == sum(calls) == 4 * 2 * len(PROMPTS)
+    assert len(told) == 4 * 2
+
+
+def test_what_a_cache_has_counts_as_spent(small, stopped):
+    folder, whole = stopped
+    told = []
+    calibrate(small, PROMPTS, **HOW, cache=folder, progress=lambda *what: told.append(what[1:]))
+    assert told[0] == (whole.evaluations // 3, whole.evaluations)
+    assert told[-1] == (whole.evaluations, whole.evaluations)
 
 
 def test_a_string_is_one_prompt(small):

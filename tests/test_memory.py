@@ -22,14 +22,14 @@ def pipe():
 
 def limited(monkeypatch, most):
     """Memory for so many prompts at once."""
-    whole = measure._measured
+    whole = measure._measured_batch
 
-    def measured(run, plan):
+    def measured(run, *more):
         if len(run.prompts) > most:
             raise torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
-        return whole(run, plan)
+        return whole(run, *more)
 
-    monkeypatch.setattr(measure, "_measured", measured)
+    monkeypatch.setattr(measure, "_measured_batch", measured)
 
 
 def test_fewer_at_once_measure_the_same_prompts_and_noise(pipe, monkeypatch, caplog):
@@ -42,7 +42,7 @@ def test_fewer_at_once_measure_the_same_prompts_and_noise(pipe, monkeypatch, cap
     assert halves.samples == 3
     for kind, shares in whole.local_error["local"].items():
         assert halves.local_error["local"][kind] == pytest.approx(shares, rel=1e-3)
-    assert "no memory to measure 3 prompts at once" in caplog.text
+    assert "no memory for 3 prompts at once" in caplog.text
 
 
 def test_no_memory_for_one_names_what_needs_none(pipe, monkeypatch):
@@ -52,9 +52,9 @@ def test_no_memory_for_one_names_what_needs_none(pipe, monkeypatch):
 
 
 def test_another_error_stays_what_it_is(pipe, monkeypatch):
-    def broken(run, plan):
+    def broken(run, *more):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(measure, "_measured", broken)
+    monkeypatch.setattr(measure, "_measured_batch", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         measure.calibrate(pipe, PROMPTS, **HOW)

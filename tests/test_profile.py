@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asddim_lib import ASDDIMScheduler, ASFlowScheduler, Profile, timesteps
+from asddim_lib import ASDDIMScheduler, ASFlowScheduler, Profile, calibrate, timesteps
+from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse
 from asddim_lib.evidence.path import spread
+from asddim_lib.evidence.profile import FEW
 from asddim_lib.levels import fingerprint, noise_schedule
 from tests.tiny import SD
 
@@ -157,6 +160,41 @@ def test_only_what_is_checked_can_be_overridden(file):
 def test_a_wrong_argument_is_named(how, message):
     with pytest.raises(ValueError, match=message):
         timesteps(SD, **{"num_inference_steps": 10, **how})
+
+
+def test_a_profile_names_what_it_was_measured_on(small):
+    """Prompts, options and dtype are in it, and in its line."""
+    how = {"estimator": "path", "num_steps": 2, "guidance_scale": 2.0, "progress": False}
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    options = {"height": 64, "negative_prompt": "dull", "latents": latents}
+    texts = [f"boot {n}" for n in range(FEW)]
+    few = calibrate(small, texts, **how, **options)
+    assert few.prompts == texts
+    assert few.options == {**options, "latents": of_values(latents)}
+    assert few.dtype == "float32"
+    many = calibrate(small, [*texts, "another"], **how)
+    assert many.prompts == of_values((*texts, "another"))
+    assert (many.samples, many.options) == (FEW + 1, {})
+    for profile, parts in ((few, ["height 64", "dull"]), (many, [many.prompts])):
+        line = profile.described()
+        assert "\n" not in line
+        assert all(part in line for part in [*parts, "float32", f"prompts {profile.samples}", "2"])
+        assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+
+
+@pytest.mark.parametrize("schema", [3, 4])
+def test_a_profile_from_before_its_prompts_were_named_loads(schema, file):
+    new = {"prompts", "options", "dtype"}
+    old = {key: value for key, value in PROFILE.to_dict().items() if key not in new}
+    file.write_text(json.dumps({**old, "schema": schema}))
+    loaded = Profile.load(file, model="test", schedule=SCHEDULE, guidance_scale=7.5)
+    assert (loaded.prompts, loaded.options, loaded.dtype) == ("", {}, "")
+    assert loaded == PROFILE
+    for missing in (*(set(old) - {"local_error", "schema"}), "schema"):
+        with pytest.raises(WrongUse, match=rf"profile keys .*{missing}"):
+            Profile.from_dict({k: v for k, v in old.items() if k != missing})
+    with pytest.raises(WrongUse, match=r"profile keys .*colour"):
+        Profile.from_dict({**PROFILE.to_dict(), "colour": 1})
 
 
 OLD = {"timesteps": [900, 400, 0], "made": {"1": [1.0, 2.0]}, "carried": {"2": [0.5, 4.0]}}

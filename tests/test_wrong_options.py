@@ -10,7 +10,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from asddim_lib import calibrate
-from asddim_lib.calibration import evaluations, record
+from asddim_lib.calibration import Measurement, record
 from asddim_lib.errors import WrongUse
 from asddim_lib.pipeline.calls import default_scale, parameters, per_prompt
 from asddim_lib.pipeline.run import Run
@@ -252,4 +252,4 @@ def test_the_bundled_models_default_is_3(pipe):
 def test_what_a_plan_counts_is_what_a_measurement_counts(pipe, estimator, adjoint, feature):
     probes = {"adjoint_probes": adjoint, "feature_probes": feature}
     profile = calibrate(pipe, PROMPTS[:1], num_steps=2, estimator=estimator, **probes)
-    assert profile.evaluations == 2 * evaluations(2, estimator, **probes)
+    assert profile.evaluations == 2 * Measurement(2, estimator=estimator, **probes).evaluations

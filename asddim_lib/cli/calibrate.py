@@ -10,7 +10,7 @@ import typer
 
 from asddim_lib.cache import cache_folder, check_writable
 from asddim_lib.cli import options as opt
-from asddim_lib.cli.output import check_file, guided, say
+from asddim_lib.cli.output import check_file, say
 from asddim_lib.errors import WrongUse, check, check_whole
 
 #: The allocation that each kind of measured error serves, the most telling kind first.
@@ -74,8 +74,6 @@ def calibrate(
     check(estimator in ESTIMATORS, "estimator", estimator, f"use one of {', '.join(ESTIMATORS)}")
     texts = model.texts(prompts, count)
 
-    from tqdm import tqdm
-
     from asddim_lib import calibration
     from asddim_lib.models.load import check_seeds
     from asddim_lib.pipeline.run import Run
@@ -83,7 +81,8 @@ def calibrate(
     ours = [name for name in options if name in inspect.signature(calibration.calibrate).parameters]
     remedy = f"{', '.join(ours)} is no option of a pipeline's call"
     check(not ours, "call", pictures.call, remedy)
-    calibration.check_probes(1, adjoint_probes, feature_probes, encoder or None)
+    calibration.Measurement(adjoint_probes=adjoint_probes, feature_probes=feature_probes)
+    calibration.check_encoder(encoder or None, feature_probes)
     check_seeds([seed])
     pipe = model.load()
     profile = calibration.calibrate(
@@ -99,7 +98,6 @@ def calibrate(
         seed=seed,
         truncate=pictures.truncate,
         cache=_cache(),
-        progress=lambda batches: tqdm(batches, desc="measuring", unit="batch"),
         **options,
     )
     profile.save(file)
@@ -131,6 +129,8 @@ def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
         "prompts": profile.samples,
         "timesteps": len(profile.timesteps),
         "guidance_scale": scale,
+        "options": profile.options,
+        "dtype": profile.dtype,
         "allocation": allocation,
         "p": p,
         "lam": lam,
@@ -139,8 +139,8 @@ def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
         "advice": allocation if known else None,
     }
     lines = [
-        f"{out}: {profile.evaluations} network evaluations, prompts {profile.samples}, "
-        f"timesteps {len(profile.timesteps)}{guided(scale)}",
+        f"{out}: {profile.evaluations} network evaluations, timesteps {len(profile.timesteps)}, "
+        f"of {profile.described()}",
         f"for --allocation {allocation}. The paper's combined grid, at its best p {p:.2f} and "
         f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much",
     ]

@@ -1,10 +1,8 @@
-"""What commands print, where they write, and the progress line."""
+"""What commands print, and where they write."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,31 +42,3 @@ def check_folder(out: str) -> Path:
 def guided(scale: float | None) -> str:
     """A guidance scale within a list, if there is one."""
     return "" if scale is None else f", guidance {scale:g}"
-
-
-@contextmanager
-def progress_line() -> Iterator[Callable[[str, int, int], None]]:
-    """A line of the work in progress, the network evaluations spent of all, and the time left.
-
-    It begins with the first evaluations: before them, loading weights has lines of its own.
-    """
-    from tqdm import tqdm
-
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left"
-    lines: list[Any] = []
-
-    def tell(doing: str, spent: int, total: int) -> None:
-        if not lines:
-            lines.append(tqdm(total=total, bar_format=shape, desc=doing))
-        line = lines[0]
-        line.total, new = total, doing != line.desc.rstrip(": ")
-        line.set_description_str(doing, refresh=False)
-        line.update(spent - line.n)
-        if new:  # a fast machine would show no other line than the last
-            line.refresh()
-
-    try:
-        yield tell
-    finally:
-        for line in lines:
-            line.close()

@@ -10,8 +10,9 @@ from typing import Any
 import typer
 
 from asddim_lib.cli import options as opt
-from asddim_lib.cli.output import check_folder, progress_line, rows, say
+from asddim_lib.cli.output import check_folder, rows, say
 from asddim_lib.errors import check, check_whole
+from asddim_lib.progress import progress_line
 
 #: No picture that is reported on starts from this seed.
 SEED = 1_000_000

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from asddim_lib.evidence.path import spread
 from asddim_lib.levels import Levels, fingerprint
 
 SCHEMA = 4
+#: Up to so many prompts are named in full.
+FEW = 8
 #: A step's local error, its effect on the final latents, and on an encoder's features.
 KINDS = ("local", "adjoint", "feature")
 #: Schema 3 (versions 0.1 and 0.2) has other names for them.
@@ -32,6 +34,9 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("probes", "samples", "seed", "evaluations"), Integral),
     "guidance_scale": Real,
     "local_error": (dict, type(None)),
+    "prompts": (list, tuple, str),
+    "options": dict,
+    "dtype": str,
 }
 
 
@@ -44,7 +49,9 @@ class Profile:
     doubles. `local_error` has the path's N timesteps and, by the solver's order, how many steps
     each of the N − 1 intervals between them deserves: `local` for the step's error, `adjoint` for
     its effect on the final latents, `feature` for its effect on an encoder's features.
-    `schedule` is the noise schedule's `fingerprint`.
+    `schedule` is the noise schedule's `fingerprint`. `prompts` are the texts, or the hash of more
+    than `FEW`. `options` went to the pipeline's call: plain values, and the hash of any other.
+    `dtype` is the network's. These three are empty in files of 0.1 and 0.2.
     Raises WrongUse for values that no measurement gives.
     """
 
@@ -61,6 +68,9 @@ class Profile:
     schedule: str
     evaluations: int
     local_error: dict[str, Any] | None = None
+    prompts: list[str] | str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: str = ""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -139,6 +149,14 @@ class Profile:
         g, variance = self.at(schedule), schedule.variance
         return fit_paper(variance[: len(density)], g[: len(density)], density, order)
 
+    def described(self) -> str:
+        """What it was measured on, in one line: the model, prompts, guidance, dtype and options."""
+        texts = [] if isinstance(self.prompts, str) else self.prompts
+        hashed = f" ({self.prompts})" if self.prompts and not texts else ""
+        parts = [self.model or "unnamed model", f"prompts {self.samples}{hashed}"]
+        parts += [f"guidance {self.guidance_scale:g}", self.dtype or "dtype unknown"]
+        return ", ".join([*parts, *(f"{name} {value}" for name, value in self.options.items())])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a scheduler's config."""
         return asdict(self)
@@ -151,9 +169,10 @@ class Profile:
         """
         remedy = "give a profile from calibrate"
         check(isinstance(values, dict), "profile", type(values).__name__, remedy)
-        wrong = (set(values) | {"local_error"}) ^ set(cls.__dataclass_fields__)
-        names = ", ".join(sorted(wrong))
-        check(not wrong, "profile keys", f"missing or unknown: {names}", remedy)
+        known = {one.name: one.default is one.default_factory is MISSING for one in fields(cls)}
+        needed = {name for name, always in known.items() if always} | {"schema"}
+        names = ", ".join(sorted((needed - set(values)) | (set(values) - set(known))))
+        check(not names, "profile keys", f"missing or unknown: {names}", remedy)
         if values.get("schema") == 3:
             local = values.get("local_error")
             if isinstance(local, dict):

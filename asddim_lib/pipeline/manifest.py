@@ -49,6 +49,12 @@ def of_pipeline(pipe: Pipeline) -> str:
     return of_values(manifest(pipe))
 
 
+def described(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a call as JSON values: plain ones, and the hash of any other."""
+    plain = (bool, int, float, str, type(None))
+    return {n: v if isinstance(v, plain) else of_values(_plain(v)) for n, v in options.items()}
+
+
 def scheduler_settings(scheduler: Any) -> dict[str, Any]:
     """A scheduler's config, and what was set outside it: a shift, and where `stopped` ends."""
     outside = {name: vars(scheduler).get(name) for name in ("_shift", "stops_at")}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from asddim_lib.configs import completed
-from asddim_lib.errors import check
+from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import Trajectory, carry_back
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import LARGEST_SIGMA, Levels, fingerprint
@@ -138,29 +137,28 @@ class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
 
 def check_steps(run: Run, steps: int) -> None:
     """Raises WrongUse for a number of points that a path cannot have."""
-    size = int(completed(run.pipe.scheduler).get("num_train_timesteps", 1000))
-    whole = isinstance(steps, (int, np.integer)) and 2 <= steps <= size
-    check(whole, "num_steps", steps, f"give 2 to {size}")
+    size = completed(run.pipe.scheduler).get("num_train_timesteps", 1000)
+    check_whole("num_steps", steps, 2, int(size))
 
 
 def record_path(
     run: Run,
     steps: int,
     adjoint_probes: int = 0,
-    directions: Tensor | None = None,
     also: Measure | None = None,
-    progress: Callable[[range], Iterable[int]] = iter,
+    directions: Tensor | None = None,
+    spent: Callable[[int], None] | None = None,
 ) -> Trajectory:
-    """What `Run.path` returns; `progress` passes the first prompts of batches on."""
+    """What `Run.path` returns."""
     check_steps(run, steps)
-    check(adjoint_probes >= 0, "adjoint_probes", adjoint_probes, "give at least 0")
-    recorder, count, size = _recorder(run), len(run.prompts), run.batch_size
-    parts = []
+    check_whole("adjoint_probes", adjoint_probes, 0)
+    recorder = _recorder(run)
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
-        for start in progress(range(0, count, size)):
-            batch = slice(start, min(start + size, count))
+        parts = []
+        for batch in run.batches():
             given = None if directions is None else directions[:, batch]
-            parts.append(_record_batch(run, batch, recorder, steps, adjoint_probes, given, also))
+            part = run.part(batch)
+            parts.append(_record_batch(part, recorder, steps, adjoint_probes, also, given, spent))
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], -2)
@@ -187,21 +185,28 @@ def _recorder(run: Run) -> Any:
 
 def _record_batch(
     run: Run,
-    batch: slice,
     recorder: Any,
     steps: int,
     adjoint_probes: int,
-    directions: Tensor | None,
     also: Measure | None,
+    directions: Tensor | None,
+    spent: Callable[[int], None] | None,
 ) -> Trajectory:
+    """The path of prompts that fit in one batch."""
     replays: list[Replay] = []
     sweeps: list[Tensor] = []
     swept = adjoint_probes > 0 or directions is not None
     given = {"guidance_scale": run.guidance_scale, **run.options}
     capture = Capture(run.pipe, given) if swept or also else None
-    generators = run.generators(batch)
+    whole = slice(0, len(run.prompts))
+    generators = run.generators(whole)
+
+    def count(evaluations: int) -> None:
+        if spent is not None:
+            spent(evaluations * run.evaluations_per_step)
 
     def visited(visit: Visit) -> None:
+        count(1)
         if capture is None:
             return
         replay = _replay(capture, visit, recorder.levels)
@@ -213,13 +218,13 @@ def _record_batch(
         if visit.timestep == 0:  # the last one; after the call a pipeline may change its network
             sigmas = _trajectory(recorder).sigmas(run.schedule)
             for probe in _probes(visit.scaled, generators, adjoint_probes, directions):
-                sweeps.append(_sweep(replays, recorder.visits, sigmas, probe))
+                sweeps.append(_sweep(replays, recorder.visits, sigmas, probe, count))
 
     recorder.start(visited)
     try:
         with one_step_more(run.pipe):
             how = {"num_inference_steps": steps, "output_type": "latent"}
-            run.call(batch, recorder, generators, **how)
+            run.call(whole, recorder, generators, **how)
     finally:
         if capture is not None:
             capture.remove()
@@ -263,10 +268,17 @@ def _probes(
         yield probe.reshape(like.shape).to(like)
 
 
-def _sweep(replays: list[Replay], visits: list[Visit], sigmas: Tensor, probe: Tensor) -> Tensor:
+def _sweep(
+    replays: list[Replay],
+    visits: list[Visit],
+    sigmas: Tensor,
+    probe: Tensor,
+    count: Callable[[int], None],
+) -> Tensor:
     """One sweep back over a batch's path, along a direction per image: N × n × d."""
 
     def transpose(k: int, v: Tensor) -> Tensor:
+        count(3)  # a call, and its backward pass, which counts as two
         t = torch.tensor(visits[k].timestep, device="cpu")
         return PRODUCTS["vjp"](replays[k], visits[k].scaled, t, v)
 

@@ -6,10 +6,10 @@ import copy
 import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -221,15 +221,17 @@ class Run:
         adjoint_probes: int = 0,
         also: Measure | None = None,
         directions: Tensor | None = None,
+        spent: Callable[[int], None] | None = None,
     ) -> Trajectory:
         """DDIM's path over `steps` evenly spaced timesteps and timestep 0, where it ends.
 
         One evaluation per point, and sweeps back over it, three more each: `adjoint_probes` along
         random directions of the end, then one along each of `directions` (count × n × d). `also` is
-        handed every point. Latents come flattened, d numbers each. Raises WrongUse for a pipeline
-        or options whose samples follow another path.
+        called with every point, and `spent` with the network evaluations just made. Latents come
+        flattened, d numbers each. Raises WrongUse for a pipeline or options whose samples follow
+        another path.
         """
-        return record_path(self, steps, adjoint_probes, directions, also)
+        return record_path(self, steps, adjoint_probes, also, directions, spent)
 
     @torch.no_grad()
     def ends(self, grid: Any) -> Tensor:
@@ -254,24 +256,9 @@ class Run:
         own noise, so that it stays the same up to the rounding of sums. Raises WrongUse where the
         memory does not suffice for a single picture, or for no steps.
         """
-        count = steps.get("num_inference_steps", 1)
-        check(count >= 1, "num_inference_steps", count, "give at least 1")
-        size = min(self.batch_size, len(self.prompts))
-        try:
-            return self._pictures(grid, steps)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-        remedy = f"no memory for one picture ({reason}); take a smaller dtype or another device"
-        check(size > 1, "batch_size", 1, f"the device has {remedy}")
-        half = size // 2
-        log.warning(
-            "no memory for %d pictures at once (%s); drawing %d at once", size, reason, half
-        )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return replace(self, batch_size=half).pictures(grid, **steps)
+        check_whole("num_inference_steps", steps.get("num_inference_steps", 1), 1)
+        remedy = "take a smaller dtype or another device"
+        return within_memory(self, lambda run: run._pictures(grid, steps), "drawing", remedy)
 
     @torch.no_grad()
     def _pictures(self, grid: Any, steps: dict[str, Any]) -> Drawn:
@@ -375,6 +362,30 @@ def draw(
     options |= {"negative_prompt": negative_prompt} if negative_prompt else {}
     run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
     return run.pictures(**steps)
+
+
+Result = TypeVar("Result")
+
+
+def within_memory(run: Run, work: Callable[[Run], Result], doing: str, remedy: str) -> Result:
+    """`work` of a run; where memory runs out, of half as many prompts at once, with a warning.
+
+    Raises WrongUse with the remedy where it does not suffice for one prompt.
+    """
+    size = min(run.batch_size, len(run.prompts))
+    try:
+        return work(run)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    why = f"the device has no memory for {doing} one prompt ({reason})"
+    check(size > 1, "batch_size", size, f"{why}; {remedy}")
+    half = size // 2
+    log.warning("no memory for %d prompts at once (%s); %s %d at once", size, reason, doing, half)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return within_memory(replace(run, batch_size=half), work, doing, remedy)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
