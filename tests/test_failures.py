@@ -161,7 +161,7 @@ def test_where_memory_runs_out_fewer_are_drawn_at_once(
 
 def test_no_memory_for_one_picture_is_named(small, memory):
     memory.limit = 1
-    message = "batch_size is 1; the device has no memory for one picture"
+    message = "batch_size is 1; the device has no memory for drawing one prompt"
     with pytest.raises(ValueError, match=message):
         draw(small, ["a red boot"], [0], guidance_scale=2.0, num_inference_steps=1)
 

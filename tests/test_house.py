@@ -18,6 +18,7 @@ LIBRARY = ROOT / "asddim_lib"
 #: From the ground up. A package imports those before it, and itself.
 FLOORS = (
     "errors",
+    "progress",
     "cache",
     "digest",
     "paper",
