@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from asddim_lib.calibration import calibrate, evaluations
+from asddim_lib.calibration import Measurement, calibrate
 from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
@@ -115,7 +115,8 @@ def planned(plan: Plan, setup: Setup) -> Plan:
 
 def measuring_cost(setup: Setup, plan: Plan) -> int:
     """The network evaluations of profile and path."""
-    profile = evaluations(plan.profile_steps, "path", **probes(setup.goal, plan))
+    probed = probes(setup.goal, plan)
+    profile = Measurement(plan.profile_steps, estimator="path", **probed).evaluations
     path = PATH_STEPS + 1
     return setup.rows * (profile * plan.profile_prompts + path * plan.path_prompts)
 
