@@ -23,6 +23,7 @@ FLOORS = (
     "digest",
     "paper",
     "sensitivity",
+    "configs",
     "levels",
     "evidence",
     "grids",
