@@ -111,7 +111,7 @@ LACKING = f"cuda:{torch.cuda.device_count()}"
     ("call", "message"),
     [
         (lambda folder: load_pipeline(folder), "its files are damaged; fetch the folder again"),
-        (lambda folder: load_scheduler_config(folder), "has no scheduler config"),
+        (lambda folder: load_scheduler_config(folder), "^model is .*scheduler"),
         (lambda folder: load_pipeline(save_memory=["disk"]), "save_memory is disk; use some of"),
         (lambda folder: load_pipeline(save_memory=["offload"]), "offload on a CPU; leave it out"),
         (lambda folder: load_pipeline(device="tpu-7"), "device is 'tpu-7', which cannot be used"),

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import typer
 
 from asddim_lib.cli import options as opt
-from asddim_lib.cli.output import check_folder
 from asddim_lib.cli.tune import OUT, ContestOptions
-from asddim_lib.errors import check_whole
 
 
 @opt.command
@@ -33,17 +30,15 @@ def compare(
 
     Example: asddim compare --steps 8 --grids trailing,karras,beta
     """
-    folder, names = check_folder(out), opt.words("grids", grids) if grids else None
-    check_whole("steps", steps, 1, 1000)
+    names = opt.words("grids", grids) if grids else None
     texts = model.texts(prompts, count)
 
     from asddim_lib.grids.table import method_of
     from asddim_lib.tuning.draw import split
     from asddim_lib.tuning.proposals import COMPARE
-    from asddim_lib.tuning.tune import tune
 
     for name in names or ():
         method_of(name, ("nothing", "path"))
     split(texts, 0)  # are there enough for a verdict?
-    judge = partial(tune, steps=steps, plan=replace(COMPARE, baselines=names))
-    contest.run(judge, texts, model, pictures, folder, as_json)
+    plan = replace(COMPARE, baselines=names)
+    contest.run(model, pictures, texts, steps, plan, out, as_json)

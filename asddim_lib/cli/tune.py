@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,35 +40,44 @@ class ContestOptions:
 
     def run(
         self,
-        judge: Callable[..., Any],
-        texts: list[str],
         model: opt.ModelOptions,
         pictures: opt.CallOptions,
-        folder: Path,
+        texts: list[str],
+        steps: int,
+        plan: Any,
+        out: str,
         as_json: bool,
+        budget: int | None = None,
     ) -> None:
-        """Tunes or compares, as `judge` does; saves and prints the result.
+        """Tunes or compares, as the plan says; saves and prints the result.
 
         Raises WrongUse, before the model is loaded, for a value that is wrong whatever the model.
         """
         from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
         from asddim_lib.tuning.goals import GOALS
+        from asddim_lib.tuning.tune import tune
 
-        known = {**SOLVERS, **FLOW_SOLVERS}
+        folder, options, known = check_folder(out), pictures.options(), {**SOLVERS, **FLOW_SOLVERS}
+        check_whole("steps", steps, 1, 1000)
+        if budget is not None:
+            check_whole("budget", budget, 1)
+        check_whole("batch_size", self.batch_size, 1)
         remedy = f"use one of {', '.join(known)}"
         check(self.solver in ("", *known), "solver", self.solver, remedy)
         check(self.goal in GOALS, "goal", self.goal, f"use one of {', '.join(GOALS)}")
-        check_whole("batch_size", self.batch_size, 1)
-        options, pipe = pictures.options(), model.load()
+        pipe = model.load()
         with progress_line() as progress:
-            tuned = judge(
+            tuned = tune(
                 pipe,
                 texts,
+                steps=steps,
                 guidance_scale=pictures.guidance_scale,
                 solver=self.solver or None,
                 goal=self.goal,
                 encoder=self.encoder or None,
                 check_encoder=self.check_encoder or None,
+                budget=budget,
+                plan=plan,
                 batch_size=self.batch_size,
                 seed=SEED,
                 truncate=pictures.truncate,
@@ -128,17 +135,12 @@ def tune(
 
     Example: asddim tune --steps 8 --out tuned
     """
-    folder = check_folder(out)
-    check_whole("steps", steps, 1, 1000)
-    if budget is not None:
-        check_whole("budget", budget, 1)
     count = (QUICK_PROMPTS if quick else 48) if count is None else count
     texts = model.texts(prompts, count)
 
     from asddim_lib.tuning.draw import split
     from asddim_lib.tuning.proposals import QUICK, Plan
-    from asddim_lib.tuning.tune import tune
 
-    split(texts, (QUICK if quick else Plan()).for_choice(len(set(texts))))  # enough?
-    judge = partial(tune, steps=steps, budget=budget, quick=quick)
-    contest.run(judge, texts, model, pictures, folder, as_json)
+    plan = QUICK if quick else Plan()
+    split(texts, plan.for_choice(len(set(texts))))  # are there enough for a verdict?
+    contest.run(model, pictures, texts, steps, plan, out, as_json, budget)

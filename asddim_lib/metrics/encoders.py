@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from asddim_lib.digest import of_values
-from asddim_lib.errors import WrongUse, check
-from asddim_lib.models.load import BUNDLED, Pipeline, check_device, data_folder, device_of
+from asddim_lib.errors import check
+from asddim_lib.models.load import (
+    BUNDLED,
+    Pipeline,
+    check_device,
+    data_folder,
+    device_of,
+    loading,
+)
 
 #: The encoder of a pipeline that brings none.
 CLIP = "openai/clip-vit-large-patch14"
@@ -113,14 +120,9 @@ def load_inception(weights: str = "", prepare: str = "paper", device: str = "cpu
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     check(prepare in PREPARATIONS, "prepare", prepare, f"use one of {', '.join(PREPARATIONS)}")
-    try:
+    source = weights or "the published checkpoint"
+    with loading("inception", source, "give a checkpoint's file"):
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None).to(device)
-    except ModuleNotFoundError as error:
-        raise WrongUse(
-            "inception needs torch-fidelity and torchvision; pip install torch-fidelity torchvision"
-        ) from error
-    except Exception as error:  # the errors of pickle, torch and the download share no base class
-        raise _not_loaded("inception", weights or "the published checkpoint", error) from error
     return Encoder("inception", network, PREPARATIONS[prepare], prepare, weights)
 
 
@@ -132,20 +134,10 @@ def pretrained(argument: str, source: str, device: str, *classes: Any) -> tuple[
     the argument, where one cannot be loaded.
     """
     place = str(data_folder() / "clip") if source == "bundled" else source
-    try:
+    with loading(argument, source, "give a folder or a hub id"):
         network = classes[0].from_pretrained(place, dtype=torch.float32).eval().to(device)
         network.requires_grad_(False)
         return network, *(one.from_pretrained(place) for one in classes[1:])
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # transformers, safetensors and the hub share no base class
-        raise _not_loaded(argument, source, error) from error
-
-
-def _not_loaded(argument: str, source: str, error: Exception) -> WrongUse:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    remedy = "give a folder or a hub id" if argument != "inception" else "give a checkpoint's file"
-    return WrongUse(f"{argument} is {source!r}, which could not be loaded ({reason}); {remedy}")
 
 
 def _processed(processor: Any, pictures: Tensor) -> Tensor:

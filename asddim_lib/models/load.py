@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,21 @@ def base_model(model: str | os.PathLike) -> str:
     return str(tuned_setting(model).get("model", model))
 
 
+@contextmanager
+def loading(argument: str, source: str, remedy: str) -> Iterator[None]:
+    """Raises WrongUse, with the remedy, where what loads a source fails but for lack of memory."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # safetensors, JSON, hub and OS errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "install what it names" if isinstance(error, ImportError) else remedy
+        raise WrongUse(
+            f"{argument} is {source!r}, which could not be loaded ({reason}); {remedy}"
+        ) from error
+
+
 def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any]:
     """The scheduler config of `model`, named as for `load_pipeline`, without its weights.
 
@@ -97,13 +113,9 @@ def load_scheduler_config(model: str | os.PathLike = "bundled") -> dict[str, Any
     from diffusers import DDIMScheduler
 
     source, revision = _source(model)
-    try:
+    remedy = "give bundled, bundled-flow, a folder or a hub id with a scheduler's config"
+    with loading("model", str(model), remedy):
         return dict(DDIMScheduler.load_config(source, subfolder="scheduler", revision=revision))
-    except Exception as error:  # JSON, hub and OS errors share no base class
-        raise WrongUse(
-            f"model is {str(model)!r}, which has no scheduler config that could be read; "
-            "give bundled, bundled-flow, a folder or a hub id"
-        ) from error
 
 
 def load_pipeline(
@@ -179,7 +191,7 @@ def _scheduler(folder: str | os.PathLike) -> Any:
 
 
 def _load(name: str, dtype: torch.dtype, pipeline_class: Any, options: dict[str, Any]) -> Pipeline:
-    """The pipeline of a name, as diffusers loads it; every failure but of memory is WrongUse."""
+    """The pipeline of a name, as diffusers loads it."""
     source, revision = _source(name)
     local = Path(source).exists() or name in BUNDLED
     defaults: dict[str, Any] = {"dtype": dtype}
@@ -198,16 +210,8 @@ def _load(name: str, dtype: torch.dtype, pipeline_class: Any, options: dict[str,
         damaged = "its files are damaged; fetch the folder again"
         remedy = damaged if local else f"fetch it once with `{fetch}`"
     kind = _class(pipeline_class or "DiffusionPipeline")
-    try:
+    with loading("model", name, remedy):
         return getattr(kind, method)(source, **{**defaults, **options})
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # safetensors, JSON, hub and OS errors share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "install what it names" if isinstance(error, ImportError) else remedy
-        raise WrongUse(
-            f"model is {name!r}, which could not be loaded ({reason}); {remedy}"
-        ) from error
 
 
 def _left_out(folder: Path) -> dict[str, None]:
