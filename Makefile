@@ -10,8 +10,9 @@ FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
 	$(BIN)/python book/build.py
 
-colab: .venv/.ready ## plain notebooks of the chapters for Colab, into _build/colab
+colab: .venv/.ready ## plain notebooks of the chapters for Colab, into _build/colab, each run as on Colab with a changed parameter
 	$(BIN)/python book/colab.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m colab --numprocesses auto
 
 look: book ## open every page in a browser without a network: light, dark, phone, keyboard, axe, links, search; screenshots into _build/look
 	$(BIN)/python book/look.py

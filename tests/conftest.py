@@ -10,6 +10,7 @@ from pathlib import Path
 # Nothing is fetched. Without this, each model that is missing is asked for again and again, online.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,16 +27,25 @@ def pytest_collection_finish(session):
     gc.set_threshold(20_000, 50, 100)
 
 
+# On a shared machine, time is no fact about the code.
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("tests")
+
 #: Set by continuous integration, where nothing may be skipped.
 CI = os.environ.get("CI") == "true"
 
 
 def pytest_collection_modifyitems(config, items):
-    """CI runs the tests of Inception's network where torchvision is, by `make inception`."""
+    """Two kinds of tests have a command of their own, which CI runs as well.
+
+    `make colab` runs every notebook; `make inception` has torchvision, for Inception's network.
+    """
+    elsewhere = [] if config.option.markexpr else ["colab"]
     if CI and importlib.util.find_spec("torchvision") is None:
-        out = [item for item in items if item.get_closest_marker("inception")]
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
+        elsewhere.append("inception")
+    out = {item for item in items if any(map(item.get_closest_marker, elsewhere))}
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
 
 
 def pytest_sessionfinish(session, exitstatus):

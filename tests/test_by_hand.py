@@ -54,14 +54,14 @@ def kept(s, grid):
 
 
 @given(SPREADS, GRIDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_ddim_keeps_the_product_of_cosines(s, grid):
     product = np.cos(np.diff([*angles(s)[grid], 0])).prod()
     assert kept(s, grid) == pytest.approx(product, rel=1e-9, abs=1e-12)
 
 
 @given(SPREADS, st.lists(st.floats(0.01, 1), min_size=1, max_size=8), st.floats(0.1, 1.57))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_no_grid_beats_equal_angles(s, parts, first):
     """Not only for short steps: for every number of them (Sabour et al. 2024, Theorem 3.1)."""
     line, steps = GaussianMixture([[0.0]], s), len(parts)
@@ -80,7 +80,6 @@ def test_no_grid_beats_equal_angles(s, parts, first):
 
 
 @given(st.floats(0.02, 1), st.integers(1, 999))
-@settings(deadline=None)
 def test_the_exact_step_back_lies_between_ddpm_s_two(s, t):
     line, shrink = GaussianMixture([[0.0]], s), variance(s)[t - 1] / variance(s)[t]
     mean, small = SCHEDULE.reverse_step(ONE, line.eps(ONE, BARS[t]), t)
@@ -91,7 +90,7 @@ def test_the_exact_step_back_lies_between_ddpm_s_two(s, t):
 
 
 @given(st.floats(0.05, 0.7))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_sensitivity_has_its_peak_where_noise_is_s_over_root_one_minus_s_squared(s):
     g = np.sqrt(1 - BARS) / variance(s)
     peak = 1 / (2 * s * np.sqrt(1 - s**2))
@@ -107,7 +106,7 @@ def test_the_sensitivity_has_its_peak_where_noise_is_s_over_root_one_minus_s_squ
 
 
 @given(st.floats(0.1, 2))
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 def test_the_library_measures_both_densities_of_a_gaussian(s):
     """√c by σ is (s² + σ²)^−¾ where the error is made, and (s² + σ²)⁻¹ where it arrives."""
     grid = allocate(1 / best_density(s), 64)

@@ -78,7 +78,7 @@ def test_a_planar_curve_that_bends_both_ways_has_no_torsion():
     assert found[-1] == pytest.approx(8 * math.atan(1), rel=0.02)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 100), steps=st.integers(1, 40), size=st.integers(2, 6))
 def test_each_step_of_tors_turns_alike(seed, steps, size):
     """Up to the rounding to whole timesteps, of which each turns by less than a bound."""
@@ -156,7 +156,7 @@ def test_the_power_lies_on_the_rate_in_alpha(gaussian):
     assert np.abs(np.array(half) - ideal).max() <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 100), steps=st.integers(1, 30), read=st.sampled_from(["clean", "sample"])
 )

@@ -159,6 +159,7 @@ def pinned():
     return dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
 
 
+@pytest.mark.colab
 def test_the_first_cell_installs_pins_and_changes_nothing_that_is_here(
     tmp_path,
     published,
@@ -266,7 +267,7 @@ def test_a_check_that_passes_without_a_solution_stops_the_notebook(vain):
         exec(stub.source, {})
 
 
-@pytest.mark.xdist_group("colab")  # one machine's kernels serve all
+@pytest.mark.colab
 @pytest.mark.parametrize("chapter", links.chapters())
 def test_a_notebook_runs_where_only_colab_s_packages_are_with_a_changed_parameter(
     chapter,

@@ -85,7 +85,7 @@ def test_without_a_grid_it_is_diffusers_own_to_the_bit(config, steps):
     same(*built(config, num_inference_steps=steps))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @pytest.mark.parametrize("config", METHODS, ids=shown)
 @given(
     grid=st.lists(st.integers(1, 999), min_size=1, max_size=17, unique=True),

@@ -64,7 +64,7 @@ def line(error):
     return str(error.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(config=CONFIGS, flag=st.sampled_from([None, *FLAGS]), ask=asked(), data=st.data())
 def test_without_a_grid_it_is_diffusers_own_to_the_bit(config, flag, ask, data):
     config = {**config, **({flag: True} if flag else {})}
@@ -191,7 +191,7 @@ def test_a_pipeline_s_even_sigmas_leave_the_allocation_in_force(steps):
         same(ours.sigmas, meant)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(values=falling(2))
 def test_other_given_sigmas_or_timesteps_go_before_the_allocation(values):
     values[0] -= 5e-4  # so that they are not a pipeline's own
@@ -226,7 +226,7 @@ def scale(s):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(levels=falling(2, 20), seed=st.integers(0, 99), to_zero=st.booleans())
 def test_euler_on_flow_s_grid_is_ddim_on_the_same_sigmas(prediction, levels, seed, to_zero):
     """With σ = s / (1 − s) and ᾱ = 1 / (1 + σ²): x / √((1 − s)² + s²) takes DDIM's step."""
@@ -249,7 +249,7 @@ def test_euler_on_flow_s_grid_is_ddim_on_the_same_sigmas(prediction, levels, see
         torch.testing.assert_close(x / scale(following), y, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(levels=falling(1, 20))
 def test_its_step_is_euler_s_and_its_sample_ddim_s(levels):
     """The scheduler itself, whose arithmetic is single precision, as diffusers' is."""

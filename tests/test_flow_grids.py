@@ -91,7 +91,7 @@ def test_what_is_no_grid_is_not_laid(kind):
 # a boundary between two networks
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     levels=st.lists(st.integers(1, 1000), min_size=2, max_size=20, unique=True),
     boundary=st.integers(2, 999),

@@ -302,7 +302,7 @@ def test_align_your_steps_are_interpolated_as_its_authors_do(caplog):
             assert f"{count} steps" in caplog.text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     grid=st.lists(st.integers(0, 999), min_size=1, max_size=12, unique=True),
     count=st.integers(1, 60),

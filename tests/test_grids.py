@@ -73,7 +73,7 @@ def test_arctan_is_even_in_its_angle():
     np.testing.assert_allclose(np.diff(angles), np.diff(angles)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(FREE),
     steps=st.integers(1, 1000),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -44,7 +44,6 @@ def test_a_mean_of_five_is_covered_95_times_in_100_and_1_96_standard_errors_cove
     assert np.mean(away < 1.96 * error) < 0.9
 
 
-@settings(deadline=None)  # on a shared machine, time is no fact about the code
 @given(arrays(np.float64, st.integers(2, 30), elements=FINITE))
 def test_a_mean_s_interval_is_that_of_scipy_s_t_test(values):
     mean, half = metrics.mean_interval(torch.from_numpy(values))
@@ -90,7 +89,6 @@ def test_wilson_s_interval_is_where_the_score_test_rejects():
             assert abs(hits / total - p) == pytest.approx(z * math.sqrt(p * (1 - p) / total))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_a_share_lies_within_its_interval_which_has_a_width_and_lies_within_0_and_1(counts):
     hits, total = counts
@@ -187,7 +185,6 @@ def stepped_down(p_values, level):
     return rejected
 
 
-@settings(deadline=None)
 @given(P_VALUES, st.sampled_from([0.01, 0.05, 0.2]))
 def test_holm_rejects_what_the_step_down_procedure_rejects(p_values, level):
     adjusted = holm(p_values)
@@ -197,7 +194,6 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p_values, level):
     assert [i for i in wanted if sure[i] and adjusted[i] > level] == []
 
 
-@settings(deadline=None)
 @given(P_VALUES, st.randoms())
 def test_holm_lies_between_the_plain_p_and_bonferroni_s_in_the_same_order(p_values, shuffler):
     adjusted, plain = holm(p_values), np.array(p_values)
@@ -234,7 +230,6 @@ def test_p_values_outside_0_and_1_are_refused():
 # verdicts
 
 
-@settings(deadline=None)
 @given(FINITE, st.floats(0, 1e6) | st.just(math.inf) | st.just(math.nan), st.floats(0, 1))
 def test_a_win_one_way_is_a_loss_the_other_and_needs_both_kinds_of_evidence(difference, half, p):
     lower, higher = (metrics.verdict(difference, half, p, way) for way in ("lower", "higher"))
@@ -284,7 +279,6 @@ def test_the_p_value_of_clusters_keeps_its_level_and_agrees_with_the_interval():
     assert false / 1500 == pytest.approx(0.05, abs=0.02)
 
 
-@settings(deadline=None)
 @given(arrays(np.float64, st.integers(2, 30), elements=st.floats(-1e3, 1e3)), st.randoms())
 def test_labels_that_all_differ_change_nothing(values, shuffler):
     labels = [f"text {i}" for i in range(len(values))]
@@ -339,7 +333,6 @@ def test_the_share_of_clustered_hits_is_covered():
     assert plain / 1500 < 0.88
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
 def test_whatever_the_clusters_a_share_has_an_interval(rows):
     """One text of several pictures, clusters of unequal sizes, and hits that are all alike."""

@@ -100,6 +100,10 @@ ARGUMENTS = {
         "tsr_sigma": 1.0,
     },
     "VQDiffusionScheduler": {"num_vec_classes": 4},
+    # With 1,000 timesteps, to construct one takes a second.
+    "KDPM2DiscreteScheduler": {"num_train_timesteps": 100},
+    "KDPM2AncestralDiscreteScheduler": {"num_train_timesteps": 100},
+    "DPMSolverSDEScheduler": {"num_train_timesteps": 100},
 }
 
 

@@ -228,6 +228,7 @@ def test_the_transformer_s_pictures_are_the_library_s_too(page, models):
         assert abs(ours - library).mean() <= 1
         assert ours.std() > 10, "an empty picture would prove nothing"
     unet.press("Enter")
+    page.wait_for_selector(".load button:nth-child(1)[aria-pressed=true]")
     assert page.get_by_label("Guidance", exact=True).input_value() == "1", "the UNet's is kept"
     assert grid_of(page) == models["unet"]["grids"]["measured"]["10"]
 

@@ -66,7 +66,7 @@ def configured(kind, flags, spacing):
 
 
 @pytest.mark.parametrize("kind", TAKERS, ids=lambda kind: kind.__name__)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(grid=grids(), data=st.data())
 def test_a_scheduler_holds_the_grid_that_was_laid(kind, grid, data):
     flag = data.draw(st.sampled_from([(), *((flag,) for flag in TAKERS[kind])]))
@@ -87,7 +87,7 @@ def test_a_scheduler_holds_the_grid_that_was_laid(kind, grid, data):
         assert scheduler.sigmas[-1] == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shift=st.floats(0.5, 12), steps=st.integers(1, 30), flag=st.sampled_from(LEVELS))
 @pytest.mark.parametrize("allocation", ["trailing", "karras", "noise"])
 def test_a_flow_scheduler_holds_the_shifted_grid(allocation, shift, steps, flag):

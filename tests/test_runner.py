@@ -48,11 +48,11 @@ def test_two_processes_do_what_one_does(one_thread, tmp_path):
 
 
 def test_runs_that_are_killed_again_and_again_end_as_one_that_is_not(tmp_path):
-    command = [sys.executable, "-m", "tests.kills", str(tmp_path), "1,2", "15"]
+    command = [sys.executable, "-m", "tests.kills", str(tmp_path), "1,2", "5"]
     how = {"capture_output": True, "text": True, "cwd": ROOT, "env": ONE_THREAD, "timeout": 1800}
     done = subprocess.run(command, **how)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"^(\d) processes: 15 kills", done.stdout, re.MULTILINE) == ["1", "2"]
+    assert re.findall(r"^(\d) processes: 5 kills", done.stdout, re.MULTILINE) == ["1", "2"]
 
 
 def test_provenance_says_what_the_figures_were_measured_against(whole):

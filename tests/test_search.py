@@ -50,7 +50,7 @@ def test_a_recorded_path_is_the_one_that_ddim_takes(pipe, prediction_type):
 # pattern search and race
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True), st.data())
 def test_a_pattern_search_ends_where_no_first_move_helps_and_never_higher(best, data):
     best = sorted(best, reverse=True)

@@ -57,7 +57,7 @@ def test_the_table_s_last_step_begins_at_the_stop(name, stop):
     assert flow[0] == 1.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(steps=st.integers(1, 60), power=st.floats(1, 15), after=st.integers(1, 12))
 def test_no_step_lies_below_the_stop(steps, power, after):
     stop = Stop(power, after, 12)

@@ -64,7 +64,7 @@ def test_only_what_wins_over_the_current_sampler_and_every_baseline_is_returned(
     assert [one.second for one in found.of(CANDIDATE)] == [CURRENT, "a", "b"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 30), gain=st.floats(0, 0.6))
 def test_the_simulation_s_rule_is_the_library_s(seed, count, gain):
     given_ = losses(np.random.default_rng(seed), count, (0, -gain / 2, 0, -gain))

@@ -84,7 +84,7 @@ def laid(scheduler, steps, **how):
 
 
 @pytest.mark.parametrize("kind", DIFFUSION, **by_name)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     grid=grids(), flag=st.sampled_from([None, *FLAGS]), end=st.sampled_from(["zero", "sigma_min"])
 )
@@ -102,7 +102,7 @@ def test_a_diffusion_model_s_grid_is_held_as_it_would_be_laid(kind, grid, flag, 
 
 
 @pytest.mark.parametrize("kind", FLOW, **by_name)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     grid=grids() | grids(float),
     shift=st.floats(0.1, 12),
