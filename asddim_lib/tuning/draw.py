@@ -26,7 +26,8 @@ from asddim_lib.grids.current import printed_sigmas
 from asddim_lib.grids.grid import sigmas
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import drawing, with_grid
+from asddim_lib.progress import Progress
+from asddim_lib.schedulers.place import counterpart, drawing, with_grid
 from asddim_lib.schedulers.solvers import own_scheduler, solver_of
 from asddim_lib.tuning.goals import Goal, Seen
 from asddim_lib.tuning.verify import CURRENT, LEAST
@@ -42,8 +43,6 @@ SAME = (
 REFERENCE = "fine"
 #: A distance below this counts as this: its logarithm is finite.
 SMALLEST = 1e-6
-#: Receives what is being done, how many evaluations were spent, and how many may be in all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -117,18 +116,14 @@ class Setup:
         self.mu, self.config = self.run.mu, self.run.config
         self.levels = Levels.from_diffusers(self.config)
         self.size = len(self.levels)
-        even = sigmas(self.config, self.steps, allocation="trailing", shifted=True)
-        self.order = 1
-        if self.solver is not None:
-            solver, self.order = solver_of(self.solver, scheduler)
-            solver = type(with_grid(drawing(solver, scheduler), even, self.mu))
+        if self.solver is None:
+            kind = counterpart(scheduler)
+            self.order = min(2, completed(scheduler).get("solver_order", 1)) if kind else 1
         else:
-            try:
-                solver = type(with_grid(scheduler, even, self.mu))
-                self.order = min(2, completed(scheduler).get("solver_order", 1))
-            except WrongUse:  # no class of ours has its solver
-                solver = own_scheduler(scheduler)
-        self.plain = drawing(solver, scheduler)
+            kind, self.order = solver_of(self.solver, scheduler)
+            kind = counterpart(drawing(kind, scheduler))
+        self.plain = drawing(kind or own_scheduler(scheduler), scheduler)
+        even = sigmas(self.config, self.steps, allocation="trailing", shifted=True)
         self.run.check_grid_used(self.sampler(even).scheduler, self.steps)
 
     @property
@@ -155,16 +150,11 @@ class Setup:
         asked = self.run.asked(scheduler, self.steps)
         try:
             grid = self.levels.at(self.levels.whole(printed_sigmas(asked, self.levels)))
-            same = _times(asked) == _times(self._set(self.sampler(grid).scheduler))
+            ours = self.run.asked(self.sampler(grid).scheduler, self.steps)
+            same = _times(asked) == _times(ours)
         except WrongUse:
             return None
         return grid if same and isinstance(asked, solvers) else None
-
-    def _set(self, scheduler: Any) -> Any:
-        """A copy of a scheduler, set for K steps without the pipeline."""
-        alone = copy.deepcopy(scheduler)
-        alone.set_timesteps(self.steps, **({} if self.mu is None else {"mu": self.mu}))
-        return alone
 
     @cached_property
     def reference(self) -> Sampler:
@@ -208,14 +198,14 @@ class Trials:
         """The batches' numbers of prompts."""
         return [batch.stop - batch.start for batch in self.run.batches()]
 
-    def losses(self, sampler: Sampler, batches: int | None = None, looks: str = "seen") -> Tensor:
+    def losses(self, sampler: Sampler, batches: int | None = None, by: str = "seen") -> Tensor:
         """A sampler's losses (n, float64): of all prompts, or of those in the first batches.
 
-        They are logarithms if the goal is `relative`. With `looks` "checked" they are by the goal's
+        They are logarithms if the goal is `relative`. With `by` "checked" they are by the goal's
         second encoder. Raises WrongUse if one is not finite.
         """
-        goal, fine = self.setup.goal, self._all(self.setup.reference)[looks]
-        losses = goal.losses(self._all(sampler, batches)[looks], fine)
+        goal, fine = self.setup.goal, self._all(self.setup.reference)[by]
+        losses = goal.losses(self._all(sampler, batches)[by], fine)
         losses = losses.clamp(min=SMALLEST).log() if goal.relative else losses
         remedy = "the network gave numbers that are not finite: run it in float32"
         check(bool(losses.isfinite().all()), "loss", f"of {sampler.name}", remedy)

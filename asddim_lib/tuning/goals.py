@@ -28,7 +28,7 @@ Seen = dict[str, Tensor]
 class Goal(ABC):
     """What is seen in a picture, and how far it is from the same of the fine one: lower is better.
 
-    A new goal defines `name` and `look`, and `losses` where they are not `distances`; its object is
+    A new goal defines `name` and `look`, and `losses` where they are no distances; its object is
     given to `tune`.
     """
 
@@ -50,21 +50,13 @@ class Goal(ABC):
         """What is seen in the pictures that the run's scheduler draws in K steps."""
 
     def losses(self, seen: Tensor, fine: Tensor) -> Tensor:
-        """One number per picture (n) from what was seen in it (n × d).
+        """One number per picture (n) from what was seen in it (n × d): its `relative_distance`.
 
         `fine` (N × d) is the same of all the fine pictures, of which the first n are of the same
-        prompts and noise.
+        prompts and noise. The unit is the spread of all of them.
         """
-        return distances(seen, fine)
-
-
-def distances(seen: Tensor, fine: Tensor) -> Tensor:
-    """The `relative_distance` (n) of n pictures from the first of N fine ones.
-
-    The unit is the spread of all fine pictures.
-    """
-    rest = fine[len(seen) :]
-    return relative_distance(torch.cat([seen, rest]), fine)[: len(seen)]
+        rest = fine[len(seen) :]
+        return relative_distance(torch.cat([seen, rest]), fine)[: len(seen)]
 
 
 class Latents(Goal):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,11 @@ from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import sigmas
 from asddim_lib.grids.table import METHODS
-from asddim_lib.levels import check_timesteps, fingerprint
+from asddim_lib.levels import fingerprint
 from asddim_lib.pipeline.replay import REMEDY
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import Setup
 from asddim_lib.tuning.goals import Goal
-from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 
 #: What a user would pick instead. The last two are searched on a recorded path.
 BASELINES = (
@@ -58,8 +58,7 @@ class Plan:
     baselines that are searched on a path. `trials` grids are tried at most, each on half of the
     prompts; with 0, the first of the family is the candidate. Pictures are compared with those of
     `reference_steps`, or twice as many as the grid's where that is more. `baselines` are names of
-    `METHODS`, by default `BASELINES`, or timesteps by names of their own. The report shows `shown`
-    prompts.
+    `METHODS`, by default `BASELINES` or `FLOW_BASELINES`. The report shows `shown` prompts.
     """
 
     profile_prompts: int = 8
@@ -68,7 +67,7 @@ class Plan:
     path_prompts: int = 8
     trials: int = 30
     reference_steps: int = 64
-    baselines: Sequence[str] | Mapping[str, Sequence[int]] | None = None
+    baselines: Sequence[str] | None = None
     shown: int = 3
 
     def for_choice(self, texts: int) -> int:
@@ -90,27 +89,18 @@ QUICK = Plan(
 COMPARE = Plan(profile_prompts=0, trials=0)
 
 
-def planned(plan: Plan, setup: Setup) -> Plan:
-    """The plan for a pipeline: with its baselines, and without a path if none of them needs one.
+def planned(plan: Plan, config: Mapping[str, Any]) -> Plan:
+    """The plan for a model: with its baselines, and without a path if none of them needs one.
 
-    Raises WrongUse for a name that is no grid or needs other evidence than a path, and for given
-    timesteps that are none of the model, or not as many as the steps.
+    Raises WrongUse for a name that is no grid, or needs other evidence than a path.
     """
-    chosen = plan.baselines or (FLOW_BASELINES if is_flow(setup.config) else BASELINES)
-    if isinstance(chosen, Mapping):
-        for name, grid in chosen.items():
-            remedy = "it is taken: use another name"
-            check(name not in (CURRENT, CANDIDATE), "baselines", name, remedy)
-            check_timesteps(grid, setup.size, f"baselines[{name!r}]")
-            given, remedy = f"{len(grid)} timesteps in {name}", f"give {setup.steps}, one per step"
-            check(len(grid) == setup.steps, "baselines", given, remedy)
-        return replace(plan, path_prompts=0)
+    names = plan.baselines or (FLOW_BASELINES if is_flow(config) else BASELINES)
     remedy = "name a grid that needs nothing or a path (asddim export --list)"
-    for name in chosen:
+    for name in names:
         known = name in METHODS and METHODS[name].needs in ("nothing", "path")
         check(known, "baselines", name, remedy)
-    recorded = any(METHODS[name].needs == "path" for name in chosen)
-    return replace(plan, baselines=chosen, path_prompts=plan.path_prompts if recorded else 0)
+    needs = {METHODS[name].needs for name in names}
+    return replace(plan, baselines=names, path_prompts=plan.path_prompts if "path" in needs else 0)
 
 
 def measuring_cost(setup: Setup, plan: Plan) -> int:
@@ -131,24 +121,15 @@ def baselines(
     """
     grids: dict[str, list[float]] = {}
     skipped: dict[str, str] = {}
-    given = plan.baselines if isinstance(plan.baselines, Mapping) else {}
     for name in plan.baselines or ():
-        along = name not in given and METHODS[name].needs == "path"
-        if along and path is None:
-            skipped[name] = "it needs a recorded path, which the plan leaves out"
-            continue
         try:
-            grid = (
-                setup.levels.at(given[name])
-                if name in given
-                else sigmas(
-                    setup.config,
-                    setup.steps,
-                    shifted=True,
-                    allocation=name,
-                    order=setup.order,
-                    path=path if along else None,
-                )
+            grid = sigmas(
+                setup.config,
+                setup.steps,
+                shifted=True,
+                allocation=name,
+                order=setup.order,
+                path=path if METHODS[name].needs == "path" else None,
             )
         except WrongUse as error:
             skipped[name] = str(error)
@@ -189,14 +170,6 @@ def family(setup: Setup, profile: Profile) -> dict[str, list[float]]:
 def probes(goal: Goal, plan: Plan) -> dict[str, int]:
     """`calibrate`'s argument for sweeps along what the goal's encoder sees, or along any end."""
     return {"feature_probes" if goal.encoder else "adjoint_probes": plan.sweeps}
-
-
-def check_derivatives(run: Run, goal: Goal, plan: Plan) -> None:
-    """Raises WrongUse for a pipeline without the derivatives that an encoder's profile needs."""
-    needed = plan.profile_prompts and plan.sweeps and goal.encoder
-    remedy = "its blocks have no derivative for an encoder: use goal latents, the ordinary pipeline"
-    kind = type(run.pipe).__name__
-    check(not needed or not hasattr(run.pipe, "blocks"), "pipe", kind, f"{remedy}, or {WITHOUT}")
 
 
 def measured(setup: Setup, run: Run, plan: Plan) -> Profile:

@@ -7,20 +7,22 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.run import Run
-from asddim_lib.tuning.draw import Progress, Setup, Trials, Work, split
+from asddim_lib.progress import Progress
+from asddim_lib.tuning.draw import Setup, Trials, Work, split
 from asddim_lib.tuning.goals import Goal, goal_of
 from asddim_lib.tuning.proposals import (
     MOST,
     QUICK,
     Plan,
     baselines,
-    check_derivatives,
     family,
     measured,
     measuring_cost,
@@ -82,8 +84,7 @@ def tune(
     run = Run(pipe, texts, seeds, guidance_scale, batch_size, options, truncate)
     aim = goal_of(goal, pipe, encoder, check_encoder)
     setup = Setup(run, steps, aim, solver, plan.reference_steps, Work(progress=progress))
-    check_derivatives(run, aim, plan)
-    plan, work = planned(plan, setup), setup.work
+    plan, work = planned(plan, setup.config), setup.work
     first, second = split(run.prompts, plan.for_choice(len(set(run.prompts))))
     choice, verdict = setup.trials(first or second), setup.trials(second)
     limit = afforded(budget, plan, choice, verdict)
@@ -91,24 +92,24 @@ def tune(
         work.folder = TunedFor.of(setup).folder(folder) / "drawn"
         work.identity = of_pipeline(pipe)
 
+    # What is measured, and what is proposed.
+    profile = measured(setup, choice.run, plan) if plan.profile_prompts else None
     named, skipped = baselines(setup, plan, recorded(setup, choice.run, plan))
     grids, origin, known = dict(named), "", [*named.values(), setup.current_grid]
-    if plan.profile_prompts:
-        origin, grids[CANDIDATE] = candidate(choice, plan, named, limit)
+    if profile is not None:
+        origin, grids[CANDIDATE] = candidate(choice, family(setup, profile), named, plan, limit)
     # The verdict, on the other prompts.
     work.doing = "verifying"
     drawn = {n: grid for n, grid in grids.items() if n != CANDIDATE or grid not in known}
     samplers = {CURRENT: setup.current, **{n: setup.sampler(g) for n, g in drawn.items()}}
-    looks = ("seen", "checked") if aim.check else ("seen",)
-    losses = [
-        {
-            n: by_text(verdict.losses(one, looks=by), verdict.run.prompts)
-            for n, one in samplers.items()
-        }
-        for by in looks
-    ]
+
+    def judged(by: str) -> dict[str, Tensor]:
+        texts = verdict.run.prompts
+        return {name: by_text(verdict.losses(o, by=by), texts) for name, o in samplers.items()}
+
+    decision = decide(judged("seen"), judged("checked") if aim.check else None)
     chosen_on = len(first) if plan.trials else 0
-    return result(verdict, samplers, decide(*losses), grids, skipped, origin, chosen_on, plan.shown)
+    return result(verdict, samplers, decision, grids, skipped, origin, chosen_on, plan.shown)
 
 
 def afforded(budget: int | None, plan: Plan, choice: Trials, verdict: Trials) -> int:
@@ -138,17 +139,20 @@ def afforded(budget: int | None, plan: Plan, choice: Trials, verdict: Trials) ->
 
 
 def candidate(
-    trials: Trials, plan: Plan, named: Mapping[str, list[float]], limit: int
+    trials: Trials,
+    proposed: Mapping[str, list[float]],
+    named: Mapping[str, list[float]],
+    plan: Plan,
+    limit: int,
 ) -> tuple[str, list[float]]:
-    """What is proposed, and what it came of.
+    """What competes with the named grids and the current one, and what it came of.
 
-    It is the best of the profile's family, the named grids and the current one, moved while that
-    helps and the limit of evaluations allows; without trials, the first of the family.
+    It is the best of all of them and those `proposed`, moved while that helps and the limit of
+    evaluations allows; without trials, the first that is proposed.
     """
-    setup, work, levels = trials.setup, trials.setup.work, trials.setup.levels
-    proposed = family(setup, measured(setup, trials.run, plan))
     if not plan.trials:
         return next(iter(proposed.items()))
+    setup, work, levels = trials.setup, trials.setup.work, trials.setup.levels
 
     def cost(grid: list[float], batches: int | None = None) -> float:
         return float(trials.losses(setup.sampler(grid), batches).mean())
