@@ -13,17 +13,8 @@ from asddim_lib.cli import options as opt
 from asddim_lib.cli.output import check_file, say
 from asddim_lib.errors import WrongUse, check, check_whole
 
-#: The allocation that each kind of measured error serves, the most telling kind first.
-ALLOCATIONS = {
-    "feature": "feature-weighted",
-    "adjoint": "dual-weighted",
-    "local": "equidistributed",
-}
-#: Below this guidance scale the pictures of the first two kinds won, on the bundled model.
+#: Below this guidance scale the pictures of all densities but `local` won, on the bundled model.
 MODERATE = 5
-
-#: Ways to measure g(t); path costs nothing, and power is the spectral norm's.
-ESTIMATORS = ("vjp", "jvp", "difference", "path", "power")
 
 
 @opt.command
@@ -70,8 +61,8 @@ def calibrate(
     file, options = check_file(out), pictures.options()
     count = (1 if quick else 8) if count is None else count
     estimator = estimator or ("path" if quick else "vjp")
+    norm = "spectral" if estimator == "power" else "frobenius"
     check_whole("num_steps", num_steps, 1, 1000)
-    check(estimator in ESTIMATORS, "estimator", estimator, f"use one of {', '.join(ESTIMATORS)}")
     texts = model.texts(prompts, count)
 
     from asddim_lib import calibration
@@ -81,7 +72,7 @@ def calibrate(
     ours = [name for name in options if name in inspect.signature(calibration.calibrate).parameters]
     remedy = f"{', '.join(ours)} is no option of a pipeline's call"
     check(not ours, "call", pictures.call, remedy)
-    calibration.Measurement(adjoint_probes=adjoint_probes, feature_probes=feature_probes)
+    calibration.Measurement(num_steps, norm, estimator, 1, adjoint_probes, feature_probes)
     calibration.check_encoder(encoder or None, feature_probes)
     check_seeds([seed])
     pipe = model.load()
@@ -90,7 +81,7 @@ def calibrate(
         texts,
         guidance_scale=pictures.guidance_scale,
         num_steps=num_steps,
-        norm="spectral" if estimator == "power" else "frobenius",
+        norm=norm,
         estimator=estimator,
         adjoint_probes=adjoint_probes,
         feature_probes=feature_probes,
@@ -117,12 +108,12 @@ def _cache() -> Path | None:
 
 def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
     """Prints what was measured, for which allocation, and what is known of its pictures."""
-    kind = next(kind for kind in ALLOCATIONS if kind in (profile.local_error or {}))
-    allocation, scale = ALLOCATIONS[kind], profile.guidance_scale
+    from asddim_lib.tuning.proposals import DENSITIES
+
+    kind = next(kind for kind in DENSITIES if kind in (profile.local_error or {}))
+    allocation, scale = DENSITIES[kind], profile.guidance_scale
     p, lam, excess = profile.fit(run.schedule, kind=kind)
-    known = (
-        profile.model == "bundled" and scale is not None and scale < MODERATE and kind != "local"
-    )
+    known = profile.model == "bundled" and scale < MODERATE and kind != "local"
     value = {
         "profile": out,
         "evaluations": profile.evaluations,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from asddim_lib.cli.options import ModelOptions
 from asddim_lib.cli.output import rows, say
+from asddim_lib.progress import progress_line
 from experiments.cli.options import PictureOptions, RealOptions, text_of
 
 
@@ -77,27 +77,25 @@ def report_failures(summary: Any) -> None:
 
 
 def bar(waiting: list, shard: Any, evaluations: Callable[[Any], int]) -> Iterator:
-    """Yields batches under a progress bar.
+    """Yields batches under a progress line of network evaluations, in a process that speaks.
 
-    It counts network evaluations, so that the time left holds for any mixture of step counts:
-    `evaluations` says how many a picture of a cell has.
+    The time left then holds for any mixture of step counts. `evaluations` are a picture's of a
+    cell.
     """
-    from tqdm import tqdm
-
-    total, done, start = sum(batch.pictures for batch in waiting), 0, time.perf_counter()
-    with tqdm(
-        total=sum(batch.pictures * evaluations(batch.cell) for batch in waiting),
-        desc=f"shard {shard.number}/{shard.count} " if shard.count > 1 else "",
-        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
-        disable=not shard.speaks,
-    ) as progress:
+    if not shard.speaks:
+        yield from waiting
+        return
+    pictures = sum(batch.pictures for batch in waiting)
+    total = sum(batch.pictures * evaluations(batch.cell) for batch in waiting)
+    part = f"shard {shard.number}/{shard.count} " if shard.count > 1 else ""
+    done = spent = 0
+    with progress_line() as tell:
         for batch in waiting:
+            tell(f"{part}{done}/{pictures} images", spent, total)
             yield batch
             done += batch.pictures
-            rate = done / (time.perf_counter() - start)
-            text = f"{done}/{total} images, {rate:.3g} images/s"
-            progress.set_postfix_str(text, refresh=False)
-            progress.update(batch.pictures * evaluations(batch.cell))
+            spent += batch.pictures * evaluations(batch.cell)
+        tell(f"{part}{done}/{pictures} images", spent, total)
 
 
 def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
