@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -83,25 +82,13 @@ def check_writable(argument: str, folder: Path) -> None:
         ) from error
 
 
-#: What helps against a system's error, by its number.
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or name another place"),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), "allow writing there, or name another place"
-    ),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make its folder, or name another"),
-    errno.EISDIR: "name a file",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EFBIG: "raise the limit on the size of files, or name another place",
-}
-
-
 def _cause(error: Exception) -> str:
-    """An error's cause in brackets, and the remedy where its number has one."""
+    """An error's cause in brackets, and what helps where the system named one."""
     said = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text alone
     number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
-    cause = os.strerror(number) if number else str(error)
-    return f"({cause}); {_REMEDIES[number]}" if number in _REMEDIES else f"({cause})"
+    if not number:
+        return f"({error})"
+    return f"({os.strerror(number)}); mend that, or name another place"
 
 
 def kept(file: Path | None, make: Callable[[], Value]) -> Value:
@@ -151,7 +138,7 @@ _warn_once = cache(log.warning)
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: str) -> None:
     """Writes tensors and a text to a safetensors file, whole.
 
-    Its header contains a SHA-256 of both, by which `load_tensors` detects any damage. Raises
+    Its header contains a SHA-256 of both, by which `load_tensors` detects damage. Raises
     OSError as `write_whole` does.
     """
     from safetensors.torch import save_file
@@ -164,8 +151,7 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: str) -> None:
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors and the text that `save_tensors` wrote.
 
-    Raises FileNotFoundError, and DamagedFile, which names the file, where any byte has changed or
-    is missing.
+    Raises FileNotFoundError, and DamagedFile, which names the file, where they differ.
     """
     remedy = "run the same command again: it is made again"
     try:
@@ -175,7 +161,7 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
     except SafetensorError as error:
         raise DamagedFile(f"{file} is damaged ({error}); {remedy}") from error
     metadata = header.get("made_from", "")
-    if header.get("sha256") != _checksum(tensors, metadata) or not _plain_padding(file):
+    if header.get("sha256") != _checksum(tensors, metadata):
         raise DamagedFile(f"{file} is damaged (its checksum does not match); {remedy}")
     return tensors, metadata
 
@@ -189,13 +175,6 @@ def _checksum(tensors: dict[str, Tensor], metadata: str) -> str:
         # As bytes, since NumPy has no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _plain_padding(file: Path) -> bool:
-    """Whether spaces alone pad the header: other white space is valid JSON, but was not written."""
-    with file.open("rb") as content:
-        size = int.from_bytes(content.read(8), "little")
-        return content.read(size).rstrip(b" ").endswith(b"}")
 
 
 def seal(file: Path, value: Any) -> None:

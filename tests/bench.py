@@ -25,9 +25,10 @@ from asddim_lib.grids.searched import gits
 from asddim_lib.levels import Levels
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import load_prompts
-from asddim_lib.pipeline.run import Run, draw
+from asddim_lib.pipeline.run import Run
 from asddim_lib.sensitivity import COST
 from experiments.dmn import dmn, least_bound
+from experiments.pictures import draw
 from experiments.quick import quicken
 from experiments.searches import dual_path, oracle
 

@@ -33,11 +33,12 @@ from asddim_lib.calibration import record
 from asddim_lib.grids.table import METHODS
 from asddim_lib.levels import Levels
 from asddim_lib.models.load import data_folder, load_scheduler_config
-from asddim_lib.pipeline.run import Run, draw
+from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.search import pattern_search
 from experiments import rivals as rivals  # its grids are in the table then
 from experiments import store
 from experiments.near import distances, fine_ends
+from experiments.pictures import draw
 from experiments.records import read_records
 from tests.dmn import check_as_good
 

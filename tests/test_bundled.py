@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from asddim_lib import ASDDIMScheduler, calibrate, load_pipeline
 from asddim_lib.models.prompts import check_prompts
-from asddim_lib.pipeline.run import draw
+from experiments.pictures import draw
 from experiments.quick import quicken
 
 ROOT = Path(__file__).parents[1]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from asddim_lib.pipeline.run import draw
 from experiments import store
 from experiments.cli import app
 from experiments.contest import paired
 from experiments.draw import generate
 from experiments.grids import grid_for
+from experiments.pictures import draw
 from experiments.records import read_records
 from experiments.setting import Setting, batches, cells
 from tests.runs import COMMAND, TABLE, assert_same, contents

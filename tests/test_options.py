@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from asddim_lib import load_pipeline
 from asddim_lib.metrics import clip_cosine
-from asddim_lib.pipeline.run import draw
 from experiments import evaluate as experiment
 from experiments.cli import app
 from experiments.cli.experiment import bar
 from experiments.evaluate import evaluate
+from experiments.pictures import draw
 from experiments.records import read_records
 from experiments.setting import Cell, batches
 from experiments.shards import Shard

@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from asddim_lib import calibrate
-from asddim_lib.pipeline.run import draw
 from experiments import memory, store
 from experiments.cli import app
 from experiments.cost import PictureCost, calibration, measure, plan
+from experiments.pictures import draw
 from experiments.setting import Setting
 from tests.runs import SETTING, TABLE, files
 from tests.tiny import sd

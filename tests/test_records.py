@@ -16,12 +16,12 @@ from asddim_lib import load_pipeline, metrics
 from asddim_lib.cache import short_hash
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.models.prompts import load_prompts
-from asddim_lib.pipeline.run import draw
 from experiments import grids as finder
 from experiments import score as scoring
 from experiments import setting as design
 from experiments.draw import weights_hash
 from experiments.intervals import proportion_interval
+from experiments.pictures import draw
 from experiments.records import read_records
 from tests.dmn import check_as_good
 

@@ -21,9 +21,9 @@ from asddim_lib import (
 )
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import fingerprint, noise_schedule
-from asddim_lib.pipeline.run import draw
 from asddim_lib.schedulers.solvers import SOLVERS
 from experiments.mixtures import GaussianMixture
+from experiments.pictures import draw
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = noise_schedule(SD)

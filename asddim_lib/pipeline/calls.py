@@ -159,23 +159,27 @@ def asked(scheduler: Any, call: Callable[[Any], Any]) -> tuple[tuple, dict[str, 
 
 
 @contextmanager
-def one_step_more(pipe: Pipeline) -> Iterator[None]:
-    """Within it, a modular pipeline's guider expects one step more than the pipeline is asked for.
-
-    It does not guide beyond the number that it expects, and a recorder goes on to timestep 0.
-    """
-    own = getattr(pipe, "guider", None)
-    if own is None:
-        yield
-        return
-    more = copy.copy(own)
-
-    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
-        type(own).set_state(more, step, num_inference_steps + 1, timestep)
-
-    more.set_state = set_state
-    pipe.guider = more
+def swapped(pipe: Pipeline, **parts: Any) -> Iterator[None]:
+    """Within it, a pipeline has other parts."""
+    own = {name: getattr(pipe, name) for name in parts}
+    for name, part in parts.items():
+        setattr(pipe, name, part)
     try:
         yield
     finally:
-        pipe.guider = own
+        for name, part in own.items():
+            setattr(pipe, name, part)
+
+
+def one_step_more(guider: Any) -> Any:
+    """A modular pipeline's guider that expects one step more than the pipeline is asked for.
+
+    It does not guide beyond the number that it expects, and a recorder goes on to timestep 0.
+    """
+    more = copy.copy(guider)
+
+    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
+        type(guider).set_state(more, step, num_inference_steps + 1, timestep)
+
+    more.set_state = set_state
+    return more

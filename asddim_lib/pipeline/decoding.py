@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import Encoder
 from asddim_lib.models.load import Pipeline
-from asddim_lib.pipeline.calls import parameters
+from asddim_lib.pipeline.calls import parameters, swapped
 from asddim_lib.pipeline.recording import frozen
 from asddim_lib.schedulers.place import drawing, intercepted
 from asddim_lib.schedulers.solvers import own_scheduler
@@ -41,7 +39,8 @@ def decode(run: Run, ends: Tensor) -> Tensor:
     check(given == count, "ends", f"latents of {given} pictures", f"give those of all {count}")
     check_decodes(run.pipe)
     modules = [part for part in run.pipe.components.values() if isinstance(part, nn.Module)]
-    with frozen(modules), _without(run.pipe, AFTERWARDS):
+    without = {name: None for name in AFTERWARDS if hasattr(run.pipe, name)}
+    with frozen(modules), swapped(run.pipe, **without):
         return torch.cat([_decoded(run, batch, ends[batch]) for batch in run.batches()])
 
 
@@ -99,16 +98,3 @@ def _steps_of_one(run: Run) -> int:
     default = known["strength"].default if "strength" in known else 1.0
     strength = run.options.get("strength", default)
     return math.ceil(1 / strength) if strength else 1
-
-
-@contextmanager
-def _without(pipe: Any, names: tuple[str, ...]) -> Iterator[None]:
-    """Within it, a pipeline lacks these parts."""
-    own = {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
-    for name in own:
-        setattr(pipe, name, None)
-    try:
-        yield
-    finally:
-        for name, part in own.items():
-            setattr(pipe, name, part)

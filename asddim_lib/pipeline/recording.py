@@ -16,7 +16,7 @@ from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import Trajectory, carry_back
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import LARGEST_SIGMA, Levels, fingerprint
-from asddim_lib.pipeline.calls import one_step_more
+from asddim_lib.pipeline.calls import one_step_more, swapped
 from asddim_lib.pipeline.replay import Capture, Replay, Visit, replayed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
@@ -221,8 +221,10 @@ def _record_batch(
                 sweeps.append(_sweep(replays, recorder.visits, sigmas, probe, count))
 
     recorder.start(visited)
+    guider = getattr(run.pipe, "guider", None)
+    longer = {} if guider is None else {"guider": one_step_more(guider)}
     try:
-        with one_step_more(run.pipe):
+        with swapped(run.pipe, **longer):
             how = {"num_inference_steps": steps, "output_type": "latent"}
             run.call(whole, recorder, generators, **how)
     finally:

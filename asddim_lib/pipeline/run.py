@@ -108,11 +108,6 @@ class Run:
         object.__setattr__(self, "seeds", seeds)
 
     @property
-    def fingerprint(self) -> str:
-        """A short name of all that the results depend on. Raises WrongUse for foreign options."""
-        return manifest.of_values(manifest.of_pipeline(self.pipe), self.inputs)
-
-    @property
     def inputs(self) -> list[Any]:
         """What the results depend on beside the pipeline."""
         scheduler = self.scheduler or self.pipe.scheduler
@@ -321,11 +316,8 @@ class Run:
         options = {name: self._given(name, value, batch) for name, value in self.options.items()}
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
-        own, self.pipe.scheduler = self.pipe.scheduler, scheduler
-        try:
+        with calls.swapped(self.pipe, scheduler=scheduler):
             result = self.pipe(prompt=prompts, generator=generators, **options, **how)
-        finally:
-            self.pipe.scheduler = own
         return calls.pictures_of(result)
 
     def _cut(self, name: str, value: Any, places: Sequence[int]) -> Any:
@@ -343,25 +335,6 @@ class Run:
         if name == "latents" and len(value) == 1:
             return value.to(network(self.pipe).dtype).repeat(size, *[1] * (value.ndim - 1))
         return self._cut(name, value, range(batch.start, batch.stop))
-
-
-def draw(
-    pipe: Pipeline,
-    prompts: list[str],
-    seeds: Sequence[int],
-    *,
-    guidance_scale: float | None = None,
-    batch_size: int = 50,
-    latents: Tensor | None = None,
-    negative_prompt: str | None = None,
-    truncate: bool = False,
-    **steps: Any,
-) -> Drawn:
-    """`Run.pictures` in one call. With `latents` (1 × c × h × w) every picture starts from them."""
-    options: dict[str, Any] = {} if latents is None else {"latents": latents}
-    options |= {"negative_prompt": negative_prompt} if negative_prompt else {}
-    run = Run(pipe, prompts, seeds, guidance_scale, batch_size, options, truncate)
-    return run.pictures(**steps)
 
 
 Result = TypeVar("Result")
