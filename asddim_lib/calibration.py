@@ -110,7 +110,7 @@ def check_encoder(encoder: str | Encoder | None, feature_probes: int) -> None:
 class Measurement:
     """What is measured along a path: `calibrate`'s numbers.
 
-    Raises WrongUse for an estimator of another norm, and for numbers of probes out of range.
+    Raises WrongUse for an estimator of another norm, and for numbers out of range.
     """
 
     num_steps: int = 32
@@ -124,6 +124,7 @@ class Measurement:
         known = (*COST[self.norm], *(["path"] if self.norm == "frobenius" else []))
         remedy = f"for the {self.norm} norm use one of {', '.join(known)}"
         check(self.estimator in known, "estimator", self.estimator, remedy)
+        check_whole("num_steps", self.num_steps, 2)
         check_whole("probes", self.probes, 1)
         check_whole("adjoint_probes", self.adjoint_probes, 0)
         check_whole("feature_probes", self.feature_probes, 0)
