@@ -245,6 +245,46 @@ def test_auto_is_the_best_device_and_its_dtype(cuda, mps, device, dtype, monkeyp
     assert (asked["device"], asked["dtype"], asked["variant"]) == ("cpu", torch.bfloat16, "fp16")
 
 
+@pytest.mark.parametrize("command", ["generate boot", "calibrate p.json", "tune", "compare"])
+def test_a_model_s_options_reach_its_loader(command, monkeypatch):
+    def watched(model, **how):
+        raise ReachedError(model, how)
+
+    monkeypatch.setattr(load, "load_pipeline", watched)
+    given = "--model bundled-flow --variant fp16 --pipeline-class Sd --device cpu --dtype bfloat16"
+    arguments = [*command.split(), *given.split(), "--save-memory", "vae-slicing"]
+    model, how = CliRunner().invoke(app, arguments).exception.args
+    assert model == "bundled-flow"
+    assert how == {
+        "device": "cpu",
+        "dtype": torch.bfloat16,
+        "save_memory": ("vae-slicing",),
+        "pipeline_class": "Sd",
+        "variant": "fp16",
+    }
+
+
+@pytest.mark.parametrize("command", ["tune", "compare"])
+def test_a_comparison_gets_what_its_options_say(command, monkeypatch):
+    def watched(pipe, prompts, **named):
+        raise ReachedError(len(prompts), named)
+
+    tiny = sd()[0]
+    monkeypatch.setattr(load, "load_pipeline", lambda *_, **__: tiny)
+    monkeypatch.setattr("asddim_lib.tuning.tune.tune", watched)
+    given = "--steps 3 --count 20 --guidance-scale 2 --solver unipc --goal latents --batch-size 4"
+    given += " --encoder a --check-encoder b --width 32 --height 48 --out o --truncate"
+    call = ["--call", '{"eta": 0.5}']
+    count, named = CliRunner().invoke(app, [command, *given.split(), *call]).exception.args
+    expected = {
+        **{"steps": 3, "guidance_scale": 2.0, "solver": "unipc", "goal": "latents"},
+        **{"batch_size": 4, "encoder": "a", "check_encoder": "b", "truncate": True},
+        **{"options": {"eta": 0.5, "width": 32, "height": 48}, "folder": Path("o")},
+    }
+    assert count == 20
+    assert {name: named[name] for name in expected} == expected
+
+
 def test_calibrate_gives_advice_only_where_the_book_has_some(preloaded, tmp_path):
     def advised(*more):
         words = ["calibrate", "p.json", "--count", "1", "--num-steps", "4", "--json", *more]

@@ -27,7 +27,7 @@ WRONG_USE = [
     ("evaluate --steps 2,x", "steps is '2,x'; give whole numbers separated by commas"),
     ("evaluate --steps 2.5", "steps is '2.5'; give whole numbers separated by commas"),
     ("evaluate --guidance-scale 3,3.0", "guidance_scale is '3,3.0'; give each value once"),
-    ("evaluate --guidance-scale inf", "guidance_scale is 'inf'; give numbers separated by"),
+    ("evaluate --guidance-scale inf", "guidance_scale is inf; "),
     ("evaluate --guidance-scale=-1", "guidance_scale is -1.0; "),
     ("evaluate --inception w.pth", "reference is ; give a folder of real pictures, too"),
     ("evaluate --shard 4/4 --count 1", "shard is 4/4; "),

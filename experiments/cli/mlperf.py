@@ -15,10 +15,13 @@ from experiments.cli.options import CHECKPOINT, FOLDER, PictureOptions, RealOpti
 
 #: What MLPerf Inference accepts of SDXL: FID, and CLIP score in percent.
 ACCEPTED = {"FID": (23.01, 23.95), "CLIP": (31.69, 31.81)}
+SDXL = opt.ModelOptions("sdxl", device="cuda", dtype="float16")
 NEGATIVE_PROMPT = "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"
 
 
+@opt.command
 def mlperf(
+    model: opt.ModelOptions = SDXL,
     prompts: str = typer.Option(..., help="The benchmark's captions, captions_source.tsv."),
     latents: str = typer.Option(
         ..., help="The noise that all its pictures start from, latents.pt."
@@ -27,7 +30,6 @@ def mlperf(
         ..., help="Folder of the real pictures that its FID is from, MS-COCO's val2014."
     ),
     out: Path = typer.Option(Path("results/mlperf"), help=FOLDER),
-    model: str = typer.Option("sdxl", help="SDXL: its name, a folder or a hub id."),
     count: int = typer.Option(5000, help="Number of prompts."),
     clip: str = typer.Option(
         "openai/clip-vit-base-patch32",
@@ -35,8 +37,6 @@ def mlperf(
     ),
     inception: str = CHECKPOINT,
     batch_size: int = opt.BATCH_SIZE,
-    device: str = typer.Option("cuda", help=opt.DEVICE.help),
-    dtype: str = typer.Option("float16", help=opt.DTYPE.help),
     as_json: bool = opt.JSON,
 ) -> None:
     """Draws and judges SDXL as MLPerf Inference does: a known answer for the whole chain.
@@ -56,8 +56,7 @@ def mlperf(
     )
     setting = replace(pictures.setting("ddim"), negative_prompt=NEGATIVE_PROMPT, latents=latents)
     real = RealOptions(reference=reference, inception=inception, prepare="plain")
-    machine = opt.ModelOptions(model=model, device=device, dtype=dtype)
-    summary = run(machine, pictures, real, setting, out, as_json)
+    summary = run(model, pictures, real, setting, out, as_json)
     right = _verdict(summary, as_json)
     report_failures(summary)
     raise typer.Exit(int(not right))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVar
 
 import typer
@@ -108,14 +107,13 @@ class RealOptions:
 def numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     """The numbers of a comma-separated list.
 
-    Raises WrongUse for one that is repeated, infinite or no number of this kind.
+    Raises WrongUse for one that is repeated or no number of this kind.
     """
     remedy = f"give {'whole ' if kind is int else ''}numbers separated by commas"
     try:
         values = tuple(kind(item) for item in text.split(","))
     except ValueError as error:
         raise WrongUse(f"{name} is {text!r}; {remedy}") from error
-    check(all(map(math.isfinite, values)), name, repr(text), remedy)
     check(len(set(values)) == len(values), name, repr(text), "give each value once")
     return values
 
