@@ -79,24 +79,35 @@ def calibrate(
     check(norm in COST, "norm", norm, f"use one of {', '.join(COST)}")
     estimator = estimator or next(iter(COST[norm]))
     measurement = Measurement(num_steps, norm, estimator, probes, adjoint_probes, feature_probes)
-    measurement.check_replay(pipe)
     if cache is not None:
         check_writable("cache", Path(cache))
     run = _run(pipe, prompts, seed, guidance_scale, batch_size, options, truncate, shift_steps)
     check_steps(run, num_steps)
     sees = encoder_for(pipe, encoder) if feature_probes else None
-    depends = measurement.numbers, sees.identity if sees else ""
-    identity = of_values(of_pipeline(pipe), *depends) if cache is not None else ""
+    return measure(run, measurement, sees, cache, progress)
+
+
+def measure(
+    run: Run,
+    measurement: Measurement,
+    encoder: Encoder | None = None,
+    cache: str | os.PathLike | None = None,
+    progress: bool | Progress = True,
+) -> Profile:
+    """`calibrate` of a run that is set up, by an encoder that is loaded."""
+    measurement.check_replay(run.pipe)
+    depends = measurement.numbers, encoder.identity if encoder else ""
+    identity = of_values(of_pipeline(run.pipe), *depends) if cache is not None else ""
     parts, each = [], measurement.evaluations * run.evaluations_per_step // len(run.prompts)
     with _counted(progress, "measuring", each * len(run.prompts)) as spent:
         for batch in run.batches():
             part = run.part(batch)
             name = f"{of_values(identity, part.inputs)}.safetensors" if cache is not None else ""
-            work = partial(_measured, measurement=measurement, encoder=sees, spent=spent.add)
+            work = partial(_measured, measurement=measurement, encoder=encoder, spent=spent.add)
             alone = partial(within_memory, part, work, "measuring", REMEDY)
             parts.append(kept(None if cache is None else Path(cache) / name, alone))
             spent.add(each * batch.stop - spent.evaluations)  # as many as a kept part had cost
-    return _profile(run, _joined(parts), measurement, sees)
+    return _profile(run, _joined(parts), measurement, encoder)
 
 
 def check_encoder(encoder: str | Encoder | None, feature_probes: int) -> None:
@@ -222,7 +233,7 @@ def _profile(
         probes=measurement.probes,
         samples=count,
         seed=run.seeds[0],
-        guidance_scale=float(run.guidance_scale or 0.0),
+        guidance_scale=float(run.options.get("guidance_scale", run.guidance_scale) or 0.0),
         model=str(getattr(run.pipe, "name_or_path", "")),
         schedule=fingerprint(run.schedule),
         evaluations=spent,

@@ -68,7 +68,7 @@ def test_where_the_current_grid_is_optimal_nothing_changes():
     assert not found.changed
     assert (found.name, found.grid) == (CURRENT, optimum)
     assert found.scheduler is pipe.scheduler
-    assert found.skipped["trailing"] == "it is the current sampler's grid"
+    assert found.skipped["trailing"] == "it is the grid of the current sampler"
     losses = [one.difference for one in found.decision.comparisons if one.first != CANDIDATE]
     assert min(losses) > 0
 

@@ -94,7 +94,7 @@ def test_a_shift_that_depends_on_size_or_steps_is_that_of_k_steps(by_steps, monk
     torch.testing.assert_close(judged, own, rtol=1e-4, atol=1e-4)
     how = {"guidance_scale": made.guidance, "options": made.options, "plan": PLAN}
     found = tune(made.pipe, WORDS[:8], steps=steps, goal="latents", **how)
-    assert found.skipped["trailing"] == "it is the current sampler's grid"
+    assert found.skipped["trailing"] == "it is the grid of the current sampler"
     mix = np.array([(t + 1) / 1000 for t in found.grids[CANDIDATE]])
     held = setup.sampler(found.grids[CANDIDATE]).scheduler
     shift = found.setting.shift

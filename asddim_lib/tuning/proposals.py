@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asddim_lib.calibration import Measurement, calibrate
+from asddim_lib.calibration import Measurement, measure
 from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.path import Trajectory
@@ -105,9 +105,7 @@ def planned(plan: Plan, config: Mapping[str, Any]) -> Plan:
 
 def measuring_cost(setup: Setup, plan: Plan) -> int:
     """The network evaluations of profile and path."""
-    probed = probes(setup.goal, plan)
-    profile = Measurement(plan.profile_steps, estimator="path", **probed).evaluations
-    path = PATH_STEPS + 1
+    profile, path = measurement(setup.goal, plan).evaluations, PATH_STEPS + 1
     return setup.rows * (profile * plan.profile_prompts + path * plan.path_prompts)
 
 
@@ -134,11 +132,10 @@ def baselines(
         except WrongUse as error:
             skipped[name] = str(error)
             continue
-        same = next((other for other, known in grids.items() if known == grid), None)
-        if grid == setup.current_grid:
-            skipped[name] = "it is the current sampler's grid"
-        elif same is not None:
-            skipped[name] = f"it is the same grid as {same}"
+        known = {"the current sampler": setup.current_grid, **grids}
+        same = [other for other, one in known.items() if one == grid]
+        if same:
+            skipped[name] = f"it is the grid of {same[0]}"
         else:
             grids[name] = grid
     return grids, skipped
@@ -167,9 +164,10 @@ def family(setup: Setup, profile: Profile) -> dict[str, list[float]]:
     return grids
 
 
-def probes(goal: Goal, plan: Plan) -> dict[str, int]:
-    """`calibrate`'s argument for sweeps along what the goal's encoder sees, or along any end."""
-    return {"feature_probes" if goal.encoder else "adjoint_probes": plan.sweeps}
+def measurement(goal: Goal, plan: Plan) -> Measurement:
+    """What is measured of each prompt: sweeps along what the goal's encoder sees, if it has one."""
+    seen = "feature_probes" if goal.encoder else "adjoint_probes"
+    return Measurement(plan.profile_steps, estimator="path", **{seen: plan.sweeps})
 
 
 def measured(setup: Setup, run: Run, plan: Plan) -> Profile:
@@ -179,23 +177,9 @@ def measured(setup: Setup, run: Run, plan: Plan) -> Profile:
     """
     part = run.part(slice(0, plan.profile_prompts))
     setup.work.report("measuring the model")
-    assert part.seeds is not None
+    what, encoder = measurement(setup.goal, plan), setup.goal.encoder if plan.sweeps else None
     try:
-        profile = calibrate(
-            part.pipe,
-            list(part.prompts),
-            num_steps=plan.profile_steps,
-            estimator="path",
-            **probes(setup.goal, plan),
-            encoder=setup.goal.encoder if plan.sweeps else None,
-            batch_size=part.batch_size,
-            seed=part.seeds[0],
-            truncate=part.truncate,
-            cache=setup.work.folder,
-            progress=False,
-            shift_steps=part.shift_steps,
-            **{"guidance_scale": part.guidance_scale, **part.options},
-        )
+        profile = measure(part, what, encoder, setup.work.folder, progress=False)
     except WrongUse as error:  # its remedy names an option of `calibrate`
         raise WrongUse(str(error).replace(REMEDY, WITHOUT)) from error
     setup.work.spent += profile.evaluations
