@@ -127,7 +127,7 @@ def cached(tmp_path_factory):
     """Stable Diffusion 1.5 and SDXL, tiny, where the hub's client keeps fetched revisions."""
     cache = tmp_path_factory.mktemp("hub")
     for name, build in (("sd15", sd), ("sdxl", sdxl)):
-        source, revision = HUB[name]
+        source, revision = HUB[name].split("@")
         folder = cache / f"models--{source.replace('/', '--')}"
         build()[0].save_pretrained(folder / "snapshots" / revision)
         (folder / "refs").mkdir()
@@ -157,7 +157,7 @@ def test_the_command_line_finds_a_cached_model_without_a_network(cached, tmp_pat
 
 
 def test_a_model_that_is_not_cached_is_refused_with_the_command_that_fetches_it(tmp_path):
-    source, revision = HUB["sd15"]
+    source, revision = HUB["sd15"].split("@")
     with pytest.raises(ValueError, match=f"hf download {source} --revision {revision}`$") as error:
         load_pipeline("sd15", cache_dir=tmp_path, local_files_only=True)
     assert "\n" not in str(error.value)

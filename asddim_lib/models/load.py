@@ -18,21 +18,15 @@ from asddim_lib.errors import WrongUse, check, check_whole
 #: Any diffusers pipeline. Its attributes depend on its class, so a type checker cannot know them.
 Pipeline = Any
 
-#: Models by a short name: the hub's id, and a fixed revision of the paper's two.
-HUB: dict[str, tuple[str, str | None]] = {
-    "sd15": (
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-    ),
-    "sdxl": (
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "462165984030d82259a11f4367a4eed129e94a7b",
-    ),
-    "sd3": ("stabilityai/stable-diffusion-3.5-medium", None),
-    "flux": ("black-forest-labs/FLUX.1-dev", None),
-    "pixart": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", None),
-    "qwen-image": ("Qwen/Qwen-Image", None),
-    "wan": ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", None),
+#: Models by a short name: the hub's id, with a fixed revision of the paper's two.
+HUB = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
+    "sd3": "stabilityai/stable-diffusion-3.5-medium",
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "pixart": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    "qwen-image": "Qwen/Qwen-Image",
+    "wan": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
 }
 #: The models that come along, and their folders under the data.
 BUNDLED = {"bundled": "model", "bundled-flow": "flow"}
@@ -173,7 +167,10 @@ def _source(model: str | os.PathLike) -> tuple[str, str | None]:
     """The folder, file or hub id of a model, and its revision where that is fixed."""
     if str(model) in BUNDLED:
         return str(data_folder() / BUNDLED[str(model)]), None
-    return HUB.get(str(model), (str(model), None))
+    if str(model) not in HUB:
+        return str(model), None
+    source, _, revision = HUB[str(model)].partition("@")
+    return source, revision or None
 
 
 def _scheduler(folder: str | os.PathLike) -> Any:
