@@ -39,8 +39,8 @@ class Levels:
 
     `sigmas` (T, float64) rise; the last may be infinite. `betas` (T) are those of the
     variance-preserving model with the same σ. `prediction_type` is None where the config does not
-    state it. `shift` is a flow model's, `sigma_data` an EDM model's. `end` is the σ where the
-    scheduler's last step ends; None where that is the σ at which it begins.
+    state it. `shift` is a flow model's, `sigma_data` an EDM model's. `end` is the sigma where
+    the scheduler's last step ends, s of a flow model; None where that is the last step's own.
     """
 
     kind: str
@@ -102,75 +102,57 @@ class Levels:
         """The distinct whole timesteps nearest to K falling σ, of which the first may be inf."""
         return distinct(self.timesteps_at(sigmas))
 
-    def grid_of(
-        self, values: Any, name: str = "grid", *, shifted: bool = True, whole: bool = True
-    ) -> np.ndarray:
-        """A given grid as K + 1 falling σ (float64), the last where the last step ends.
+    def grid_of(self, values: Any, name: str = "grid", *, whole: bool = True) -> np.ndarray:
+        """A given grid as K + 1 falling sigmas (float64), the last where the last step ends.
 
-        `values` (a list, array or tensor) are whole timesteps, or sigmas as ComfyUI, A1111 and
-        diffusers print them: σ for `vp` and `edm`, s for `flow` (`shifted=False`: before the
-        model's shift). A 0 or the scheduler's `end` after the last sigma is optional. Whole floats
-        are timesteps for `vp` alone; `whole=False` reads all numbers as sigmas. The first σ may be
-        infinite. Raises WrongUse, naming `name`, unless the grid falls strictly, also in float32,
-        within the model's range.
+        `values` (a list, array or tensor) are whole timesteps, or sigmas. Sigmas are as ComfyUI,
+        A1111 and diffusers print them: σ for `vp` and `edm`, s after the shift for `flow`. A 0 or
+        the scheduler's `end` after the last is optional. Whole floats are timesteps for `vp` alone;
+        `whole=False` reads all numbers as sigmas. Raises WrongUse, naming `name`, unless the grid
+        falls strictly, also in float32, within the model's range.
         """
         numbers = as_numbers(values, name)
         if whole and self.are_timesteps(numbers):
-            sigmas = self.sigmas[check_timesteps(numbers, len(self), name)]
-            return np.append(sigmas, self._end_after(sigmas[-1]))
+            return np.array(self.at(check_timesteps(numbers, len(self), name)))
         given = numbers.astype(np.float64)
-        inner, ends = given, len(given) > 1 and self._is_end(given[-1], given[-2])
-        if ends:
-            inner = given[:-1]
+        ends = len(given) > 1 and self._is_end(given[-1], given[-2])
+        begins = given[:-1] if ends else given
         remedy = "give strictly falling sigmas, of which the last may be 0, or whole timesteps"
-        falling = bool((np.diff(inner.astype(np.float32)) < 0).all() and (inner > 0).all())
+        falling = bool((np.diff(begins.astype(np.float32)) < 0).all() and (begins > 0).all())
         check(falling, name, numbers.tolist(), remedy)
         if self.kind != "edm":  # an EDM network takes any σ
             highest = 1.0 if self.kind == "flow" else float(self.finite_sigmas[-1])
-            within = bool(inner[0] <= highest * 1.001)  # as printed, to a few digits
+            within = bool(begins[0] <= highest * 1.001)  # as printed, to a few digits
             check(within, name, numbers.tolist(), f"its model begins at {highest:.4g}: give less")
         if self.kind == "flow":
-            inner = np.minimum(inner, 1.0)
-            inner = sigma_of(inner if shifted else self.shifted(inner))
-        zero = ends and given[-1] == 0
-        return np.append(inner, 0.0 if zero else self._end_after(inner[-1]))
+            begins = np.minimum(begins, 1.0)
+        return np.append(begins, 0.0) if ends and given[-1] == 0 else self.ended(begins)
 
     def _is_end(self, last: float, before: float) -> bool:
-        """Whether the last printed sigma of a grid is where its last step ends."""
+        """Whether the last sigma of a given grid is where its last step ends."""
         if last == 0 or self.end == 0:
             return bool(last == 0)
-        end = before if self.end is None else self.printed(np.array(self.end))
+        end = before if self.end is None else self.end
         return bool(last == before or np.isclose(last, end, rtol=1e-3, atol=0))  # in float32
 
-    def _end_after(self, sigma: float) -> float:
-        """The σ at which a last step that begins at `sigma` ends."""
-        return sigma if self.end is None else min(self.end, sigma)
-
-    def printed(self, sigmas: np.ndarray) -> np.ndarray:
-        """σ as ComfyUI, A1111 and diffusers print them: s of a flow model, else finite σ."""
-        return share_of(sigmas) if self.kind == "flow" else np.minimum(sigmas, LARGEST_SIGMA)
-
-    def ended(self, begins: np.ndarray) -> list[float]:
-        """K falling printed sigmas, and where the last step ends: K + 1."""
-        end = begins[-1]
-        if self.end is not None:
-            end = min(end, self.printed(np.array(self.end)))
-        return [*begins.tolist(), float(end)]
+    def ended(self, begins: np.ndarray) -> np.ndarray:
+        """K falling sigmas, and where the last step ends: K + 1."""
+        return np.append(begins, begins[-1] if self.end is None else min(self.end, begins[-1]))
 
     def at(self, timesteps: Sequence[int]) -> list[float]:
-        """K falling whole timesteps as K + 1 printed sigmas, which `grid_of` reads."""
-        if self.kind == "flow":  # exact, unlike s from σ
-            return self.ended(self.shifted(self.unshifted_at(timesteps)))
-        return self.ended(self.finite_sigmas[timesteps])
+        """K falling whole timesteps as K + 1 sigmas, as `grid_of` returns them."""
+        if self.kind == "flow":
+            return self.ended(self.shifted(self.unshifted_at(timesteps))).tolist()
+        return self.ended(self.finite_sigmas[timesteps]).tolist()
 
     def whole(self, grid: Any) -> list[int]:
         """The K distinct whole timesteps nearest to a grid, as `grid_of` reads it."""
-        sigmas = self.grid_of(grid)[:-1]
+        begins = self.grid_of(grid)[:-1]
         if self.are_timesteps(as_numbers(grid, "grid")):
             return [int(t) for t in grid]
-        if self.kind == "flow":  # its σ near pure noise exceed what `nearest` tells apart
-            return distinct(self.unshifted(share_of(sigmas)) * len(self) - 1)
-        return self.nearest(sigmas)
+        if self.kind == "flow":
+            return distinct(self.unshifted(begins) * len(self) - 1)
+        return self.nearest(begins)
 
     def are_timesteps(self, values: Any) -> bool:
         """Whether a grid's entries are whole timesteps, and not sigmas."""
@@ -319,9 +301,9 @@ def _flow_end(config: dict[str, Any], size: int) -> float | None:
     if config.get("final_sigmas_type", "zero") == "zero":
         return 0.0
     if "grid" in config:  # ours
-        return float(sigma_of(1 / size))
+        return 1 / size
     if "algorithm_type" in config:  # diffusers' DPM-Solver takes the noise of its betas
-        return float(sigma_of(NoiseSchedule(_named_betas(config)).sigmas[0]))
+        return float(NoiseSchedule(_named_betas(config)).sigmas[0])
     return None
 
 

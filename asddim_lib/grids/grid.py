@@ -152,7 +152,7 @@ def sigmas(
     if levels.kind == "flow" and (grid or boundary is not None):
         after = np.array(grid or levels.at(_indices(config, num_inference_steps, given))[:-1])
         after = after if boundary is None else with_boundary(after, boundary)
-        return levels.ended(after) if shifted else levels.unshifted(after).tolist()
+        return (levels.ended(after) if shifted else levels.unshifted(after)).tolist()
     indices = grid or _indices(config, num_inference_steps, given)
     if levels.kind == "flow" and not shifted:
         return levels.unshifted_at(indices).tolist()

@@ -226,21 +226,19 @@ class TakesGrid:
         """
         given, levels = as_numbers(values, name), self._noise_levels(1.0)  # s needs no mu
         whole = name != "sigmas" and levels.are_timesteps(given)
+        if whole and self._flow:
+            levels = self._noise_levels()
         sigmas = levels.grid_of(given, name, whole=whole)[:-1]
-        if not self._flow:
-            if whole or name == "timesteps":
-                return check_timesteps(given, len(levels), name)
-            remedy = "sigmas that begin so low are a flow model's: give whole timesteps"
-            check(name != "grid" or sigmas[0] > 1, name, given.tolist(), remedy)
-            return levels.nearest(sigmas)
-        if whole:
-            s = np.array(self._noise_levels().at(given)[:-1])
-        else:
-            s = np.minimum(given[: len(sigmas)], 1.0)
-        times = np.float32(s) * np.float32(len(levels))
-        remedy = "two of its steps are the same in float32: leave one out"
-        check(bool((np.diff(times) < 0).all()), name, given.tolist(), remedy)
-        return s.tolist()
+        if self._flow:
+            times = np.float32(sigmas) * np.float32(len(levels))
+            remedy = "two of its steps are the same in float32: leave one out"
+            check(bool((np.diff(times) < 0).all()), name, given.tolist(), remedy)
+            return sigmas.tolist()
+        if whole or name == "timesteps":
+            return check_timesteps(given, len(levels), name)
+        remedy = "sigmas that begin so low are a flow model's: give whole timesteps"
+        check(name != "grid" or sigmas[0] > 1, name, given.tolist(), remedy)
+        return levels.nearest(sigmas)
 
     def _steps_by_options(self, steps: int | None, mu: float | None) -> Any:
         """K steps by the scheduler's grid or allocation, as `_set` takes them."""

@@ -24,7 +24,7 @@ from diffusers import (
 from asddim_lib.configs import completed, kind_of
 from asddim_lib.errors import check
 from asddim_lib.grids.current import printed_sigmas
-from asddim_lib.levels import Levels, as_numbers
+from asddim_lib.levels import Levels
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
 from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
@@ -72,10 +72,7 @@ def with_grid(scheduler: Any, grid: Any, mu: float | None = None) -> Any:
     check(ours is not None, "scheduler", type(scheduler).__name__, remedy)
     config = {key: value for key, value in completed(scheduler).items() if key not in OPTIONS}
     levels = Levels.from_diffusers(config, mu)
-    whole = levels.kind == "vp" or levels.are_timesteps(as_numbers(grid, "grid"))
-    stated = levels.whole(grid) if whole else grid
-    if levels.kind == "flow" and whole:
-        stated = levels.at(stated)[:-1]
+    stated = levels.whole(grid) if levels.kind == "vp" else levels.grid_of(grid)[:-1].tolist()
     made = ours.from_config(config, grid=stated)  # type: ignore[union-attr]
     made.strict = getattr(scheduler, "strict", True)
     return made
@@ -156,8 +153,7 @@ def set_grid(scheduler: Any, grid: Any, device: Any = None, mu: float | None = N
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
     if isinstance(scheduler, TakesGrid) and not hasattr(scheduler, "not_in_config"):
         # Not by `set_timesteps`, which ignores what a pipeline passes by itself.
-        flow = levels.kind == "flow"
-        steps = levels.printed(levels.grid_of(grid)[:-1]) if flow else levels.whole(grid)
+        steps = levels.whole(grid) if levels.kind == "vp" else levels.grid_of(grid)[:-1]
         with torch.device("cpu"):
             scheduler._set(steps, device)
         return
@@ -165,9 +161,8 @@ def set_grid(scheduler: Any, grid: Any, device: Any = None, mu: float | None = N
         grid = levels.whole(grid)
         scheduler.set_timesteps(device=device, timesteps=grid)
     else:
-        given = levels.printed(levels.grid_of(grid))
-        given = given if levels.kind == "vp" else given[:-1]
-        given = levels.unshifted(given) if levels.kind == "flow" else given
+        given = levels.grid_of(grid)
+        given = levels.unshifted(given[:-1]) if levels.kind == "flow" else given
         shift = {} if mu is None else {"mu": mu}
         scheduler.set_timesteps(device=device, sigmas=given, **shift)
     check_set(scheduler, grid, mu)
@@ -215,7 +210,7 @@ def intercepted(scheduler: Any, how: str, **methods: Callable[..., Any]) -> Any:
 def check_set(scheduler: Any, grid: Any, mu: float | None = None) -> None:
     """Raises WrongUse unless a scheduler has the levels that the grid means, each to 1e-3."""
     levels = Levels.from_diffusers(scheduler, mu)
-    meant = levels.printed(levels.grid_of(grid)[:-1])
+    meant = levels.grid_of(grid)[:-1]
     found = printed_sigmas(scheduler, levels)[:-1]
     same = len(meant) == len(found) and np.allclose(found, meant, rtol=1e-3, atol=1e-6)
     shown = ", ".join(f"{level:.4g}" for level in found[:6])
