@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from asddim_lib.cache import cache_folder
-from asddim_lib.errors import WrongUse, check, check_whole
-from asddim_lib.models.load import data_folder
+from asddim_lib.errors import check, check_whole
+from asddim_lib.models.load import data_folder, loading
 
 BUNDLED = {"bundled": "prompts.csv", "bundled-tune": "prompts_tune.csv"}
 _COCO = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
@@ -51,13 +51,8 @@ def load_prompts(
     """
     check_whole("prompt_seed", seed, 0)
     path = _find(source)
-    try:
+    with loading("prompts", str(source), f"give a {path.suffix or 'text'} file of prompts"):
         table = _read(path, seed)
-    except (ValueError, KeyError, TypeError, IndexError, ImportError) as error:
-        reason = f"{path.suffix or 'text'} ({str(error).splitlines()[0]})"
-        raise WrongUse(
-            f"prompts is {source}, which could not be read as {reason}; fetch it again"
-        ) from error
     plain = {str(column).strip().lower(): column for column in table}
     found = [name for name in NAMES if name in plain]
     remedy = f"the file needs a column named {', '.join(NAMES[:-1])} or {NAMES[-1]}"
