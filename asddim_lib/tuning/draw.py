@@ -152,8 +152,8 @@ class Setup:
             ours = self.run.asked(self.sampler(grid).scheduler, self.steps)
         except WrongUse:
             return None
-        times = [one.timesteps.cpu().double() for one in (asked, ours)]
-        same = len(times[0]) == len(times[1]) and torch.allclose(*times, rtol=0, atol=1e-3)
+        theirs, mine = (one.timesteps.cpu().double() for one in (asked, ours))
+        same = len(theirs) == len(mine) and torch.allclose(theirs, mine, rtol=0, atol=1e-3)
         return grid if same and isinstance(asked, solvers) else None
 
     @cached_property
@@ -175,6 +175,12 @@ class Setup:
         times = self.levels.whole(grid)
         scheduler = with_grid(self.plain, grid, self.mu)
         return Sampler(" ".join(map(str, times)), scheduler, len(times), len(times))
+
+    def drawn(self, run: Run, sampler: Sampler, look: Callable[[Run, int], Seen], by: str) -> Seen:
+        """What `look` sees in a run's pictures by a sampler; `by` names all that it depends on."""
+        part, steps = replace(run, scheduler=sampler.scheduler), sampler.steps
+        cost = sampler.calls * part.evaluations_per_step
+        return self.work.do(cost, lambda: look(part, steps), part.inputs, by, steps)
 
     def trials(self, places: Sequence[int]) -> Trials:
         """The pictures of some of the prompts."""
@@ -220,14 +226,9 @@ class Trials:
         return {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
 
     def _look(self, sampler: Sampler, batch: slice) -> Seen:
-        key, goal, steps = (sampler.name, batch.start), self.setup.goal, sampler.steps
+        key, look = (sampler.name, batch.start), self.setup.goal.look
         if key not in self._seen:
-            part = replace(self.run.part(batch), scheduler=sampler.scheduler)
-            self._seen[key] = self.setup.work.do(
-                sampler.calls * part.evaluations_per_step,
-                lambda: goal.look(part, steps),
-                *(part.inputs, self._aim, steps),
-            )
+            self._seen[key] = self.setup.drawn(self.run.part(batch), sampler, look, self._aim)
         return self._seen[key]
 
 

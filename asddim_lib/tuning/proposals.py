@@ -166,8 +166,8 @@ def family(setup: Setup, profile: Profile) -> dict[str, list[float]]:
 
 def measurement(goal: Goal, plan: Plan) -> Measurement:
     """What is measured of each prompt: sweeps along what the goal's encoder sees, if it has one."""
-    seen = "feature_probes" if goal.encoder else "adjoint_probes"
-    return Measurement(plan.profile_steps, estimator="path", **{seen: plan.sweeps})
+    adjoint, feature = (0, plan.sweeps) if goal.encoder else (plan.sweeps, 0)
+    return Measurement(plan.profile_steps, "frobenius", "path", 1, adjoint, feature)
 
 
 def measured(setup: Setup, run: Run, plan: Plan) -> Profile:

@@ -6,7 +6,6 @@ import inspect
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from asddim_lib.configs import is_flow
 from asddim_lib.pipeline.calls import parameters
+from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing
 from asddim_lib.tuning.draw import Sampler, Trials
+from asddim_lib.tuning.goals import Seen
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT, Comparison
 
 if TYPE_CHECKING:
@@ -38,17 +39,15 @@ MANY = 5000
 
 def examples(trials: Trials, samplers: Mapping[str, Sampler], count: int) -> bytes:
     """A sheet (PNG) of the first prompts: a column for each sampler, and one for the reference."""
-    run, work, fine = trials.run.part(slice(0, count)), trials.setup.work, trials.setup.reference
-    work.doing = "drawing examples"
-    columns = {}
-    for name, one in {**samplers, f"{fine.steps} steps": fine}.items():
-        part, steps = replace(run, scheduler=one.scheduler), one.steps
-        columns[name] = work.do(
-            one.calls * part.evaluations_per_step,
-            lambda part=part, steps=steps: {"images": part.pictures(num_inference_steps=steps)[0]},
-            *(part.inputs, "pictures", steps),
-        )["images"]
-    return sheet(columns)
+    setup, run = trials.setup, trials.run.part(slice(0, count))
+    setup.work.doing = "drawing examples"
+
+    def pictures(part: Run, steps: int) -> Seen:
+        return {"images": part.pictures(num_inference_steps=steps).images}
+
+    every = {**samplers, f"{setup.reference.steps} steps": setup.reference}
+    drawn = {n: setup.drawn(run, one, pictures, "pictures") for n, one in every.items()}
+    return sheet({name: seen["images"] for name, seen in drawn.items()})
 
 
 def sheet(columns: dict[str, Tensor]) -> bytes:
