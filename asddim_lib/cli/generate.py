@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from asddim_lib.cli import options as opt
-from asddim_lib.cli.output import check_file, guided, say
+from asddim_lib.cli.output import check_file, say
 from asddim_lib.errors import check, check_whole
 
 
@@ -78,6 +78,7 @@ def generate(
     _save(drawn.images[0], file)
     grid = [round(t, 2) for t in pipe.scheduler.timesteps.tolist()]
     high, wide = drawn.images.shape[-2:]
+    guided = "" if run.guidance_scale is None else f", guidance {run.guidance_scale:g}"
     value = {
         "image": str(file),
         "width": wide,
@@ -86,7 +87,7 @@ def generate(
         "timesteps": grid,
         "seed": seed,
     }
-    say(value, f"{file}: {wide}×{high}{guided(run.guidance_scale)}, timesteps {grid}", as_json)
+    say(value, f"{file}: {wide}×{high}{guided}, timesteps {grid}", as_json)
 
 
 def _picture(out: str) -> Path:

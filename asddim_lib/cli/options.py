@@ -77,23 +77,17 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {}
     parameters = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        kind = parameter.annotation
+        kind, keyword = parameter.annotation, parameter.replace(kind=parameter.KEYWORD_ONLY)
         if not is_dataclass(kind):
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(keyword)
             continue
         groups[parameter.name], hints = kind, get_type_hints(kind)
         for one in fields(kind):
             info = copy(one.metadata["info"])
             info.default = getattr(parameter.default, one.name, one.default)
             info.rich_help_panel = kind.__doc__
-            parameters.append(
-                parameter.replace(
-                    name=one.name,
-                    kind=parameter.KEYWORD_ONLY,
-                    default=info,
-                    annotation=hints[one.name],
-                )
-            )
+            option = keyword.replace(name=one.name, default=info, annotation=hints[one.name])
+            parameters.append(option)
 
     @functools.wraps(function)
     def grouped(**given: Any) -> None:

@@ -37,8 +37,3 @@ def check_folder(out: str) -> Path:
     check(bool(out.strip()), "out", repr(out), "give the name of a folder")
     check_writable("out", Path(out))
     return Path(out)
-
-
-def guided(scale: float | None) -> str:
-    """A guidance scale within a list, if there is one."""
-    return "" if scale is None else f", guidance {scale:g}"
