@@ -127,20 +127,18 @@ def _power(
     return value, (value - before).abs()
 
 
-def _signs(shape: Any, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
+def _signs(shape: Any, generator: torch.Generator | None, device: Any) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device=device) * 2 - 1
 
 
-def _normal(shape: Any, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
+def _normal(shape: Any, generator: torch.Generator | None, device: Any) -> Tensor:
     return torch.randn(shape, generator=generator, device=device)
 
 
 def _draw(random: Callable, x: Tensor, generator: Generator) -> Tensor:
     if isinstance(generator, list):
-        return torch.cat([random((1, *x.shape[1:]), one) for one in generator]).to(x)
-    return random(x.shape, generator).to(x)
+        return torch.cat([_draw(random, x[:1], one) for one in generator])
+    return random(x.shape, generator, generator.device if generator else "cpu").to(x)
 
 
 def _length(v: Tensor) -> Tensor:

@@ -156,8 +156,8 @@ def sigmas(
     indices = grid or _indices(config, num_inference_steps, given)
     if levels.kind == "flow" and not shifted:
         return levels.unshifted_at(indices).tolist()
-    values = levels.at(indices)
-    return values[:-1] if levels.kind == "edm" and not shifted else values
+    placed = levels.at(indices)
+    return placed[:-1] if levels.kind == "edm" and not shifted else placed
 
 
 def _is_empty(given: Mapping[str, Any]) -> bool:
@@ -188,7 +188,10 @@ def _indices(config: Mapping[str, Any], steps: int, given: Mapping[str, Any]) ->
     chosen = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     chosen |= {name: value for name, value in given.items() if value is not None}
     name, profile, begin = chosen.pop("allocation"), chosen["profile"], chosen.get("begin")
-    _check_evidence(name, given)
+    needs, remedy = method_of(name).needs, f"allocation {name!r} does not use it: name another"
+    for argument, served in _SERVES.items():
+        unused = given[argument] is not None and needs not in served
+        check(not unused, argument, "given", remedy)
     check_profile(profile)
     if isinstance(profile, dict):
         chosen["profile"] = Profile.from_dict(profile)
@@ -203,22 +206,10 @@ def _indices(config: Mapping[str, Any], steps: int, given: Mapping[str, Any]) ->
     if chosen.get("path") is not None:
         chosen["path"].check_schedule(levels)
     if begin is not None:
-        _check_begin(name, begin, len(levels))
+        check_whole("begin", begin, 0, len(levels) - 1)
+        remedy = "record the path with the pipeline's strength instead: such a grid begins with it"
+        check(needs != "path", "begin", begin, remedy)
     check_whole("num_inference_steps", steps, 1, len(levels.below(begin)))
     return timesteps_of(
         name, levels, steps, Options(**chosen, spacing=spacing, steps_offset=offset)
     )
-
-
-def _check_begin(name: str, begin: int, size: int) -> None:
-    whole = isinstance(begin, (int, np.integer)) and 0 <= begin < size
-    check(whole, "begin", begin, f"give a timestep, 0 to {size - 1}")
-    remedy = "record the path with the pipeline's strength instead: such a grid begins with it"
-    check(method_of(name).needs != "path", "begin", begin, remedy)
-
-
-def _check_evidence(name: str, given: Mapping[str, Any]) -> None:
-    needs, remedy = method_of(name).needs, f"allocation {name!r} does not use it: name another"
-    for argument, served in _SERVES.items():
-        unused = given[argument] is not None and needs not in served
-        check(not unused, argument, "given", remedy)
