@@ -38,6 +38,18 @@ def test_other_programs_get_the_sigmas_that_diffusers_computes(flow_model, alloc
     assert printed == pytest.approx(solver.sigmas.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("allocation", [None, "trailing"])
+@pytest.mark.parametrize("one", [True, False])
+def test_other_programs_samplers_end_at_zero(tmp_path, one, allocation):
+    """Whereas diffusers' own end where their scheduler does."""
+    scheduler = DDIMScheduler(set_alpha_to_one=one)
+    more = ["--allocation", allocation] if allocation else []
+    found = exported(tmp_path, scheduler, *more)["sigmas"]
+    assert (found[-1] == 0) == one
+    printed = exported(tmp_path, scheduler, *more, "--format", "a1111")
+    assert printed == [*found[:-1], 0]
+
+
 def test_export_lays_the_scheduler_s_own_spacing_unless_told():
     solver = DDIMScheduler.from_config(load.load_scheduler_config())
     solver.set_timesteps(7)
