@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from asddim_lib.pipeline.calls import one_step_more, swapped
 from asddim_lib.pipeline.replay import Capture, Replay, Visit, replayed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
-from asddim_lib.schedulers.place import drawing
+from asddim_lib.schedulers.place import drawing, intercepted
 from asddim_lib.sensitivity import PRODUCTS
 
 if TYPE_CHECKING:
@@ -30,49 +29,68 @@ if TYPE_CHECKING:
 Measure = Callable[[Replay, Tensor, Tensor], None]
 
 
-class _Recording:
-    """A scheduler that keeps a list of visits.
+class Recorder:
+    """A path's visits, kept by the `scheduler` that draws it: DDIM, or Euler for flow matching.
 
-    What arrives at `step` has been guided, rescaled, split and negated already, in any pipeline.
-    Raises WrongUse where the path would not be the scheduler's own update: for η > 0, added noise,
-    or a pipeline that changes samples between steps.
+    Its grid is of evenly spaced levels, as many as the pipeline asks for, and goes on to the last
+    one before clean data, where the path ends; nothing is clipped on the way. What arrives at
+    `step` has been guided, rescaled, split and negated already, in any pipeline. `on_visit` is
+    called at each visit. Raises WrongUse where the path would not be the scheduler's own update:
+    for η > 0, added noise, or a pipeline that changes samples between steps.
     """
 
-    levels: Levels
-    #: ᾱ where the path ends.
-    alpha_end: float
-
-    def start(self, on_visit: Callable[[Visit], None] | None = None) -> None:
-        """Forgets the last run. `on_visit` is called at each visit of the next one.
-
-        `landed` is where the last step led.
-        """
+    def __init__(self, run: Run, on_visit: Callable[[Visit], None]) -> None:
+        kind, flow = run.schedule.kind, run.schedule.kind == "flow"
+        remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
+        check(flow or kind == "vp", "pipe.scheduler", f"an {kind.upper()} one", remedy)
+        if flow:
+            plain = drawing(ASFlowScheduler, run.config, "zero")
+            plain.register_to_config(stochastic_sampling=False)
+        else:
+            plain = drawing(ASDDIMScheduler, run.config, "sigma_min")
+            plain.register_to_config(clip_sample=False, thresholding=False)
         self.visits: list[Visit] = []
-        self._on_visit = on_visit
-        self.landed: Tensor | None = None
+        self.landed: Tensor | None = None  # where the last step led
+        self._alpha_end = 1.0 if flow else float(plain.final_alpha_cumprod)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        eta: float = 0.0,
-        **options: Any,
-    ) -> Any:
-        """As the scheduler's own `step`, and keeps the visit."""
-        check(eta == 0, "eta", eta, "a path is recorded without noise: leave it out")
-        self._check_unmoved(sample)
-        visit = self._visit(self._begins(timestep), model_output, sample)
-        self.visits.append(visit)
-        if self._on_visit is not None:
-            self._on_visit(visit)
-        landed = super().step(model_output, timestep, sample, **options)  # type: ignore[misc]
-        self.landed = landed[0]
-        return landed
+        def set_timesteps(
+            scheduler: Any,
+            num_inference_steps: int | None = None,
+            device: Any = None,
+            *,
+            timesteps: Any = None,
+            sigmas: Any = None,
+            mu: float | None = None,
+        ) -> None:
+            given = timesteps if sigmas is None else sigmas
+            steps = int(num_inference_steps or 0) if given is None else len(given)
+            self.levels = Levels.from_diffusers(plain, mu)
+            grid = uniform("trailing", len(self.levels), steps)
+            self._numbers = grid if grid[-1] == 0 else [*grid, 0]
+            shifted = self.levels.shifted(self.levels.unshifted_at(self._numbers)) if flow else None
+            with torch.device("cpu"):
+                scheduler._set(shifted if flow else self._numbers, device)
 
-    @abstractmethod
-    def _begins(self, timestep: Any) -> int:
-        """The number of the level that a step begins at."""
+        def step(
+            scheduler: Any,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            eta: float = 0.0,
+            **options: Any,
+        ) -> Any:
+            check(eta == 0, "eta", eta, "a path is recorded without noise: leave it out")
+            self._check_unmoved(sample)
+            if flow and scheduler.step_index is None:
+                scheduler._init_step_index(timestep)
+            number = self._numbers[scheduler.step_index] if flow else int(timestep)
+            self.visits.append(self._visit(number, model_output, sample))
+            on_visit(self.visits[-1])
+            result = type(plain).step(scheduler, model_output, timestep, sample, **options)
+            self.landed = result[0]
+            return result
+
+        self.scheduler = intercepted(plain, "recorded", set_timesteps=set_timesteps, step=step)
 
     def _visit(self, number: int, model_output: Tensor, sample: Tensor) -> Visit:
         level = float(self.levels.sigmas[number])
@@ -91,48 +109,13 @@ class _Recording:
         rounding = 1e-3 if sample.dtype == torch.float32 else 3e-2
         check(bool(moved <= rounding * self.landed.float().norm()), "samples", what, remedy)
 
-
-class RecorderScheduler(_Recording, ASDDIMScheduler):  # type: ignore[misc]
-    """DDIM that keeps every visit. Its grid goes on to timestep 0, where the path ends."""
-
-    def _set(self, grid: Any, device: Any) -> None:
-        super()._set(grid if grid[-1] == 0 else [*grid, 0], device)
-        self.levels, self.alpha_end = Levels.from_diffusers(self), float(self.final_alpha_cumprod)
-
-    def _begins(self, timestep: Any) -> int:
-        return int(timestep)
-
-
-class FlowRecorderScheduler(_Recording, ASFlowScheduler):  # type: ignore[misc]
-    """Euler for flow matching that keeps every visit.
-
-    K evenly spaced levels and the last one before clean data, moved by the scheduler's shift,
-    whatever the pipeline asks for: the path ends at clean data.
-    """
-
-    alpha_end = 1.0
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        *,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        """Sets the grid, with the shift that `mu` gives where it depends on the picture's size."""
-        self.levels = Levels.from_diffusers(self, mu)
-        size = len(self.levels)
-        steps = len(sigmas) if sigmas is not None else int(num_inference_steps or 0)
-        grid = uniform("trailing", size, steps, 0)
-        self.numbers = grid if grid[-1] == 0 else [*grid, 0]
-        self._set(self.levels.shifted(self.levels.unshifted_at(self.numbers)), device)
-
-    def _begins(self, timestep: Any) -> int:
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        return self.numbers[int(self.step_index or 0)]
+    def path(self, adjoints: Tensor | None = None) -> Trajectory:
+        """The path so far; its end is empty until the first step has landed."""
+        samples = torch.stack([visit.scaled.flatten(1).cpu() for visit in self.visits])
+        noises = torch.stack([visit.epsilon.flatten(1).cpu() for visit in self.visits])
+        end = samples[:0] if self.landed is None else self.landed.flatten(1).cpu()
+        points = [visit.timestep for visit in self.visits]
+        return Trajectory(points, samples, noises, end, self._alpha_end, adjoints)
 
 
 def check_steps(run: Run, steps: int) -> None:
@@ -152,13 +135,12 @@ def record_path(
     """What `Run.path` returns."""
     check_steps(run, steps)
     check_whole("adjoint_probes", adjoint_probes, 0)
-    recorder = _recorder(run)
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
         parts = []
         for batch in run.batches():
             given = None if directions is None else directions[:, batch]
             part = run.part(batch)
-            parts.append(_record_batch(part, recorder, steps, adjoint_probes, also, given, spent))
+            parts.append(_record_batch(part, steps, adjoint_probes, also, given, spent))
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], -2)
@@ -168,24 +150,8 @@ def record_path(
     return replace(made, adjoints=adjoints, schedule=fingerprint(run.schedule))
 
 
-def _recorder(run: Run) -> Any:
-    """The scheduler that records a run: it changes nothing on the way, and clips nothing."""
-    kind = run.schedule.kind
-    remedy = "its path is not recorded: use a variance-preserving or flow-matching one"
-    check(kind in ("vp", "flow"), "pipe.scheduler", f"an {kind.upper()} one", remedy)
-    if kind == "flow":
-        recorder = drawing(FlowRecorderScheduler, run.config, "zero")
-        recorder.register_to_config(stochastic_sampling=False)
-        return recorder
-    recorder = drawing(RecorderScheduler, run.config, "sigma_min")
-    plain = {"allocation": "trailing", "profile": None, "clip_sample": False}
-    recorder.register_to_config(**plain, thresholding=False)
-    return recorder
-
-
 def _record_batch(
     run: Run,
-    recorder: Any,
     steps: int,
     adjoint_probes: int,
     also: Measure | None,
@@ -196,8 +162,6 @@ def _record_batch(
     replays: list[Replay] = []
     sweeps: list[Tensor] = []
     swept = adjoint_probes > 0 or directions is not None
-    given = {"guidance_scale": run.guidance_scale, **run.options}
-    capture = Capture(run.pipe, given) if swept or also else None
     whole = slice(0, len(run.prompts))
     generators = run.generators(whole)
 
@@ -216,17 +180,19 @@ def _record_batch(
             return
         replays.append(replay)
         if visit.timestep == 0:  # the last one; after the call a pipeline may change its network
-            sigmas = _trajectory(recorder).sigmas(run.schedule)
+            sigmas = recorder.path().sigmas(run.schedule)
             for probe in _probes(visit.scaled, generators, adjoint_probes, directions):
                 sweeps.append(_sweep(replays, recorder.visits, sigmas, probe, count))
 
-    recorder.start(visited)
+    recorder = Recorder(run, visited)
+    given = {"guidance_scale": run.guidance_scale, **run.options}
+    capture = Capture(run.pipe, given) if swept or also else None
     guider = getattr(run.pipe, "guider", None)
     longer = {} if guider is None else {"guider": one_step_more(guider)}
     try:
         with swapped(run.pipe, **longer):
             how = {"num_inference_steps": steps, "output_type": "latent"}
-            run.call(whole, recorder, generators, **how)
+            run.call(whole, recorder.scheduler, generators, **how)
     finally:
         if capture is not None:
             capture.remove()
@@ -234,7 +200,7 @@ def _record_batch(
     what = f"{type(run.pipe).__name__}, which stops at timestep {points[-1] if points else None}"
     remedy = "let it draw to the end: leave out denoising_end and the like"
     check(bool(points) and points[-1] == 0, "pipe", what, remedy)
-    return _trajectory(recorder, torch.stack(sweeps) if swept else None)
+    return recorder.path(torch.stack(sweeps) if swept else None)
 
 
 def _replay(capture: Capture, visit: Visit, levels: Levels) -> Replay:
@@ -243,16 +209,6 @@ def _replay(capture: Capture, visit: Visit, levels: Levels) -> Replay:
     scale = (1 + visit.sigma**2) ** 0.5
     factor = 1.0 if levels.kind == "vp" else scale * float(levels.signal(visit.sigma))
     return Replay(capture, visit, lambda x, out: levels.predict(x, out, level)[1], factor)
-
-
-def _trajectory(recorder: Any, adjoints: Tensor | None = None) -> Trajectory:
-    """The path so far; its end is empty until the first step has landed."""
-    visits, landed = recorder.visits, recorder.landed
-    samples = torch.stack([visit.scaled.flatten(1).cpu() for visit in visits])
-    noises = torch.stack([visit.epsilon.flatten(1).cpu() for visit in visits])
-    end = samples[:0] if landed is None else landed.flatten(1).cpu()
-    points = [visit.timestep for visit in visits]
-    return Trajectory(points, samples, noises, end, recorder.alpha_end, adjoints)
 
 
 def _probes(
