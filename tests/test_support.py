@@ -14,7 +14,7 @@ MOVED = "samples is changed between steps by the pipeline"
 CHANGED = "pipe is StableDiffusionControlNetPipeline, which changes what its ControlNet answers"
 CUT = "denoising_end is 0.7"
 BLOCKS = {
-    kind: f"pipe is {kind}ModularPipeline; its blocks have no derivative: use one that is not modular"
+    kind: f"pipe is {kind}ModularPipeline; its blocks have no derivative: use one that is not"
     for kind in ("StableDiffusionXL", "Flux")
 }
 #: What each entry must do, or the reason why it cannot. A new one needs a row.
