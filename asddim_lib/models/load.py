@@ -189,6 +189,8 @@ def _scheduler(folder: str | os.PathLike) -> Any:
 
 def _load(name: str, dtype: torch.dtype, pipeline_class: Any, options: dict[str, Any]) -> Pipeline:
     """The pipeline of a name, as diffusers loads it."""
+    import diffusers
+
     source, revision = _source(name)
     local = Path(source).exists() or name in BUNDLED
     defaults: dict[str, Any] = {"dtype": dtype}
@@ -206,7 +208,10 @@ def _load(name: str, dtype: torch.dtype, pipeline_class: Any, options: dict[str,
         fetch = f"hf download {source}" + (f" --revision {revision}" if revision else "")
         damaged = "its files are damaged; fetch the folder again"
         remedy = damaged if local else f"fetch it once with `{fetch}`"
-    kind = _class(pipeline_class or "DiffusionPipeline")
+    kind = pipeline_class or "DiffusionPipeline"
+    kind = getattr(diffusers, kind, None) if isinstance(kind, str) else kind
+    known = "give the name of a pipeline in diffusers, such as StableDiffusionPipeline"
+    check(hasattr(kind, "from_pretrained"), "pipeline_class", pipeline_class, known)
     with loading("model", name, remedy):
         return getattr(kind, method)(source, **{**defaults, **options})
 
@@ -221,18 +226,6 @@ def _left_out(folder: Path) -> dict[str, None]:
     except (OSError, ValueError):  # diffusers says what is wrong with it
         return {}
     return {name: None for name, part in parts.items() if part == [None, None]}
-
-
-def _class(pipeline_class: str | type) -> Any:
-    """A pipeline class, given as such or by its name in diffusers."""
-    import diffusers
-
-    if not isinstance(pipeline_class, str):
-        return pipeline_class
-    kind = getattr(diffusers, pipeline_class, None)
-    remedy = "give the name of a pipeline in diffusers, such as StableDiffusionPipeline"
-    check(hasattr(kind, "from_pretrained"), "pipeline_class", pipeline_class, remedy)
-    return kind
 
 
 def _check_tokenizer(pipe: Pipeline, model: str) -> None:
