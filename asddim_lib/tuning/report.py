@@ -93,11 +93,10 @@ def summary(tuned: Tuned) -> str:
         over = _named(seen.second, current)
         second = f"by the second encoder, {setting.check_encoder}, it loses to {over}"
         return f"{stays} {seen.first} wins, but {second}."
-    pairs = decision.of(CANDIDATE)
-    if not pairs:
-        return f"{stays} no grid is proven better than {current} and every other grid."
-    ties = [_named(one.second, current) for one in pairs if one.verdict != "win"]
-    text = f"{stays} the candidate is not proven better than {', '.join(ties)}."
+    text = f"{stays} no grid is proven better than {current} and every other grid."
+    if pairs := decision.of(CANDIDATE):
+        ties = [_named(one.second, current) for one in pairs if one.verdict != "win"]
+        text = f"{stays} the candidate is not proven better than {' or '.join(ties)}."
     return text if tuned.advice is None else f"{text} {_advice(tuned.advice, tuned.minutes)}"
 
 

@@ -70,9 +70,10 @@ class TunedFor:
         check(bool(str(folder)), "folder", "''", "name one")
         check_writable("folder", Path(folder))
         before = (unseal(Path(folder) / RESULT) or {}).get("setting", {})
-        other = [name for name, value in vars(self).items() if before.get(name, value) != value]
-        text = f"{folder}, which has a result for another {', '.join(other)}"
-        check(not other, "folder", text, "name another folder, or remove this one")
+        for name, value in vars(self).items():
+            other = f"{folder}, whose result has {name} {before.get(name)}, not {value}"
+            same = before.get(name, value) == value
+            check(same, "folder", other, "name another folder, or remove this one")
         return Path(folder)
 
 
