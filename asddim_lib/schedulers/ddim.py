@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from asddim_lib.configs import kind_of
 from asddim_lib.errors import check
 from asddim_lib.levels import Levels
 from asddim_lib.paper import ddim_step
@@ -35,12 +34,13 @@ class ASDDIMScheduler(TakesGrid, DDIMScheduler):  # type: ignore[misc]
     __init__ = init_of(DDIMScheduler)
 
     @classmethod
-    def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    def _translated(
+        cls, source: dict[str, Any], changes: Mapping[str, Any], kind: str
+    ) -> dict[str, Any]:
         """Latents are clipped only where the source clips them.
 
         Levels that DDIM's settings cannot name become `trained_betas`.
         """
-        kind = kind_of({**source, **changes})
         remedy = "its samples are not DDIM's: give the grid to its own scheduler, by sigmas(…)"
         check(kind == "vp", "config", f"of a {kind} scheduler", remedy)
         source.setdefault("clip_sample", False)

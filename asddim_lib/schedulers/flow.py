@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from asddim_lib.configs import kind_of
 from asddim_lib.errors import check
 from asddim_lib.schedulers.mixin import TakesGrid, init_of
 
@@ -27,9 +26,10 @@ class ASFlowScheduler(TakesGrid, FlowMatchEulerDiscreteScheduler):  # type: igno
     __init__ = init_of(FlowMatchEulerDiscreteScheduler)
 
     @classmethod
-    def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    def _translated(
+        cls, source: dict[str, Any], changes: Mapping[str, Any], kind: str
+    ) -> dict[str, Any]:
         """UniPC's and DPM-Solver's `flow_shift` becomes `shift`."""
-        kind = kind_of({**source, **changes})
         remedy = "its samples are not flow matching's: use ASDDIMScheduler"
         check(kind == "flow", "config", f"of a {kind} scheduler", remedy)
         if source.pop("use_flow_sigmas", False):  # a solver's, which has DDPM's settings as well

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict, register_to_config
 
-from asddim_lib.configs import completed, for_class, is_flow
+from asddim_lib.configs import completed, for_class, is_flow, kind_of
 from asddim_lib.errors import check, check_whole
 from asddim_lib.grids.grid import sigmas, timesteps
 from asddim_lib.grids.rules import linear_quadratic
@@ -107,15 +107,17 @@ class TakesGrid:
             changes = {"grid": None, **changes}
         stated = for_class(cls, config)
         stated.pop("look_ahead", None)
-        source = cls._translated(dict(stated), changes)
+        source = cls._translated(dict(stated), changes, _kind_of({**stated, **changes}))
         unstated = set(config.get("_use_default_values", ())) - MODEL
         changed = {key for key, value in source.items() if value is not stated.get(key)}
         source["_use_default_values"] = list(unstated - changed)
         return super().from_config(source, return_unused_kwargs, **changes)  # type: ignore[misc]
 
     @classmethod
-    def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a source scheduler, all stated, as this class names them."""
+    def _translated(
+        cls, source: dict[str, Any], changes: Mapping[str, Any], kind: str
+    ) -> dict[str, Any]:
+        """The settings of a source scheduler for a `kind` of model, as this class names them."""
         raise NotImplementedError
 
     def _check_options(self) -> None:
@@ -264,6 +266,13 @@ class TakesGrid:
         check(steps <= grid[0] + 1, "num_inference_steps", steps, remedy)
         table = levels.finite_sigmas
         return levels.nearest(resampled(table[grid], steps, table[0]))
+
+
+def _kind_of(stated: Mapping[str, Any]) -> str:
+    """The kind of model, also of a config that has passed through a class of another kind."""
+    betas = stated.get("trained_betas") is not None or "beta_schedule" in stated
+    discrete = stated.get("timestep_type") != "continuous"
+    return "vp" if betas and discrete and not is_flow(stated) else kind_of(stated)
 
 
 def passed_by_pipeline(sigmas: Any, timesteps: Any, num_train_timesteps: int) -> bool:

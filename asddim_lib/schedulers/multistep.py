@@ -12,7 +12,6 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from asddim_lib.configs import kind_of
 from asddim_lib.errors import check
 from asddim_lib.schedulers.mixin import TakesGrid, init_of
 
@@ -31,8 +30,9 @@ class _Multistep(TakesGrid):
     num_inference_steps: int | None
 
     @classmethod
-    def _translated(cls, source: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-        kind = kind_of({**source, **changes})
+    def _translated(
+        cls, source: dict[str, Any], changes: Mapping[str, Any], kind: str
+    ) -> dict[str, Any]:
         remedy = "it solves variance-preserving and flow models: use EDM's own schedulers"
         check(kind != "edm", "config", "an EDM scheduler's", remedy)
         if kind == "flow" and not source.get("use_flow_sigmas"):
