@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -74,33 +73,23 @@ class Profile:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        remedy = "calibrate again"
-        reads = f"this version reads {SCHEMA}; {remedy}"
+        reads = f"this version reads {SCHEMA}; calibrate again"
         check(self.schema == SCHEMA, "profile schema", self.schema, reads)
         for name, kind in _TYPES.items():
-            _check_type(f"profile {name}", getattr(self, name), kind)
-        even = len(self.timesteps) == len(self.g) == len(self.stderr) > 0
-        check(even, "profile", "uneven or empty lists", remedy)
-        _check_positive("profile g", self.g)
-        _check_falling("profile timesteps", self.timesteps)
-        for error in self.stderr:
-            _check_type("profile stderr", error, (Real, type(None)))
-        self._check_local_error()
-
-    def _check_local_error(self) -> None:
-        remedy = "calibrate again"
+            _check(isinstance(getattr(self, name), kind), name)
+        _check(_falling(self.timesteps), "timesteps")
+        _check(_positive(self.g, len(self.timesteps)), "g")
+        known = all(isinstance(error, (Real, type(None))) for error in self.stderr)
+        _check(known and len(self.stderr) == len(self.timesteps), "stderr")
         measured = self.local_error or {"timesteps": self.timesteps}
-        check("timesteps" in measured, "profile local_error", "without timesteps", remedy)
-        _check_type("profile local_error encoder", measured.get("encoder", ""), str)
-        _check_falling("profile local_error timesteps", measured["timesteps"])
+        points = measured.get("timesteps")
+        _check(_falling(points), "local_error timesteps")
+        _check(isinstance(measured.get("encoder", ""), str), "local_error encoder")
         for kind in KINDS:
-            _check_type(f"profile local_error {kind}", measured.get(kind, {}), dict)
-            for order, counts in measured.get(kind, {}).items():
-                name = f"profile local_error {kind} of order {order}"
-                _check_type(name, counts, (list, tuple))
-                even = len(counts) == len(measured["timesteps"]) - 1
-                check(even, name, f"{len(counts)} numbers", remedy)
-                _check_positive(name, counts)
+            orders = measured.get(kind, {})
+            _check(isinstance(orders, dict), f"local_error {kind}")
+            for order, counts in orders.items():
+                _check(_positive(counts, len(points) - 1), f"local_error {kind} of order {order}")
 
     def at(self, schedule: Levels) -> np.ndarray:
         """g at every training timestep, log-linear between the measured ones.
@@ -220,17 +209,18 @@ class Profile:
         return profile
 
 
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    check(isinstance(value, kind), name, f"of type {type(value).__name__}", "calibrate again")
+def _check(holds: bool, name: str) -> None:
+    check(holds, f"profile {name}", "not what calibrate writes", "calibrate again")
 
 
-def _check_positive(name: str, values: Sequence[float]) -> None:
-    positive = all(isinstance(v, Real) and 0 < v < math.inf for v in values)
-    check(positive, name, "not all finite and positive", "calibrate again")
+def _positive(values: Any, count: int) -> bool:
+    """Whether these are so many finite positive numbers."""
+    listed = isinstance(values, (list, tuple)) and len(values) == count
+    return listed and all(isinstance(v, Real) and 0 < v < math.inf for v in values)
 
 
-def _check_falling(name: str, values: Sequence[int]) -> None:
-    _check_type(name, values, (list, tuple))
-    whole = all(isinstance(t, Integral) and t >= 0 for t in values)
-    falling = whole and list(values) == sorted(set(values), reverse=True)
-    check(falling, name, "unsorted", "calibrate again")
+def _falling(values: Any) -> bool:
+    """Whether these are strictly falling timesteps, at least one."""
+    listed = isinstance(values, (list, tuple)) and len(values) > 0
+    whole = listed and all(isinstance(t, Integral) and t >= 0 for t in values)
+    return whole and list(values) == sorted(set(values), reverse=True)
