@@ -82,6 +82,14 @@ class Levels:
         return np.minimum(self.sigmas, LARGEST_SIGMA)
 
     @property
+    def printed(self) -> np.ndarray:
+        """`finite_sigmas`; uncapped where the cap would make two of them the same."""
+        capped, below = self.finite_sigmas, self.sigmas[:-1]
+        if len(below) == 0 or below[-1] < LARGEST_SIGMA:
+            return capped
+        return np.append(below, min(self.sigmas[-1], 2 * below[-1]))
+
+    @property
     def shares(self) -> np.ndarray:
         """s = σ / (1 + σ), the noise's weight in a flow model's sample: 1 for pure noise."""
         return share_of(self.sigmas)
@@ -121,7 +129,7 @@ class Levels:
         falling = bool((np.diff(begins.astype(np.float32)) < 0).all() and (begins > 0).all())
         check(falling, name, numbers.tolist(), remedy)
         if self.kind != "edm":  # an EDM network takes any σ
-            highest = 1.0 if self.kind == "flow" else float(self.finite_sigmas[-1])
+            highest = 1.0 if self.kind == "flow" else float(self.printed[-1])
             within = bool(begins[0] <= highest * 1.001)  # as printed, to a few digits
             check(within, name, numbers.tolist(), f"its model begins at {highest:.4g}: give less")
         if self.kind == "flow":
@@ -143,7 +151,7 @@ class Levels:
         """K falling whole timesteps as K + 1 sigmas, as `grid_of` returns them."""
         if self.kind == "flow":
             return self.ended(self.shifted(self.unshifted_at(timesteps))).tolist()
-        return self.ended(self.finite_sigmas[timesteps]).tolist()
+        return self.ended(self.printed[timesteps]).tolist()
 
     def whole(self, grid: Any) -> list[int]:
         """The K distinct whole timesteps nearest to a grid, as `grid_of` reads it."""
@@ -152,7 +160,7 @@ class Levels:
             return [int(t) for t in grid]
         if self.kind == "flow":
             return distinct(self.unshifted(begins) * len(self) - 1)
-        return self.nearest(begins)
+        return distinct(np.interp(np.log(begins), np.log(self.printed), np.arange(len(self))))
 
     def are_timesteps(self, values: Any) -> bool:
         """Whether a grid's entries are whole timesteps, and not sigmas."""

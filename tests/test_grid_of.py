@@ -119,6 +119,14 @@ def test_no_shift_makes_more_noise_than_pure_noise(size):
         assert levels.whole(levels.at(times)) == times
 
 
+def test_timesteps_of_more_noise_than_float32_tells_apart_come_back():
+    config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    levels = Levels.from_diffusers(DDIMScheduler(**config))
+    assert levels.sigmas[-2] > LARGEST_SIGMA
+    times = list(range(1000))[::-1]
+    assert levels.whole(levels.at(times)) == times
+
+
 FLOWS = [
     (FlowMatchEulerDiscreteScheduler, "shift", {}),
     (diffusers.FlowMatchHeunDiscreteScheduler, "shift", {}),
