@@ -28,9 +28,9 @@ from asddim_lib import (
     DPMSolverGridScheduler,
     UniPCGridScheduler,
 )
-from asddim_lib.errors import WrongUse
 from asddim_lib.schedulers.mixin import OPTIONS
 from tests.ddim import deterministic, make, model, reloaded, same
+from tests.refusals import refuses
 
 
 class Case(NamedTuple):
@@ -350,9 +350,9 @@ def test_attributes_are_looked_up_as_in_diffusers(name):
 
 
 def test_a_step_without_a_grid_is_refused():
-    with pytest.raises(ValueError, match="num_inference_steps"):
+    with refuses("num_inference_steps"):
         make().step(deterministic(), 1, deterministic())
-    with pytest.raises(ValueError, match="num_inference_steps"):
+    with refuses("num_inference_steps"):
         make().set_timesteps(1001)
 
 
@@ -369,5 +369,5 @@ def test_add_noise_is_eq_1():
 
 @each
 def test_a_setting_that_does_not_exist_is_named(name):
-    with pytest.raises(WrongUse, match="alocation"):
+    with refuses("alocation"):
         CASES[name].ours.from_config(built(name).config, alocation="noise")

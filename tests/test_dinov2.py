@@ -13,6 +13,7 @@ from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.encoders import embed
 from experiments.cli import app
 from experiments.real import load_dinov2
+from tests.refusals import refuses
 from tests.runs import COMMAND
 
 pytestmark = pytest.mark.usefixtures("no_cache")
@@ -74,7 +75,7 @@ def test_the_experiment_adds_its_figures_beside_inception_s(
 
 
 def test_wrong_use_is_named(dino):
-    with pytest.raises(WrongUse, match="dinov2"):
+    with refuses("dinov2"):
         load_dinov2("nowhere")
     done = CliRunner().invoke(app, ["evaluate", "--dinov2", dino])
     assert isinstance(done.exception, WrongUse)

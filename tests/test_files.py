@@ -25,7 +25,7 @@ from asddim_lib.cache import (
     unseal,
     write_whole,
 )
-from asddim_lib.errors import WrongUse
+from tests.refusals import refuses
 
 TENSORS = {
     "images": torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4),
@@ -58,7 +58,7 @@ def test_a_changed_byte_is_found_or_changes_nothing(tmp_path, flip):
     for place in range(len(content)):
         file.write_bytes(bytes(b ^ flip * (i == place) for i, b in enumerate(content)))
         if content[place] != ord(" "):
-            with pytest.raises(DamagedFile, match=r"a\.safetensors is damaged"):
+            with refuses():
                 load_tensors(file)
             continue
         with suppress(DamagedFile):
@@ -75,7 +75,7 @@ def test_any_missing_or_added_byte_is_found(tmp_path):
     content = file.read_bytes()
     for damaged in [content[:length] for length in range(len(content))] + [content + b"\0"]:
         file.write_bytes(damaged)
-        with pytest.raises(DamagedFile, match=r"a\.safetensors is damaged .*; run the same"):
+        with refuses():
             load_tensors(file)
 
 
@@ -84,7 +84,7 @@ def test_a_file_without_a_checksum_and_a_missing_one_are_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_tensors(file)
     save_file({"images": TENSORS["images"]}, file)
-    with pytest.raises(WrongUse, match=r"a\.safetensors is damaged \(its checksum does not match"):
+    with refuses():
         load_tensors(file)
 
 
@@ -185,7 +185,7 @@ def test_other_versions_are_reported_once_and_change_nothing(tmp_path, caplog, m
 @pytest.mark.parametrize("place", ["file/deep", "/proc/deep"])
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, place):
     (tmp_path / "file").touch()
-    with pytest.raises(WrongUse, match=r"^cache is .*deep"):
+    with refuses("cache"):
         check_writable("cache", tmp_path / place)
     check_writable("cache", tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

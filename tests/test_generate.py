@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.cache import seal
 from asddim_lib.cli import app
-from asddim_lib.errors import WrongUse
 from asddim_lib.models import load
+from tests.refusals import refuses
 from tests.tiny import coarse, sd
 from tests.zoo import ZOO
 
@@ -109,5 +109,5 @@ def test_a_tuned_folder_draws_with_its_model_scheduler_steps_and_guidance(tuned,
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": "x", "value": {}}'])
 def test_a_damaged_tuned_folder_is_said_to_be_one(content, tuned):
     (tuned / "tune.json").write_text(content)
-    with pytest.raises(WrongUse, match="damaged"):
+    with refuses("model"):
         load.load_pipeline(tuned)

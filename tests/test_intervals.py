@@ -11,7 +11,6 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from asddim_lib import metrics
-from asddim_lib.errors import WrongUse
 from experiments.intervals import (
     bootstrap_interval,
     effective_size,
@@ -20,6 +19,7 @@ from experiments.intervals import (
     proportion_interval,
 )
 from experiments.kid import kid
+from tests.refusals import refuses
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 FINITE = st.floats(-1e6, 1e6)
@@ -126,7 +126,7 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     wide = stats.t.ppf(0.975, 4) * values.std() / 20  # of five resamples, t has 4 degrees
     assert np.mean(np.square(few)) ** 0.5 == pytest.approx(wide, rel=0.05)
     assert bootstrap_interval(lambda index: 1.0, 1) == math.inf
-    with pytest.raises(ValueError, match="resamples is 1; give at least 2"):
+    with refuses("resamples"):
         bootstrap_interval(lambda index: 1.0, 9, 1)
 
 
@@ -166,9 +166,9 @@ def test_pairs_without_evidence_have_p_1_and_one_pair_an_endless_interval():
     assert same == (0, 0, 1)
     assert metrics.paired_difference(np.array([2.0]), np.array([1.0])) == (1, math.inf, 1)
     assert metrics.paired_difference(np.array([]), np.array([])).p_value == 1
-    with pytest.raises(ValueError, match="values is not finite; leave such pairs out"):
+    with refuses("values"):
         metrics.paired_difference(np.array([math.nan]), np.ones(1))
-    with pytest.raises(ValueError, match=r"values is \(2,\); give the baseline's shape \(1,\)"):
+    with refuses("values"):
         metrics.paired_difference(np.ones(2), np.ones(1))
 
 
@@ -222,7 +222,7 @@ def test_holm_holds_the_chance_of_one_false_win_among_twenty(shared, real):
 
 def test_p_values_outside_0_and_1_are_refused():
     for wrong in ([0.5, 1.1], [-0.1], [math.nan]):
-        with pytest.raises(ValueError, match="p_values is "):
+        with refuses("p_values"):
             holm(wrong)
     assert holm([]).shape == (0,)
 
@@ -243,7 +243,7 @@ def test_a_win_one_way_is_a_loss_the_other_and_needs_both_kinds_of_evidence(diff
 
 
 def test_a_verdict_needs_a_direction():
-    with pytest.raises(ValueError, match="better is less; use lower or higher"):
+    with refuses("better"):
         metrics.verdict(1, 0.5, 0.01, "less")
 
 
@@ -345,7 +345,7 @@ def test_whatever_the_clusters_a_share_has_an_interval(rows):
 
 
 def test_labels_of_another_number_are_refused():
-    with pytest.raises(WrongUse, match="clusters"):
+    with refuses("clusters"):
         metrics.mean_interval(np.ones(3), ["a"])
-    with pytest.raises(WrongUse, match="clusters"):
+    with refuses("clusters"):
         metrics.paired_difference(np.ones(2), np.zeros(2), ["a"])

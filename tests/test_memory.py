@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asddim_lib import calibration as measure
-from asddim_lib.errors import WrongUse
+from tests.refusals import refuses
 from tests.tiny import sd
 
 PROMPTS = ["a red boot", "a blue bag", "a green coat"]
@@ -47,7 +47,7 @@ def test_fewer_at_once_measure_the_same_prompts_and_noise(pipe, monkeypatch, cap
 
 def test_no_memory_for_one_names_what_needs_none(pipe, monkeypatch):
     limited(monkeypatch, 0)
-    with pytest.raises(WrongUse, match=r"batch_size is 1; .*estimator='path', adjoint_probes=0"):
+    with refuses("batch_size"):
         measure.calibrate(pipe, PROMPTS, adjoint_probes=1, **HOW)
 
 

@@ -31,6 +31,7 @@ from asddim_lib import (
 from asddim_lib.errors import WrongUse
 from asddim_lib.levels import Levels
 from asddim_lib.schedulers.place import check_set, drawing, set_grid
+from tests.refusals import refuses
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -121,15 +122,15 @@ def test_a_scheduler_that_holds_another_grid_is_found_out():
     scheduler = EulerDiscreteScheduler(**SD)
     scheduler.set_timesteps(timesteps=[900, 500, 100])
     check_set(scheduler, [900, 500, 100])
-    with pytest.raises(WrongUse, match="scheduler"):
+    with refuses("scheduler"):
         check_set(scheduler, [900, 400, 100])
-    with pytest.raises(WrongUse, match="scheduler"):
+    with refuses("scheduler"):
         set_grid(PNDMScheduler(**SD), [900, 500])
-    with pytest.raises(WrongUse, match="scheduler"):
+    with refuses("scheduler"):
         set_grid(UniPCMultistepScheduler(**SD), [900, 500])
-    with pytest.raises(WrongUse, match="end"):
+    with refuses("end"):
         drawing(HeunDiscreteScheduler, SD, "sigma_min")
-    with pytest.raises(WrongUse, match="end"):
+    with refuses("end"):
         drawing(ASDDIMScheduler, SD, "nowhere")
 
 
@@ -143,7 +144,7 @@ def test_a_grid_below_a_timestep(allocation, begin, steps):
     assert all(a > b for a, b in itertools.pairwise([*grid, -1]))
     if begin == 999:
         assert grid == timesteps(config, steps, allocation=allocation)
-    with pytest.raises(WrongUse, match="num_inference_steps"):
+    with refuses("num_inference_steps"):
         timesteps(config, begin + 2, allocation=allocation, begin=begin)
 
 
@@ -180,7 +181,7 @@ def test_inversion_undoes_each_step_on_the_same_grid(allocation):
         back = inverse.step(noise, t, landed).prev_sample
         torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
         x = landed
-    with pytest.raises(WrongUse, match="eta"):
+    with refuses("eta"):
         inverse.step(x, t, x, eta=0.5)
 
 
@@ -188,7 +189,5 @@ def test_inversion_undoes_each_step_on_the_same_grid(allocation):
 def test_timesteps_are_refused_where_they_are_no_whole_numbers(allocation):
     dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     for source in (FlowMatchEulerDiscreteScheduler(), dynamic, EDMEulerScheduler()):
-        with pytest.raises(
-            WrongUse, match=r"^scheduler is an? \S+ one; its timesteps are no whole"
-        ):
+        with refuses("scheduler"):
             timesteps(source, 4, allocation=allocation)

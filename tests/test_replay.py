@@ -10,11 +10,11 @@ from diffusers.guiders import ClassifierFreeGuidance
 
 from asddim_lib import calibrate
 from asddim_lib.calibration import record
-from asddim_lib.errors import WrongUse
 from asddim_lib.pipeline import calls
 from asddim_lib.pipeline import manifest as fingerprint
 from asddim_lib.pipeline.run import Run
 from tests import tiny
+from tests.refusals import refuses
 from tests.zoo import flow, modular, unet
 from tests.zoo.first import counted
 
@@ -91,14 +91,14 @@ def test_a_network_that_answers_otherwise_when_it_is_asked_again_is_refused():
         return (forward(*args, **kwargs)[0] * (1 + 0.1 * len(asked)),)
 
     pipe.unet.forward = drift
-    with pytest.raises(WrongUse, match="whose network answers otherwise when it is asked again; "):
+    with refuses("pipe"):
         g_by("vjp", pipe, SMALL)
 
 
 def test_a_path_that_stops_before_its_end_is_refused():
     """Its last sample is at another level than the path says."""
     pipe, options = plain(tiny.sdxl_base)
-    with pytest.raises(WrongUse, match=r"^denoising_end is 0.7; leave it out"):
+    with refuses("denoising_end"):
         record(pipe, PROMPTS[:1], num_steps=4, **options)
 
     pipe, _ = plain()
@@ -109,7 +109,7 @@ def test_a_path_that_stops_before_its_end_is_refused():
         pipe._interrupt = len(calls_so_far) == 2
 
     pipe.unet.register_forward_hook(stop)
-    with pytest.raises(WrongUse, match="StableDiffusionPipeline, which stops at timestep 749; let"):
+    with refuses("pipe"):
         record(pipe, PROMPTS[:1], num_steps=4, **SMALL)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from experiments.cli import app
 from experiments.evaluate import evaluate
 from experiments.shards import Shard, joined
+from tests.refusals import refuses
 from tests.runs import ONE_THREAD, ROOT, SETTING, TABLE, assert_same, files
 from tests.tiny import coarse
 
@@ -86,11 +87,11 @@ def test_shares_are_all_the_work_and_nothing_twice():
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "1/0"])
 def test_what_names_no_shard_is_refused(text):
-    with pytest.raises(ValueError, match=f"shard is {text}; give NUMBER/COUNT"), joined(text):
+    with refuses("shard"), joined(text):
         pass
 
 
 def test_a_shard_in_a_group_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="in a group of 2 processes"), joined("0/2"):
+    with refuses("shard"), joined("0/2"):
         pass

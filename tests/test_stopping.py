@@ -17,6 +17,7 @@ from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.multistep import UniPCGridScheduler
 from asddim_lib.schedulers.place import drawing, set_grid, with_grid
 from experiments.stopping import EIGHT, FEW, XL, Stop, stopped, stopping
+from tests.refusals import refuses
 from tests.tiny import SD, easy, sd3
 
 SCHEDULE = Levels.from_diffusers(SD)
@@ -71,19 +72,19 @@ def test_no_step_lies_below_the_stop(steps, power, after):
 
 
 def test_wrong_stops_are_named():
-    with pytest.raises(ValueError, match="after is 8; give 1 to 7"):
+    with refuses("after"):
         stopping(SCHEDULE, 5, Stop(5.0, 8, 7))
-    with pytest.raises(ValueError, match="num_inference_steps is 400; fewer timesteps lie above"):
+    with refuses("num_inference_steps"):
         stopping(SCHEDULE, 400, Stop(1.0, 1, 2))
-    with pytest.raises(ValueError, match="sigma is 0; give a positive number"):
+    with refuses("sigma"):
         stopped(ASDDIMScheduler(**SD), 0)
-    with pytest.raises(ValueError, match="the last step begins below it"):
+    with refuses("sigma"):
         set_grid(stopped(ASDDIMScheduler(**SD), 1.0), [999, 10])
 
 
 def test_a_stop_is_not_lost_where_a_grid_is_held():
     plain, grid = ASDDIMScheduler(**SD), [999, 500, 100]
-    with pytest.raises(ValueError, match=r"^scheduler is ASDDIMScheduler, stopped at 0.1"):
+    with refuses("scheduler"):
         with_grid(stopped(plain, 0.1), grid)
     both = stopped(with_grid(plain, grid), 0.1)
     both.set_timesteps(3)

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.intervals import ALPHA, prompts_needed
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT, by_text, compared, decide
+from tests.refusals import refuses
 from tests.simulate_tune import (
     BETTER,
     COUNTS,
@@ -79,7 +79,7 @@ def test_the_rule_before_is_computed_as_it_was():
 
 
 def test_without_a_current_sampler_there_is_nothing_to_decide():
-    with pytest.raises(WrongUse, match="losses"):
+    with refuses("losses"):
         decide({"a": torch.zeros(3)})
 
 
