@@ -85,7 +85,7 @@ def parse_parameters(options: list[str], defaults: Mapping[str, Any]) -> dict[st
     values = {}
     for option in options:
         name, equals, text = option.partition("=")
-        check(bool(equals and name), "parameter", option, "write it as NAME=VALUE")
+        check(bool(equals and name), "parameter", repr(option), "write it as NAME=VALUE")
         values[name] = text
         if not isinstance(defaults.get(name), str):
             with suppress(ValueError, SyntaxError):

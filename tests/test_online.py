@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from asddim_lib import ASDDIMScheduler, calibrate
-from asddim_lib.errors import WrongUse
 from experiments.online import online
 from tests.refusals import refuses
 from tests.zoo import ZOO
@@ -106,14 +105,7 @@ def test_a_network_that_is_told_the_time_by_a_name_is_refused(name):
     assert not any(networks), "the hooks are off again"
 
 
-@pytest.mark.parametrize(
-    ("how", "line"),
-    [
-        ({"probes": 0}, "^probes is 0; give at least 1$"),
-        ({"seed": 2**64}, f"^seed is {2**64}; give a whole number below"),
-        ({"profile": "p.json"}, r"^profile is p.json; give Profile.load"),
-    ],
-)
-def test_wrong_numbers_are_refused_before_the_pipeline_is_called(combined, how, line):
-    with pytest.raises(WrongUse, match=line), online(combined, **how):
+@pytest.mark.parametrize(("name", "value"), [("probes", 0), ("seed", 2**64), ("profile", "p.json")])
+def test_wrong_numbers_are_refused_before_the_pipeline_is_called(combined, name, value):
+    with refuses(name), online(combined, **{name: value}):
         pass
