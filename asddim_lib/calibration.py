@@ -272,8 +272,15 @@ def _measured_batch(
 
     def measure(eps: Replay, x: Tensor, t: Tensor) -> None:
         if int(t) in grid:
-            how = {"norm": measurement.norm, "estimator": measurement.estimator}
-            g, _ = gradient_norm(eps, x, t, **how, probes=measurement.probes, generator=generator)
+            g, _ = gradient_norm(
+                eps,
+                x,
+                t,
+                norm=measurement.norm,
+                estimator=measurement.estimator,
+                probes=measurement.probes,
+                generator=generator,
+            )
             rows.append(g.cpu())
             spent(measurement.derivative * run.evaluations_per_step)
 

@@ -136,7 +136,7 @@ def test_a_profile_for_the_same_use_loads(file):
     ],
 )
 def test_a_profile_for_another_use_is_refused_unless_overridden(file, name, value):
-    with refuses("override"):
+    with refuses("profile"):
         Profile.load(file, **{name: value})
     assert Profile.load(file, **{name: value}, override=(name,)) == PROFILE
 

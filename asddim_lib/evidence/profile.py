@@ -82,7 +82,7 @@ class Profile:
         known = all(isinstance(error, (Real, type(None))) for error in self.stderr)
         _check(known and len(self.stderr) == len(self.timesteps), "stderr")
         measured = self.local_error or {"timesteps": self.timesteps}
-        points = measured.get("timesteps")
+        points = measured.get("timesteps", [])
         _check(_falling(points), "local_error timesteps")
         _check(isinstance(measured.get("encoder", ""), str), "local_error encoder")
         for kind in KINDS:
@@ -216,11 +216,11 @@ def _check(holds: bool, name: str) -> None:
 def _positive(values: Any, count: int) -> bool:
     """Whether these are so many finite positive numbers."""
     listed = isinstance(values, (list, tuple)) and len(values) == count
-    return listed and all(isinstance(v, Real) and 0 < v < math.inf for v in values)
+    return listed and all(isinstance(v, Real) and 0 < float(v) < math.inf for v in values)
 
 
 def _falling(values: Any) -> bool:
     """Whether these are strictly falling timesteps, at least one."""
     listed = isinstance(values, (list, tuple)) and len(values) > 0
-    whole = listed and all(isinstance(t, Integral) and t >= 0 for t in values)
+    whole = listed and all(isinstance(t, Integral) and int(t) >= 0 for t in values)
     return whole and list(values) == sorted(set(values), reverse=True)

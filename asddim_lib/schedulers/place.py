@@ -212,8 +212,8 @@ def check_set(scheduler: Any, grid: Any, mu: float | None = None) -> None:
     levels = Levels.from_diffusers(scheduler, mu)
     meant = levels.grid_of(grid)[:-1]
     found = printed_sigmas(scheduler, levels)[:-1]
-    pairs = (np.minimum(levels, LARGEST_SIGMA) for levels in (found, meant))
-    same = len(meant) == len(found) and np.allclose(*pairs, rtol=1e-3, atol=1e-6)
+    one, other = (np.minimum(values, LARGEST_SIGMA) for values in (found, meant))
+    same = len(meant) == len(found) and np.allclose(one, other, rtol=1e-3, atol=1e-6)
     shown = ", ".join(f"{level:.4g}" for level in found[:6])
     what = f"{type(scheduler).__name__} at the levels {shown}, …, not those of the grid"
     check(same, "scheduler", what, "build it by schedulers.place.drawing")
