@@ -4,7 +4,9 @@ BIN := .venv/bin
 
 FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions are the same in all its parts, and are drawn once
 
-.PHONY: book chromium colab look pdf test coverage experiment pictures full bench inception lock clean
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")# one more than processors: some tests wait
+
+.PHONY: book chromium colab look pdf site test coverage experiment pictures full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -27,7 +29,10 @@ test: .venv/.ready ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COV) --numprocesses auto --maxprocesses 4 --dist loadgroup --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COV) --numprocesses $(WORKERS) --dist loadgroup --durations=10
+
+site: .venv/.ready ## tests of the book's pages in a browser: the editor, the live model, the blind test, what `make look` finds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m site --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 chromium: .venv/.ready ## a Chromium for the tests of pages, where the system has none
 	$(BIN)/python -m playwright install --with-deps chromium

@@ -18,6 +18,18 @@ from asddim_lib.errors import WrongUse, check
 FOREIGN_FLOW = ("n_grid", "stages", "scale_factors", "eta")
 #: Settings that every EDM scheduler has, and no other.
 EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule")
+#: Settings with which a diffusers scheduler changes a grid, and the value that leaves it alone.
+OVERRIDES: dict[str, Any] = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "interpolation_type": "linear",
+    "sigma_min": None,
+    "sigma_max": None,
+    "shift_terminal": None,
+    "invert_sigmas": False,
+}
 #: Settings of an earlier class that describe the model itself: CogVideoX's levels.
 INHERITED = ("snr_shift_scale",)
 

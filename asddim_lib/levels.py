@@ -121,7 +121,7 @@ class Levels:
         """
         numbers = as_numbers(values, name)
         if whole and self.are_timesteps(numbers):
-            return np.array(self.at(check_timesteps(numbers, len(self), name)))
+            return np.array(self.sigmas_at(check_timesteps(numbers, len(self), name)))
         given = numbers.astype(np.float64)
         ends = len(given) > 1 and self._is_end(given[-1], given[-2])
         begins = given[:-1] if ends else given
@@ -147,13 +147,13 @@ class Levels:
         """K falling sigmas, and where the last step ends: K + 1."""
         return np.append(begins, begins[-1] if self.end is None else min(self.end, begins[-1]))
 
-    def at(self, timesteps: Sequence[int]) -> list[float]:
+    def sigmas_at(self, timesteps: Sequence[int]) -> list[float]:
         """K falling whole timesteps as K + 1 sigmas, as `grid_of` returns them."""
         if self.kind == "flow":
             return self.ended(self.shifted(self.unshifted_at(timesteps))).tolist()
         return self.ended(self.printed[timesteps]).tolist()
 
-    def whole(self, grid: Any) -> list[int]:
+    def to_timesteps(self, grid: Any) -> list[int]:
         """The K distinct whole timesteps nearest to a grid, as `grid_of` reads it."""
         begins = self.grid_of(grid)[:-1]
         if self.are_timesteps(as_numbers(grid, "grid")):

@@ -91,7 +91,7 @@ def grid(scheduler: Any, allocation: str, steps: int, **how: Any) -> list[int]:
     from asddim_lib.levels import Levels
 
     placed = sigmas(scheduler, steps, allocation=allocation, shifted=True, **how)
-    return Levels.from_diffusers(scheduler).whole(placed)
+    return Levels.from_diffusers(scheduler).to_timesteps(placed)
 
 
 def words(tokenizer: Any) -> dict[str, Any]:

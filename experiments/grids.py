@@ -131,7 +131,7 @@ def grid_for(
         path=path if needs(cell.method) in ("path", "adjoints") else None,
         order=solver_of(cell.solver, scheduler)[1],
     )
-    return Levels.from_diffusers(scheduler).whole(grid)
+    return Levels.from_diffusers(scheduler).to_timesteps(grid)
 
 
 @dataclass

@@ -36,11 +36,12 @@ CI = os.environ.get("CI") == "true"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Two kinds of tests have a command of their own, which CI runs as well.
+    """Three kinds of tests have a command of their own, which CI runs as well.
 
-    `make colab` runs every notebook; `make inception` has torchvision, for Inception's network.
+    `make site` opens pages in a browser, `make colab` runs every notebook, and `make inception` has
+    torchvision, for Inception's network.
     """
-    elsewhere = [] if config.option.markexpr else ["colab"]
+    elsewhere = [] if config.option.markexpr else ["colab", "site"]
     if CI and importlib.util.find_spec("torchvision") is None:
         elsewhere.append("inception")
     out = {item for item in items if any(map(item.get_closest_marker, elsewhere))}

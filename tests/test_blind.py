@@ -16,7 +16,8 @@ from scipy.stats import binom, binomtest
 from tests import pages
 from tests.pages import PAGE, opening
 
-pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
+# one browser serves all tests of this file
+pytestmark = [pytest.mark.site, pytest.mark.xdist_group("editor")]
 SCRIPT, STYLE = BOOK / "_static" / "blind.js", BOOK / "_static" / "blind.css"
 CHAPTER = (BOOK / "chapters" / "blind.md").read_text()
 PAIRS = 12

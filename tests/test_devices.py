@@ -416,8 +416,11 @@ def there():
         return {name: pipe.to(device) for name, pipe in pipes.items()}
 
 
-@pytest.mark.parametrize("default", [False, True], ids=["", "default"])
-@pytest.mark.parametrize("job", JOBS)
+#: As torch's default device or not; tuning takes long, and is tried as the default alone.
+CASES = [(job, default) for job in JOBS for default in (False, True) if default or job != "tune"]
+
+
+@pytest.mark.parametrize(("job", "default"), CASES)
 def test_a_device_without_float64_gives_the_cpu_s_numbers(there, job, default):
     """`default`: it is PyTorch's default device, too. A pixel may differ by its last bit."""
     model, work = JOBS[job]

@@ -12,7 +12,8 @@ from asddim_lib.metrics.distance import relative_distance
 from experiments.mixtures import GaussianMixture, follow
 from tests.pages import opening
 
-pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
+# one browser serves all tests of this file
+pytestmark = [pytest.mark.site, pytest.mark.xdist_group("editor")]
 TICK = "#grid-editor [role=slider]"
 
 

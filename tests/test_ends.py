@@ -70,7 +70,7 @@ def test_a_grid_s_last_step_ends_where_the_scheduler_s_does(kind, config, alloca
     grid = sigmas(scheduler, 5, allocation=allocation, shifted=True)
     assert len(grid) == 6
     levels = Levels.from_diffusers(scheduler)
-    assert len(levels.whole(grid)) == 5  # its end is read as its end
+    assert len(levels.to_timesteps(grid)) == 5  # its end is read as its end
     assert levels.grid_of(grid).tolist() == grid
     assert end_of(scheduler, grid) == pytest.approx(grid[-1], rel=1e-4)
     if kind not in (DDIMScheduler, EDMEulerScheduler, EDMDPMSolverMultistepScheduler):

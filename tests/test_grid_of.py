@@ -117,7 +117,7 @@ def test_no_shift_makes_more_noise_than_pure_noise(size):
         levels = Levels.from_diffusers(FlowMatchEulerDiscreteScheduler(**config))
         assert (np.diff([0.0, *levels.sigmas]) > 0).all()
         times = list(range(size))[::-1]
-        assert levels.whole(levels.at(times)) == times
+        assert levels.to_timesteps(levels.sigmas_at(times)) == times
 
 
 def test_timesteps_of_more_noise_than_float32_tells_apart_come_back():
@@ -125,7 +125,7 @@ def test_timesteps_of_more_noise_than_float32_tells_apart_come_back():
     levels = Levels.from_diffusers(DDIMScheduler(**config))
     assert levels.sigmas[-2] > LARGEST_SIGMA
     times = list(range(1000))[::-1]
-    assert levels.whole(levels.at(times)) == times
+    assert levels.to_timesteps(levels.sigmas_at(times)) == times
 
 
 FLOWS = [

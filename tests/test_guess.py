@@ -9,7 +9,8 @@ import pytest
 from tests.pages import opening
 from tests.small_book import BOX, BOXES
 
-pytestmark = pytest.mark.xdist_group("editor")  # one browser serves all tests of this file
+# one browser serves all tests of this file
+pytestmark = [pytest.mark.site, pytest.mark.xdist_group("editor")]
 RIGHT = {
     name: int(re.search(r"^\*\*(\d)\.\*\*", box, re.MULTILINE)[1]) for name, box in BOXES.items()
 }

@@ -15,7 +15,8 @@ import pytest
 from asddim_lib import ASDDIMScheduler, load_pipeline
 from asddim_lib.pipeline.run import Run
 
-pytestmark = pytest.mark.xdist_group("look")  # one browser at a time
+# one browser at a time
+pytestmark = [pytest.mark.site, pytest.mark.xdist_group("look")]
 PAGE = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Live</title>'
     '<link rel="icon" href="data:,">'

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader
 
-pytestmark = pytest.mark.xdist_group("look")  # one browser serves all tests of this file
+# one browser serves all tests of this file
+pytestmark = [pytest.mark.site, pytest.mark.xdist_group("look")]
 ICON = '<link rel="icon" href="data:,">'  # or the browser asks the server for one
 PAGE = (
     '<!doctype html><html lang="en"{root}><head><title>A page</title>'

@@ -12,7 +12,8 @@ from bs4 import BeautifulSoup
 import asddim_lib
 from tests import small_book
 
-pytestmark = pytest.mark.xdist_group("editor")  # one browser, and one small book, serve all of it
+# one browser, and one small book, serve all of it
+pytestmark = [pytest.mark.site, pytest.mark.xdist_group("editor")]
 ICONS = re.compile("fontawesome.*[.]js")
 
 

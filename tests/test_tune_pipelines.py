@@ -89,7 +89,7 @@ def test_a_shift_that_depends_on_size_or_steps_is_that_of_k_steps(by_steps, monk
     setup = Setup(run, steps, Latents())
     grid = setup.current_grid
     even = [(1 - k / steps) for k in range(steps)]
-    assert setup.levels.whole(grid) == [round(1000 * mix) - 1 for mix in even]
+    assert setup.levels.to_timesteps(grid) == [round(1000 * mix) - 1 for mix in even]
     judged = Latents().look(replace(run, scheduler=setup.sampler(grid).scheduler), steps)["seen"]
     own = Latents().look(replace(run, scheduler=setup.current.scheduler), steps)["seen"]
     torch.testing.assert_close(judged, own, rtol=1e-4, atol=1e-4)

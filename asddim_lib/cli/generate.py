@@ -118,11 +118,12 @@ def _save(picture: Any, out: Path) -> None:
 
 def _check_allocation(allocation: str, profile: str) -> None:
     """Raises WrongUse for an allocation or a profile that the scheduler would refuse or ignore."""
-    from asddim_lib.grids.table import CALIBRATED, method_of
+    from asddim_lib.grids.table import METHODS, method_of
 
     if method_of(allocation, ("nothing", "profile")).needs == "profile":
         remedy = f"allocation {allocation} needs one: run asddim calibrate, and give its file"
         check(bool(profile), "profile", "not given", remedy)
     else:
-        remedy = f"allocation {allocation} does not use it: use one of {', '.join(CALIBRATED)}"
+        others = ", ".join(m.name for m in METHODS.values() if m.needs == "profile")
+        remedy = f"allocation {allocation} does not use it: use one of {others}"
         check(not profile, "profile", profile, remedy)

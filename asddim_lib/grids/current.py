@@ -65,7 +65,7 @@ def falling_timesteps(scheduler: Any) -> list[Any]:
 def printed_sigmas(scheduler: Any, levels: Levels) -> np.ndarray:
     """The K + 1 falling sigmas that a scheduler has set: σ, or s of a flow model."""
     if getattr(scheduler, "sigmas", None) is None or len(scheduler.sigmas) < 2:
-        return np.array(levels.at(falling_timesteps(scheduler)))
+        return np.array(levels.sigmas_at(falling_timesteps(scheduler)))
     values = scheduler.sigmas.cpu().double().numpy()
     if len(values) > 2 and values[-2] == 0:  # it was given the end, and has added one of its own
         values = values[:-1]

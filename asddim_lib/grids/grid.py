@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asddim_lib.configs import EDM, completed, is_flow, kind_of, with_fixed_shift
+from asddim_lib.configs import EDM, OVERRIDES, completed, is_flow, kind_of, with_fixed_shift
 from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
@@ -16,8 +16,6 @@ from asddim_lib.grids.rules import SPACINGS, uniform
 from asddim_lib.grids.table import DEFAULTS, Options, check_profile, method_of, timesteps_of
 from asddim_lib.levels import Levels, with_boundary
 
-#: Settings with which a flow scheduler changes levels that it was given.
-OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
 #: Evidence, and the needs that it serves: it is refused for another method.
 _SERVES = {"profile": ("profile",), "path": ("path", "adjoints"), "exponent": ("profile",)}
 
@@ -135,9 +133,10 @@ def sigmas(
     config = with_fixed_shift(completed(scheduler), mu)
     levels = Levels.from_diffusers(config)
     if levels.kind == "flow":
-        for flag in () if shifted else OVERRIDING:
-            remedy = f"it overrides the grid: from_config(…, {flag}=None), or ASFlowScheduler"
-            check(not config.get(flag), flag, config.get(flag), remedy)
+        for flag, neutral in () if shifted else OVERRIDES.items():
+            remedy = f"it overrides the grid: from_config(…, {flag}={neutral}), or ASFlowScheduler"
+            value = config.get(flag)
+            check(value is None or value == neutral, flag, value, remedy)
     given: dict[str, Any] = {"allocation": allocation, "p": p, "lam": lam, "eps": eps}
     given |= {"reading": reading, "profile": profile, "path": path, "order": order}
     given |= {"exponent": exponent, "begin": begin, "other_model": other_model}
@@ -150,13 +149,15 @@ def sigmas(
     grid = _of_config(config, num_inference_steps, given)
     boundary = config.get("boundary")
     if levels.kind == "flow" and (grid or boundary is not None):
-        after = np.array(grid or levels.at(_indices(config, num_inference_steps, given))[:-1])
+        if not grid:
+            grid = levels.sigmas_at(_indices(config, num_inference_steps, given))[:-1]
+        after = np.array(grid)
         after = after if boundary is None else with_boundary(after, boundary)
         return (levels.ended(after) if shifted else levels.unshifted(after)).tolist()
     indices = grid or _indices(config, num_inference_steps, given)
     if levels.kind == "flow" and not shifted:
         return levels.unshifted_at(indices).tolist()
-    placed = levels.at(indices)
+    placed = levels.sigmas_at(indices)
     return placed[:-1] if levels.kind == "edm" and not shifted else placed
 
 

@@ -215,10 +215,6 @@ _TABLE = (
 
 #: Every method by its name. `register` adds one.
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
-#: The methods that a scheduler can use from its config alone.
-ALLOCATIONS = tuple(m.name for m in METHODS.values() if m.needs in ("nothing", "profile"))
-#: The methods that need a profile.
-CALIBRATED = tuple(m.name for m in METHODS.values() if m.needs == "profile")
 
 
 def register(method: Method) -> None:

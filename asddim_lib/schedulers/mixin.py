@@ -166,9 +166,9 @@ class TakesGrid:
         """Sets K steps by the scheduler's grid or allocation, or a given grid.
 
         A grid of another number of steps is interpolated in log σ, with a warning. Given
-        `timesteps` are whole numbers; given `sigmas` are as ComfyUI, A1111 and diffusers print
-        them, the last 0 optional. A flow model takes sigmas alone, before its shift; `mu` is the
-        shift that depends on the picture's size. They take precedence over the scheduler's
+        `timesteps` are whole numbers. Given `sigmas` are σ, or of a flow model s before its shift,
+        as diffusers' own flow scheduler takes them; the last 0 is optional. `mu` is the shift that
+        depends on the picture's size. They take precedence over the scheduler's
         steps, with a warning, unless they are what a pipeline passes by itself. Raises WrongUse for
         what is no grid of this model, and where `mu` is missing.
         """

@@ -21,7 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from asddim_lib.configs import completed, kind_of
+from asddim_lib.configs import OVERRIDES, completed, kind_of
 from asddim_lib.errors import check
 from asddim_lib.grids.current import printed_sigmas
 from asddim_lib.levels import LARGEST_SIGMA, Levels
@@ -31,18 +31,6 @@ from asddim_lib.schedulers.inverse import ASDDIMInverseScheduler
 from asddim_lib.schedulers.mixin import OPTIONS, TakesGrid
 from asddim_lib.schedulers.multistep import DPMSolverGridScheduler, UniPCGridScheduler
 
-#: Settings with which a diffusers scheduler changes a grid, and the value that leaves it alone.
-OVERRIDES: dict[str, Any] = {
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "interpolation_type": "linear",
-    "sigma_min": None,
-    "sigma_max": None,
-    "shift_terminal": None,
-    "invert_sigmas": False,
-}
 ENDS = ("zero", "sigma_min")
 #: Which scheduler of ours is the same method as each of diffusers'.
 _COUNTERPARTS: tuple[tuple[Any, Any], ...] = (
@@ -72,7 +60,8 @@ def with_grid(scheduler: Any, grid: Any, mu: float | None = None) -> Any:
     check(ours is not None, "scheduler", type(scheduler).__name__, remedy)
     config = {key: value for key, value in completed(scheduler).items() if key not in OPTIONS}
     levels = Levels.from_diffusers(config, mu)
-    stated = levels.whole(grid) if levels.kind == "vp" else levels.grid_of(grid)[:-1].tolist()
+    begins = levels.grid_of(grid)[:-1].tolist()
+    stated = levels.to_timesteps(grid) if levels.kind == "vp" else begins
     made = ours.from_config(config, grid=stated)  # type: ignore[union-attr]
     made.strict = getattr(scheduler, "strict", True)
     return made
@@ -153,12 +142,12 @@ def set_grid(scheduler: Any, grid: Any, device: Any = None, mu: float | None = N
     check(bool(argument), "scheduler", type(scheduler).__name__, remedy)
     if isinstance(scheduler, TakesGrid) and not hasattr(scheduler, "not_in_config"):
         # Not by `set_timesteps`, which ignores what a pipeline passes by itself.
-        steps = levels.whole(grid) if levels.kind == "vp" else levels.grid_of(grid)[:-1]
+        steps = levels.to_timesteps(grid) if levels.kind == "vp" else levels.grid_of(grid)[:-1]
         with torch.device("cpu"):
             scheduler._set(steps, device)
         return
     if argument == "timesteps":
-        grid = levels.whole(grid)
+        grid = levels.to_timesteps(grid)
         scheduler.set_timesteps(device=device, timesteps=grid)
     else:
         given = levels.grid_of(grid)

@@ -148,7 +148,8 @@ class Setup:
         solvers = tuple(kind for kind in type(self.plain).__mro__ if kind.__name__ in SAME)
         asked = self.run.asked(scheduler, self.steps)
         try:
-            grid = self.levels.at(self.levels.whole(printed_sigmas(asked, self.levels)))
+            times = self.levels.to_timesteps(printed_sigmas(asked, self.levels))
+            grid = self.levels.sigmas_at(times)
             ours = self.run.asked(self.sampler(grid).scheduler, self.steps)
         except WrongUse:
             return None
@@ -172,7 +173,7 @@ class Setup:
 
     def sampler(self, grid: Sequence[float]) -> Sampler:
         """The solver on a grid of K + 1 sigmas: its scheduler is ready for `pipe.scheduler`."""
-        times = self.levels.whole(grid)
+        times = self.levels.to_timesteps(grid)
         scheduler = with_grid(self.plain, grid, self.mu)
         return Sampler(" ".join(map(str, times)), scheduler, len(times), len(times))
 

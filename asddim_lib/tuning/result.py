@@ -179,11 +179,11 @@ def result(
     """
     setup, returned, work = trials.setup, decision.returned, trials.setup.work
     pipe, setting, texts = setup.run.pipe, TunedFor.of(setup), trials.run.prompts
-    times = {name: setup.levels.whole(grid) for name, grid in grids.items()}
+    times = {name: setup.levels.to_timesteps(grid) for name, grid in grids.items()}
     if returned == CURRENT:
         scheduler, plain = pipe.scheduler, ""
         own = setup.current_grid
-        grid = None if own is None else setup.levels.whole(own)
+        grid = None if own is None else setup.levels.to_timesteps(own)
     else:
         judged, grid = samplers[returned].scheduler, times[returned]
         scheduler = type(judged).from_config(judged.config)

@@ -164,10 +164,10 @@ def candidate(
     work.doing = "moving timesteps"
     room = limit - trials.cost(setup.steps)
     found = pattern_search(
-        lambda timesteps: cost(levels.at(timesteps)),
-        levels.whole(grids[name]),
+        lambda timesteps: cost(levels.sigmas_at(timesteps)),
+        levels.to_timesteps(grids[name]),
         setup.size,
         lambda: work.spent <= room,
     )
-    moved = levels.at(found)
+    moved = levels.sigmas_at(found)
     return (name if moved == grids[name] else f"{name}, moved"), moved
