@@ -22,7 +22,7 @@ from asddim_lib import (
 )
 from asddim_lib.levels import Levels, with_boundary
 from asddim_lib.pipeline.run import Run
-from asddim_lib.schedulers.place import drawing, hold, set_grid
+from asddim_lib.schedulers.place import drawing, hold, set_grid, with_grid
 from tests.refusals import refuses
 from tests.tiny import SD
 from tests.zoo import ZOO
@@ -291,3 +291,13 @@ def test_a_held_grid_of_sigmas_comes_back_as_it_is(shift):
     plain = FlowMatchEulerDiscreteScheduler(shift=shift)
     plain.set_timesteps(sigmas=sigmas(held, 5))
     np.testing.assert_allclose(plain.sigmas[:-1], held.config["grid"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [DPMSolverGridScheduler, UniPCGridScheduler])
+def test_a_grid_that_begins_its_last_step_at_the_end_loses_none_when_it_is_loaded(kind):
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    made = kind(**flow, final_sigmas_type="sigma_min", grid=[999, 500, 0])
+    assert len(made.config["grid"]) == 3
+    assert kind.from_config(made.config).config["grid"] == made.config["grid"]
+    again = with_grid(with_grid(made, [999, 500, 0]), made.config["grid"] + [0.0])
+    assert again.config["grid"] == made.config["grid"]

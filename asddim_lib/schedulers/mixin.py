@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,8 @@ class TakesGrid:
         whole = name != "sigmas" and levels.are_timesteps(given)
         if whole and self._flow:
             levels = self._noise_levels()
+        elif name == "grid" and self._flow:  # a config's, read whenever it is loaded, has no end
+            levels = replace(levels, end=0.0)
         sigmas = levels.grid_of(given, name, whole=whole)[:-1]
         if self._flow:
             times = np.float32(sigmas) * np.float32(len(levels))
