@@ -9,7 +9,7 @@ from diffusers import DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asddim_lib import DPMSolverGridScheduler
+from asddim_lib import DPMSolverGridScheduler, UniPCGridScheduler
 from asddim_lib.errors import WrongUse
 from asddim_lib.schedulers.place import set_grid
 from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
@@ -230,6 +230,18 @@ def test_pure_noise_is_a_level_as_any_other(changes, grid):
     scheduler.set_timesteps(len(grid))
     assert all(torch.isfinite(x).all() for x in run(scheduler))
     assert scheduler.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("kind", [DPMSolverGridScheduler, UniPCGridScheduler])
+def test_a_step_of_no_length_returns_as_any_other(kind):
+    """Also where its caller names no argument, as diffusers allows."""
+    scheduler = kind(**SD, final_sigmas_type="sigma_min", grid=[900, 0])
+    scheduler.set_timesteps(2)
+    between = [None, None] if kind is DPMSolverGridScheduler else []
+    x = torch.ones(1, 3, 4, 4)
+    for t in scheduler.timesteps:
+        (x,) = scheduler.step(torch.sin(x), t, x, *between, False)
+    assert x.isfinite().all()
 
 
 def test_only_flow_s_is_ours():

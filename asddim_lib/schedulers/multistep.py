@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,8 @@ def _step_of(parent: Any) -> Any:
     A last step of no length, from timestep 0 to σ_min, changes nothing: diffusers divides 0 by 0.
     """
 
+    arguments = inspect.signature(parent.step)
+
     @functools.wraps(parent.step)
     def step(
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **how: Any
@@ -81,7 +84,8 @@ def _step_of(parent: Any) -> Any:
         if here is None or self.sigmas[here] != self.sigmas[here + 1]:
             return parent.step(self, model_output, timestep, sample, *args, **how)
         self._step_index += 1
-        return SchedulerOutput(sample) if how.get("return_dict", True) else (sample,)
+        given = arguments.bind(self, model_output, timestep, sample, *args, **how).arguments
+        return SchedulerOutput(sample) if given.get("return_dict", True) else (sample,)
 
     return step
 
