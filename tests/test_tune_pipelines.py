@@ -68,6 +68,19 @@ def test_what_is_judged_is_returned_in_every_kind_of_pipeline(name, goal, encode
         assert found.scheduler is made.pipe.scheduler
 
 
+def test_grids_of_a_scheduler_that_ends_elsewhere_than_ours_have_as_many_steps():
+    """diffusers' DPM-Solver++ for flow matching may end at the first σ of betas that it ignores."""
+    made = entry("sana")
+    own = made.pipe.scheduler
+    made.pipe.scheduler = type(own).from_config(own.config, final_sigmas_type="sigma_min")
+    try:
+        setup = Setup(made.run(2), 4, Latents(), reference_steps=8)
+        placed = setup.sampler(setup.levels.sigmas_at([999, 700, 400, 100])).scheduler
+        assert (len(placed.config["grid"]), len(setup.reference.scheduler.config["grid"])) == (4, 8)
+    finally:
+        made.pipe.scheduler = own
+
+
 def stepping(monkeypatch):
     """A tiny FLUX whose shift depends on the number of steps, as FLUX.2's does."""
     from diffusers.pipelines.flux import pipeline_flux

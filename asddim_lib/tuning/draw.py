@@ -169,13 +169,18 @@ class Setup:
         kind, _ = solver_of("dpm++", self.run.pipe.scheduler)
         plain = drawing(kind, self.run.pipe.scheduler)
         even = sigmas(self.config, steps, allocation="trailing", shifted=True)
-        return Sampler(REFERENCE, with_grid(plain, even, self.mu), steps, steps)
+        return Sampler(REFERENCE, self._placed(plain, even), steps, steps)
 
     def sampler(self, grid: Sequence[float]) -> Sampler:
         """The solver on a grid of K + 1 sigmas: its scheduler is ready for `pipe.scheduler`."""
         times = self.levels.to_timesteps(grid)
-        scheduler = with_grid(self.plain, grid, self.mu)
+        scheduler = self._placed(self.plain, grid)
         return Sampler(" ".join(map(str, times)), scheduler, len(times), len(times))
+
+    def _placed(self, plain: Any, grid: Sequence[float]) -> Any:
+        """`plain` on a grid, which ends where it ends: the current scheduler's end may differ."""
+        begins = self.levels.grid_of(grid)[:-1]
+        return with_grid(plain, Levels.from_diffusers(plain, self.mu).ended(begins), self.mu)
 
     def drawn(self, run: Run, sampler: Sampler, look: Callable[[Run, int], Seen], by: str) -> Seen:
         """What `look` sees in a run's pictures by a sampler; `by` names all that it depends on."""
