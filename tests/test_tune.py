@@ -314,6 +314,7 @@ def test_named_grids_are_compared_without_a_candidate(small):
     assert found.prompts == len(WORDS) - 8  # gits has the others
     assert found.sheet
     assert len(found.table()) >= 2
+    assert not tune(small, WORDS, **how, plan=replace(plan, baselines=["trailing"], shown=0)).sheet
     with pytest.raises(WrongUse, match="baselines"):
         tune(small, WORDS, **how, plan=replace(plan, baselines=["magic"]))
 

@@ -38,7 +38,12 @@ MANY = 5000
 
 
 def examples(trials: Trials, samplers: Mapping[str, Sampler], count: int) -> bytes:
-    """A sheet (PNG) of the first prompts: a column for each sampler, and one for the reference."""
+    """A sheet (PNG) of the first prompts: a column for each sampler, and one for the reference.
+
+    Empty for none.
+    """
+    if not count:
+        return b""
     setup, run = trials.setup, trials.run.part(slice(0, count))
     setup.work.doing = "drawing examples"
 
