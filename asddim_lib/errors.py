@@ -17,9 +17,8 @@ class WrongUse(ValueError):
 def check(holds: bool, argument: str, value: object, remedy: str) -> None:
     """Raises WrongUse "<argument> is <value>; <remedy>" unless `holds`."""
     if not holds:
-        raise WrongUse(
-            f"{argument} is {value if isinstance(value, str) else repr(value)}; {remedy}"
-        )
+        plain = isinstance(value, str) and value.strip()  # an empty one would not be seen
+        raise WrongUse(f"{argument} is {value if plain else repr(value)}; {remedy}")
 
 
 def check_whole(argument: str, value: Any, least: int, most: int | None = None) -> None:

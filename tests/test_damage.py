@@ -81,7 +81,7 @@ def test_damaged_records_are_named_and_made_again(
     small, whole, damaged, damage, warnings_of_the_library
 ):
     damage(damaged / "records.parquet")
-    with refuses():
+    with refuses(str(damaged / "records.parquet")):
         read_records(damaged)
     evaluate(small, TABLE, SETTING, damaged)
     assert "records.parquet is damaged" in warnings_of_the_library.text

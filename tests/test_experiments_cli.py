@@ -29,7 +29,7 @@ WRONG_USE = [
     ("evaluate --guidance-scale 3,3.0", "guidance_scale is '3,3.0'; give each value once"),
     ("evaluate --guidance-scale inf", "guidance_scale is inf; "),
     ("evaluate --guidance-scale=-1", "guidance_scale is -1.0; "),
-    ("evaluate --inception w.pth", "reference is ; give a folder of real pictures, too"),
+    ("evaluate --inception w.pth", "reference is ''; give a folder of real pictures, too"),
     ("evaluate --shard 4/4 --count 1", "shard is 4/4; "),
     ("compare --grids magic", "method is magic; "),
     ("compare --grids karras,,beta", "grids is 'karras,,beta'; give items separated by commas"),

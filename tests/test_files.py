@@ -58,7 +58,7 @@ def test_a_changed_byte_is_found_or_changes_nothing(tmp_path, flip):
     for place in range(len(content)):
         file.write_bytes(bytes(b ^ flip * (i == place) for i, b in enumerate(content)))
         if content[place] != ord(" "):
-            with refuses():
+            with refuses(str(file)):
                 load_tensors(file)
             continue
         with suppress(DamagedFile):
@@ -75,7 +75,7 @@ def test_any_missing_or_added_byte_is_found(tmp_path):
     content = file.read_bytes()
     for damaged in [content[:length] for length in range(len(content))] + [content + b"\0"]:
         file.write_bytes(damaged)
-        with refuses():
+        with refuses(str(file)):
             load_tensors(file)
 
 
@@ -84,7 +84,7 @@ def test_a_file_without_a_checksum_and_a_missing_one_are_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_tensors(file)
     save_file({"images": TENSORS["images"]}, file)
-    with refuses():
+    with refuses(str(file)):
         load_tensors(file)
 
 
