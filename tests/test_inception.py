@@ -21,6 +21,7 @@ from asddim_lib.metrics.encoders import PREPARATIONS, embed, load_inception
 from experiments import real
 from experiments.cli import app
 from experiments.evaluate import commit
+from experiments.kid import kid
 from experiments.real import real_features
 from tests.refusals import refuses
 from tests.runs import COMMAND, flip
@@ -118,7 +119,7 @@ def test_a_folder_without_pictures_and_a_file_that_is_none_are_named(
     real_pictures, folder, tmp_path, eight
 ):
     (real_pictures / "bad.png").write_text("no picture")
-    with refuses():
+    with refuses("reference"):
         real_features(load_inception(), folder)
     (tmp_path / "empty").mkdir()
     with refuses("reference"):
@@ -127,7 +128,7 @@ def test_a_folder_without_pictures_and_a_file_that_is_none_are_named(
 
 def test_a_checkpoint_without_real_pictures_is_refused():
     done = CliRunner().invoke(app, ["evaluate", "--inception", "w.pth"])
-    assert "reference is ; give a folder of real pictures, too" in str(done.exception)
+    assert "reference is ''; give a folder of real pictures, too" in str(done.exception)
 
 
 def test_without_torch_fidelity_the_remedy_is_named(monkeypatch):
@@ -221,10 +222,11 @@ def test_figures_are_torchmetrics_own(weights):
     assert metrics.fid(features, others, rank_deficient=True) == pytest.approx(
         float(fid.compute()), rel=1e-3, abs=1e-6
     )  # its network is float64 then, ours float32
-    kid = KernelInceptionDistance(encoder.network, subset_size=12, subsets=2)
-    kid.update(255 - PICTURES, real=True)
-    kid.update(PICTURES, real=False)
-    assert kid(features, others)[0] == pytest.approx(float(kid.compute()[0]), rel=1e-3, abs=1e-5)
+    theirs = KernelInceptionDistance(encoder.network, subset_size=12, subsets=2)
+    theirs.update(255 - PICTURES, real=True)
+    theirs.update(PICTURES, real=False)
+    expected = float(theirs.compute()[0])
+    assert kid(features, others)[0] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 @REAL

@@ -38,7 +38,7 @@ def run(
     table = load_prompts(pictures.prompts, pictures.count, prompt_seed)
     with joined(part) as shard:
         device = shard.device(model.device)
-        encoders = real.encoders(device)
+        encoders = [] if only_plan else real.encoders(device)
         pipe = replace(model, device=device).load()
         if only_plan:
             if shard.speaks:
