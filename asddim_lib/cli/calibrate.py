@@ -62,7 +62,7 @@ def calibrate(
     count = (1 if quick else 8) if count is None else count
     estimator = estimator or ("path" if quick else "vjp")
     norm = "spectral" if estimator == "power" else "frobenius"
-    check_whole("num_steps", num_steps, 1, 1000)
+    check_whole("num_steps", num_steps, 2, 1000)
     texts = model.texts(prompts, count)
 
     from asddim_lib import calibration
