@@ -119,7 +119,7 @@ def test_it_has_diffusers_defaults_and_refuses_what_it_refuses():
 @pytest.mark.parametrize("allocation", GRIDS)
 @pytest.mark.parametrize(("steps", "shift", "mu"), [(2, 3.0, None), (9, 7.0, None), (9, 1.0, 0.8)])
 def test_an_allocation_s_levels_are_those_of_sigmas_under_any_flag(allocation, steps, shift, mu):
-    """The shift is put on once, and nothing else: for sigmas itself see `test_laying.py`."""
+    """The shift is put on once, and nothing else: for sigmas itself see `test_place.py`."""
     dynamic = {"shift": shift, "use_dynamic_shifting": mu is not None}
     theirs = FlowMatchEulerDiscreteScheduler(**dynamic)
     steps = 2 if allocation == "dmn" else steps  # its search takes seconds
