@@ -1,6 +1,7 @@
 """The house: what may import what, what is said of each function, and the newcomer's questions."""
 
 import ast
+import io
 import itertools
 import re
 import sys
@@ -9,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from docutils.core import publish_doctree
 
 from asddim_lib import ASDDIMScheduler, timesteps
 from asddim_lib.grids import table as methods
@@ -36,6 +38,7 @@ FLOORS = (
     "cli",
 )
 FILES = sorted(LIBRARY.rglob("*.py"))
+REFERENCE = [*FILES, *sorted((ROOT / "experiments").glob("*.py"))]
 
 
 def floor(module):
@@ -116,6 +119,17 @@ def test_the_library_depends_on_what_it_imports_and_on_nothing_else():
     wanted = {re.match(r"[\w-]+", one)[0] for one in project["dependencies"]}
     homes = packages_distributions()
     assert {home.lower() for name in foreign for home in homes[name]} == wanted
+
+
+@pytest.mark.parametrize("file", REFERENCE, ids=module)
+def test_each_docstring_is_sound_on_the_page_of_the_api(file):
+    """As reStructuredText, which the book is built from; a warning fails its build."""
+    said = io.StringIO()
+    for node in ast.walk(ast.parse(file.read_text())):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        text = ast.get_docstring(node) if documented else None
+        publish_doctree(text or "", settings_overrides={"warning_stream": said})
+    assert said.getvalue() == ""
 
 
 def test_there_is_no_import_circle():

@@ -89,7 +89,7 @@ def total_rotation(path: Trajectory, levels: Levels) -> np.ndarray:
     """Θ from the path's first point to each of its points, in radians (Zhou et al. 2026, Eq 7).
 
     Θ = ∫ √(κ² + τ²) ds, with the curvature κ and the torsion τ of each sample's path in its first
-    three principal components; κ, |τ| and the lengths are means over samples. All are measured in
+    three principal components. κ, the size of τ and the lengths are means over samples, measured in
     the scale of flow matching, x = (1 − s) x₀ + s ε, as the authors do. How the angles of a path of
     points are measured is ours. Includes the path's end, unless it lies at the last prediction's
     level. Raises WrongUse for fewer than three points, and for a straight path.

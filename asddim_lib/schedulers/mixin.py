@@ -55,7 +55,7 @@ MODEL = {
 def init_of(parent: Any) -> Callable[..., None]:
     """The `__init__` of a subclass of the diffusers scheduler `parent` with `OPTIONS` added.
 
-    For DDIM, written out:
+    For DDIM, written out::
 
         @register_to_config  # puts every argument into self.config
         def __init__(self, num_train_timesteps=1000, …, *, allocation="uniform", …, grid=None):
