@@ -60,8 +60,8 @@ def _ignores_scale(pipe: Pipeline) -> bool:
 def check_options(pipe: Pipeline, options: Mapping[str, Any], ours: Iterable[str] = ()) -> None:
     """Raises WrongUse for an option that the pipeline's call does not name.
 
-    Where the call takes any keyword, a name that it does not state is refused as well. `ours` are the
-    arguments of the function that was given the options, which may have been meant.
+    Where the call takes any keyword, a name that it does not state is refused as well. `ours` are
+    the arguments of the function that was given the options, which may have been meant.
     """
     known = [
         name
