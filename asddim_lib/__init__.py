@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from asddim_lib.evidence.profile import Profile as Profile
     from asddim_lib.grids.grid import sigmas as sigmas
     from asddim_lib.grids.grid import timesteps as timesteps
+    from asddim_lib.guidance.plan import GuidancePlan as GuidancePlan
     from asddim_lib.models.load import load_pipeline as load_pipeline
     from asddim_lib.pipeline.run import Run as Run
     from asddim_lib.schedulers import ASDDIMInverseScheduler as ASDDIMInverseScheduler
@@ -29,6 +30,7 @@ _HOMES = {
     "ASDDIMScheduler": "asddim_lib.schedulers",
     "ASFlowScheduler": "asddim_lib.schedulers",
     "DPMSolverGridScheduler": "asddim_lib.schedulers",
+    "GuidancePlan": "asddim_lib.guidance.plan",
     "Profile": "asddim_lib.evidence.profile",
     "Run": "asddim_lib.pipeline.run",
     "UniPCGridScheduler": "asddim_lib.schedulers",

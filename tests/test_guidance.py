@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 
+from asddim_lib.guidance.formula import formula_of, guidance_scales
 from asddim_lib.pipeline import calls
-from asddim_lib.pipeline.replay import combination, guidance_scales
 from asddim_lib.pipeline.run import Run
 from tests.refusals import refuses
 from tests.tiny import PLAIN, parts, unet
@@ -81,9 +81,9 @@ def test_a_known_way_is_recognized_and_makes_others_alike(way, sign, dtype):
     pipe, count, make = WAYS[way]
     scales = [7.5, SCALE]  # the call's default, and what was given
     first = outputs(count, dtype=dtype)
-    found = combination(pipe, scales, first, sign * make(first), "do else")
+    found = formula_of(pipe, scales, first, sign * make(first), "do else")
     others = outputs(count, seed=1)
-    torch.testing.assert_close(found(others), sign * make(others), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.combine(others), sign * make(others), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,6 @@ def test_a_known_way_is_recognized_and_makes_others_alike(way, sign, dtype):
     [
         (PLAINEST, 1, lambda p: 1.01 * p[0]),
         (PLAINEST, 2, lambda p: 0.3 * p[0] + 0.9 * p[1]),
-        (PLAINEST, 2, lambda p: toward(p[0], p[1], 1.01 * SCALE)),
         (PLAINEST, 2, lambda p: rescaled(p[0], p[1])),  # the pipeline says nothing of it
         (RESCALED, 2, lambda p: rescaled(p[0], p[1], 0.6)),
         (PLAINEST, 2, lambda p: toward(p[0], p[1])[:1]),
@@ -106,7 +105,16 @@ def test_a_known_way_is_recognized_and_makes_others_alike(way, sign, dtype):
 def test_an_unknown_mixture_is_refused_in_one_line(pipe, count, make):
     first = outputs(count)
     with refuses("pipe"):
-        combination(pipe, [7.5, SCALE], first, make(first), "do else")
+        formula_of(pipe, [7.5, SCALE], first, make(first), "do else")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_scale_that_nothing_states_is_fitted(order):
+    first, others = outputs(2), outputs(2, seed=1)
+    found = formula_of(PLAINEST, [7.5], first, toward(*first[::order], 1.37), "do else")
+    assert found.scale == pytest.approx(1.37)
+    assert (found.without, found.prompt) == ((0, 1) if order == 1 else (1, 0))
+    torch.testing.assert_close(found.combine(others), toward(*others[::order], 1.37))
 
 
 def test_scales_are_what_the_call_was_given_and_what_the_pipeline_holds():
@@ -199,8 +207,8 @@ def test_perturbed_attention_alone_is_known():
         return p[0] + OTHER * (p[0] - p[1])
 
     scales = guidance_scales(pipe, {"guidance_scale": 1.0, "pag_scale": OTHER})
-    found = combination(pipe, scales, first, alone(first), "do else")
-    torch.testing.assert_close(found(others), alone(others), rtol=1e-4, atol=1e-4)
+    found = formula_of(pipe, scales, first, alone(first), "do else")
+    torch.testing.assert_close(found.combine(others), alone(others), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ def generate(
         None, help="Number of sampling steps.", show_default="20, or those of a tuned folder"
     ),
     allocation: str = opt.ALLOCATION,
+    guidance_plan: str = typer.Option(
+        "",
+        help="The guidance scale of each step: capped, interval-sdxl or another plan's name, or a "
+        "folder with one.",
+        show_default="that of the model's folder, if it has one",
+    ),
     profile: str = opt.PROFILE,
     override: str = typer.Option(
         "",
@@ -38,6 +44,7 @@ def generate(
     Example: asddim generate "a red boot on a white ground" boot.png --steps 20
     """
     from asddim_lib.evidence.profile import Profile
+    from asddim_lib.guidance.plan import saved_or_named
     from asddim_lib.models.load import check_seeds, tuned_setting
 
     file, options, tuned = _picture(out), pictures.options(), tuned_setting(model.model)
@@ -52,6 +59,7 @@ def generate(
         _check_allocation(allocation, profile)
     if profile:
         Profile.load(profile, override=may_differ)  # a damaged file is refused before any work
+    plan = saved_or_named(guidance_plan, model.model)
     check_seeds([seed])
     check(bool(prompt.strip()), "prompt", repr(prompt), "give a text with at least one word")
     pipe = model.load()
@@ -59,7 +67,15 @@ def generate(
     from asddim_lib.pipeline.run import Run
     from asddim_lib.schedulers.solvers import own_scheduler
 
-    run = Run(pipe, [prompt], [seed], scale, options=options, truncate=pictures.truncate)
+    run = Run(
+        pipe,
+        [prompt],
+        [seed],
+        scale,
+        options=options,
+        truncate=pictures.truncate,
+        guidance_plan=plan,
+    )
     if profile and not allocation:
         _check_allocation(pipe.scheduler.config.get("allocation", "uniform"), profile)
     if allocation or profile:

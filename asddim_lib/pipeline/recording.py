@@ -135,6 +135,8 @@ def record_path(
     """What `Run.path` returns."""
     check_steps(run, steps)
     check_whole("adjoint_probes", adjoint_probes, 0)
+    planned, remedy = run.guidance_plan is not None, "a path is recorded without: leave it out"
+    check(not planned, "guidance_plan", run.guidance_plan, remedy)
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):
         parts = []
         for batch in run.batches():

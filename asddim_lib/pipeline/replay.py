@@ -6,25 +6,20 @@ the scheduler from the network's outputs; where none does, the pipeline is refus
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.guiders.guider_utils import BaseGuidance
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from asddim_lib.errors import WrongUse, check
+from asddim_lib.errors import check
+from asddim_lib.guidance.formula import formula_of, guidance_scales, near
 from asddim_lib.models.load import Pipeline, device_of, networks
-from asddim_lib.pipeline.calls import parameters
 
 #: ε from a sample as the pipeline has it, and the guided output of the network.
 Noise = Callable[[Tensor, Tensor], Tensor]
-#: The guided output from a step's outputs, one for each kind of guidance.
-Combine = Callable[[list[Tensor]], Tensor]
 REMEDY = "measure without the network's derivative: estimator='path', adjoint_probes=0"
 #: How far a repeated call may lie from the first, relative: guidance enlarges rounding.
 TOLERANCE = {torch.float64: 1e-2, torch.float32: 1e-2}
@@ -180,7 +175,7 @@ class Replay:
             check(self._was_given(call.sample), "pipe", what, REMEDY)
         outputs = [part for call in self._calls for part in self._parts(call.output)]
         scales = guidance_scales(pipe, capture.options)
-        self._combine = combination(pipe, scales, outputs, visit.model_output, REMEDY)
+        self._combine = formula_of(pipe, scales, outputs, visit.model_output, REMEDY).combine
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """ε (the shape of x) at the visit's timestep."""
@@ -251,85 +246,3 @@ def _tensor(output: Any, pipe: Pipeline) -> Tensor:
     what = f"{type(pipe).__name__}, whose network gives back {type(found).__name__}s"
     check(isinstance(found, Tensor), "pipe", what, REMEDY)
     return found
-
-
-def near(output: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are one, but for a part of the second's length."""
-    if output.shape != wanted.shape:
-        return False
-    given, meant = (part.detach().cpu().double() for part in (output, wanted))  # MPS has no float64
-    return bool((given - meant).norm() <= tolerance * meant.norm())
-
-
-# Guidance
-
-
-def guidance_scales(pipe: Any, options: Mapping[str, Any]) -> list[float]:
-    """The guidance scales that a pipeline may have used, in its call's words."""
-    known = parameters(pipe)
-    names = ("guidance_scale", "true_cfg_scale", "guidance_scale_2", "pag_scale")
-    stored = [getattr(pipe, f"_{name}", getattr(pipe, name, None)) for name in names]
-    given = [options.get(name, known[name].default) for name in names if name in known]
-    numbers = [float(value) for value in (*stored, *given) if isinstance(value, (int, float))]
-    return list(dict.fromkeys(numbers))
-
-
-def combination(
-    pipe: Any, scales: list[float], parts: list[Tensor], arrived: Tensor, remedy: str
-) -> Combine:
-    """The formula of guidance that gives what arrived at the scheduler.
-
-    Each candidate is checked; if none matches, raises WrongUse with the remedy.
-    """
-    rounding = 1e-4 if arrived.dtype == torch.float32 else 2e-2
-    for combine in _known(pipe, scales, len(parts)):
-        for sign in (1, -1):  # Lumina 2 and Z-Image negate their network's output
-            if near(sign * combine(parts), arrived, rounding):
-                return combine if sign == 1 else lambda p, c=combine: -c(p)  # type: ignore[misc]
-    kind = type(pipe).__name__
-    raise WrongUse(f"pipe is {kind}, whose way of guiding is not known here; {remedy}")
-
-
-def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Combine]:
-    """The formulas of guidance with so many outputs."""
-    guider = getattr(pipe, "guider", None)
-    if guider is not None:  # a modular pipeline's
-        # One that changes the network while it answers (skipped layers, perturbed attention) cannot
-        # be repeated by calling the network.
-        plain = type(guider).prepare_models is BaseGuidance.prepare_models
-        if plain and guider.num_conditions == count:
-            now = copy.deepcopy(guider)
-            yield lambda p: now.forward(*p).pred
-        return
-    if count == 1:
-        yield lambda p: p[0]
-    if count == 2:
-        for scale in (*scales, *(1 + scale for scale in scales)):  # Z-Image and PAG add
-            for without, with_prompt in ((0, 1), (1, 0)):
-                yield from _classifier_free(pipe, scale, without, with_prompt)
-    if count == 3:
-        scale = float(getattr(pipe, "guidance_scale", 1.0) or 0.0)
-        if hasattr(pipe, "image_guidance_scale"):  # InstructPix2Pix
-            image = float(pipe.image_guidance_scale)
-            yield lambda p: p[2] + scale * (p[0] - p[1]) + image * (p[1] - p[2])
-        if hasattr(pipe, "pag_scale"):  # perturbed attention as well as classifier-free guidance
-            perturbed = float(pipe.pag_scale)
-            yield lambda p: p[0] + scale * (p[1] - p[0]) + perturbed * (p[1] - p[2])
-
-
-def _classifier_free(pipe: Any, scale: float, without: int, with_prompt: int) -> Iterator[Combine]:
-    """Classifier-free guidance: plain, with its spread rescaled, or with its norm kept."""
-
-    def plain(p: list[Tensor]) -> Tensor:
-        return p[without] + scale * (p[with_prompt] - p[without])
-
-    def normed(p: list[Tensor]) -> Tensor:  # Qwen-Image, Lumina 2
-        guided = plain(p)
-        wanted, found = (torch.norm(q, dim=-1, keepdim=True) for q in (p[with_prompt], guided))
-        return guided * (wanted / found)
-
-    rescale = float(getattr(pipe, "guidance_rescale", 0.0) or 0.0)
-    yield plain
-    if rescale:
-        yield lambda p: rescale_noise_cfg(plain(p), p[with_prompt], rescale)
-    yield normed

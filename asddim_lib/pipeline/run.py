@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -18,13 +19,15 @@ from torch import Tensor
 from asddim_lib.configs import completed, with_fixed_shift
 from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.evidence.path import Trajectory
+from asddim_lib.guidance.plan import GuidancePlan
+from asddim_lib.guidance.rows import Guided, Rows, guided_by
 from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import images_to_uint8
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
 from asddim_lib.pipeline import calls, manifest
 from asddim_lib.pipeline.recording import Measure, record_path
-from asddim_lib.schedulers.place import counterpart, drawing, hold, with_grid
+from asddim_lib.schedulers.place import counterpart, drawing, hold, intercepted, with_grid
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class Run:
     where its last step leads, "zero" or "sigma_min", by default as its config says: `prepared_with`
     and `path` keep to it, so that candidates and reference end at the same σ. `shift_steps` is the
     number of steps that a dynamic shift is for, by default the pipeline's: FLUX.2's depends on it.
+    Pictures and ends are drawn with a `guidance_plan`, if there is one; a path is recorded without.
     The pipeline comes back as it was. Raises WrongUse for wrong prompts (too long ones, unless
     `truncate`), seeds, guidance, or an option that the run itself sets.
     """
@@ -84,6 +88,7 @@ class Run:
     scheduler: Any = None
     end: str | None = None
     shift_steps: int | None = None
+    guidance_plan: GuidancePlan | None = None
 
     def __post_init__(self) -> None:
         prompts = tuple(listed(self.prompts))
@@ -113,7 +118,17 @@ class Run:
         scheduler = self.scheduler or self.pipe.scheduler
         settings = type(scheduler).__name__, manifest.scheduler_settings(scheduler)
         given = [self.prompts, self.seeds, self.guidance_scale, dict(self.options), self.truncate]
-        return [*given, self.batch_size, self.end, self.shift_steps, *settings]
+        plan = [] if self.guidance_plan is None else [self.guidance_plan.to_dict()]
+        return [*given, self.batch_size, self.end, self.shift_steps, *settings, *plan]
+
+    @cached_property
+    def _guided(self) -> Guided | None:
+        return None if self.guidance_plan is None else Guided(self.pipe, self.guidance_plan)
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows of network evaluations so far, counted under a guidance plan alone."""
+        return self._guided.rows if self._guided else None
 
     @property
     def evaluations_per_step(self) -> int:
@@ -204,6 +219,7 @@ class Run:
         prompts, seeds = [self.prompts[n] for n in chosen], [self.seeds[n] for n in chosen]
         part = replace(self, prompts=prompts, seeds=seeds, options=options)
         vars(part)["_asked"] = self._asked  # asking again would encode the prompts again
+        vars(part)["_guided"] = self._guided
         return part
 
     def prepared_with(self, kind: Any) -> Run:
@@ -287,17 +303,19 @@ class Run:
             latents = values["latents"]
             return values
 
-        def kept(*args: Any, **options: Any) -> Any:
+        kind = type(scheduler)
+
+        @functools.wraps(kind.step)
+        def step(self: Any, *args: Any, **options: Any) -> Any:
             nonlocal latents
-            result = type(scheduler).step(scheduler, *args, **options)
+            result = kind.step(self, *args, **options)
             latents = result[0]
             return result
 
         if "callback_on_step_end" in calls.parameters(self.pipe):
             how["callback_on_step_end"] = keep
         else:
-            scheduler = copy.copy(scheduler)
-            scheduler.step = functools.wraps(scheduler.step)(kept)
+            scheduler = intercepted(scheduler, "watched by a run", step=step)
         return self.call(batch, scheduler, self.generators(batch), **how), latents
 
     def batches(self) -> Iterator[slice]:
@@ -316,7 +334,8 @@ class Run:
         options = {name: self._given(name, value, batch) for name, value in self.options.items()}
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
-        with calls.swapped(self.pipe, scheduler=scheduler):
+        guided = nullcontext() if self._guided is None else guided_by(self._guided)
+        with calls.swapped(self.pipe, scheduler=scheduler), guided:
             result = self.pipe(prompt=prompts, generator=generators, **options, **how)
         return calls.pictures_of(result)
 

@@ -1,0 +1,303 @@
+"""Draws a pipeline with a guidance plan, by answering for its network.
+
+A pipeline asks its network for predictions with the prompt (c) and without it (u), and guides with
+a scale of its own, g. Where the plan wants another scale w in a step, the answer for u is
+u' = c − (w − 1) / (g − 1) · (c − u), so that u' + g (c − u') = u + w (c − u). At w = 1 it is c,
+and the network is not asked for u. No pipeline is edited; its rescaling and its formula stay.
+
+How a pipeline guides is found in the first step that it draws: all predictions are made as it asks
+for them, and a known formula has to give what arrives at its scheduler (`formula.formula_of`).
+Further runs with the same number of rows and the same scales need no such step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asddim_lib.errors import WrongUse, check
+from asddim_lib.guidance.formula import Formula, formula_of, guidance_scales, predictions
+from asddim_lib.guidance.plan import GuidancePlan
+from asddim_lib.guidance.steps import law_of, steps_of
+from asddim_lib.guidance.tree import prediction, replaced, selected
+from asddim_lib.models.load import Pipeline, networks
+from asddim_lib.pipeline.calls import embeds_guidance
+from asddim_lib.schedulers.place import intercepted
+
+REMEDY = "draw it without a plan"
+#: The names of a network's first argument.
+SAMPLES = ("hidden_states", "sample", "x")
+#: The attribute of a pipeline that has a plan on it, and of its scheduler.
+MARK = "_guided"
+
+
+@dataclass
+class Rows:
+    """Rows of network evaluations: one is one picture, at one step, under one kind of guidance.
+
+    `count` were made, and `skipped` were not, since the plan's scale was 1.
+    """
+
+    count: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A step of one network: its `calls`, of so many predictions each, and how they are combined.
+
+    `count` pictures are drawn at once. With `skips`, the prediction without the prompt can be left
+    out: no more than two are made, and nothing else depends on it.
+    """
+
+    formula: Formula
+    calls: tuple[int, ...]
+    count: int
+
+    @property
+    def skips(self) -> bool:
+        return sum(self.calls) == 2 and not self.formula.moves_prompt
+
+
+class Guided:
+    """A plan on a pipeline: what was learned of the pipeline, and where its run is."""
+
+    def __init__(self, pipe: Pipeline, plan: GuidancePlan) -> None:
+        self.pipe, self.plan, self.rows = pipe, plan, Rows()
+        self.layouts: dict[nn.Module, Layout] = {}
+        self.learned_with: Any = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A run begins: its scheduler has set its steps."""
+        self.evaluation = 0
+        self.scales: dict[float, list[float]] = {}  # of each step, by the pipeline's own scale
+        self.gated: set[int] = set()  # pictures that are no longer guided
+        self._next()
+
+    def _next(self) -> None:
+        self.module: nn.Module | None = None
+        self.outputs: list[Tensor] = []  # the predictions of each call of this step
+        self.parts: list[Tensor] = []  # one by one, where the layout is known
+
+    # The network's side
+
+    def answer(self, module: nn.Module, run: Callable, args: tuple, kwargs: dict) -> Any:
+        """The network's output, for which only the rows are made that the step's scale needs."""
+        same = getattr(self.pipe.scheduler, MARK, None) is self
+        what = f"another {type(self.pipe.scheduler).__name__} than the plan was put on with"
+        check(same, "pipe.scheduler", what, "set it first, and put the plan on after that")
+        total = len(args[0] if args else kwargs[next(n for n in SAMPLES if n in kwargs)])
+        if self.evaluation == 0 and not self.outputs:
+            self._forget_other_runs(total)
+        self.module, call = module, len(self.outputs)
+        layout = self.layouts.get(module)
+        if layout is None or call >= len(layout.calls):
+            output = run(*args, **kwargs)
+            self.rows.count += total
+            self.outputs.append(prediction(output))
+            return output
+        scales, first = self._of_pictures(layout), len(self.parts)
+
+        def some(rows: Tensor) -> Any:
+            return run(*selected(args, total, rows), **selected(kwargs, total, rows))
+
+        whole = functools.partial(run, *args, **kwargs)
+        output = self._made(layout, total, scales, whole, some)
+        made = prediction(output)
+        self.outputs.append(made)
+        self.parts += made.chunk(layout.calls[call])
+        moved = self._moved(layout, first, scales)
+        return output if moved is None else replaced(output, moved)
+
+    def _made(
+        self,
+        layout: Layout,
+        total: int,
+        scales: list[float],
+        whole: Callable[[], Any],
+        some: Callable[[Tensor], Any],
+    ) -> Any:
+        """A call's output, in which c stands for u where the scale is 1, and u is not made."""
+        formula, count, first = layout.formula, layout.count, len(self.parts)
+        begin = (formula.without - first) * count
+        here = layout.skips and 0 <= begin < total
+        idle = [begin + k for k, scale in enumerate(scales) if scale == 1] if here else []
+        self.rows.skipped += len(idle)
+        self.rows.count += total - len(idle)
+        if not idle:
+            self.last = whole()
+            return self.last
+        kept = torch.tensor(sorted({*range(total)} - {*idle}), dtype=torch.long, device="cpu")
+        if len(kept):
+            self.last = some(kept)
+            fewer = prediction(self.last)
+            made = fewer.new_empty(total, *fewer.shape[1:])
+            made[kept.to(made.device)] = fewer
+        else:  # c was the call before
+            made = torch.empty_like(self.parts[formula.prompt])
+        known = [*self.parts, *made.chunk(total // count)]
+        for row in idle:
+            made[row] = known[formula.prompt][row - begin]
+        return replaced(self.last, made)
+
+    def _moved(self, layout: Layout, first: int, scales: list[float]) -> Tensor | None:
+        """A call's predictions with what gives the wanted scales; None if they give them."""
+        formula, parts = layout.formula, list(self.parts)
+        assert formula.scale is not None
+        target = formula.prompt if formula.moves_prompt else formula.without
+        needed = max(formula.prompt, formula.without) < len(parts) and target >= first
+        others = [scale for scale in scales if scale != formula.scale]
+        if layout.skips:  # c stands there already
+            others = [scale for scale in others if scale != 1]
+        if not (needed and others):
+            return None
+        u, c = parts[formula.without], parts[formula.prompt]
+        shape = (-1, *[1] * (u.ndim - 1))
+        wanted = torch.tensor(scales, dtype=torch.float32, device="cpu").reshape(shape)
+        as_is = torch.eq(wanted, formula.scale).to(u.device)
+        parts[target] = torch.where(
+            as_is, parts[target], formula.rescaled(u, c, wanted.to(u.device))
+        )
+        return torch.cat(parts[first:])
+
+    # The scheduler's side
+
+    def arrived(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        """What the scheduler takes in place of the guided prediction that the pipeline made."""
+        module = self.module
+        kind = type(self.pipe).__name__
+        if module is None:
+            raise WrongUse(f"pipe is {kind}, which steps without a network call; {REMEDY}")
+        layout = self.layouts.get(module)
+        if layout is None:
+            layout = self._learn(model_output, sample)
+            parts = [p for one in self.outputs for p in predictions(one, sample)]
+            scales = self._of_pictures(layout)
+            self.parts = parts
+            moved = self._moved(replace(layout, calls=(len(parts), 9)), 0, scales)
+            if moved is not None:
+                model_output = layout.formula.combine(list(moved.chunk(len(parts))))
+        else:
+            told = len(self.outputs) == len(layout.calls)
+            remedy = f"it guides otherwise than in its first step: {REMEDY}"
+            check(told, "pipe", kind, remedy)
+        if self.plan.gate is not None:
+            self._gate(layout)
+        if self.evaluation < self.plan.zero_steps:
+            model_output = torch.zeros_like(model_output)
+        self.evaluation += 1
+        self._next()
+        return model_output
+
+    def _learn(self, arrived: Tensor, sample: Tensor) -> Layout:
+        """How the pipeline guides, by the step that it has just made."""
+        assert self.module is not None
+        parts = [predictions(one, sample) for one in self.outputs]
+        flat, kind = [p for some in parts for p in some], type(self.pipe).__name__
+        distilled = len(flat) == 1 and embeds_guidance(self.pipe)
+        remedy = "its guidance is distilled into the network, which makes one prediction"
+        check(not distilled, "pipe", kind, f"{remedy}: {REMEDY}")
+        remedy = "it is not guided here: give a guidance_scale above 1, or true_cfg_scale and a "
+        check(len(flat) > 1, "pipe", kind, f"{remedy}negative_prompt")
+        perturbed = len(flat) == 2 and bool(getattr(self.pipe, "pag_scale", 0))
+        check(not perturbed, "pipe", kind, f"its guidance is perturbed attention alone: {REMEDY}")
+        formula = formula_of(self.pipe, guidance_scales(self.pipe, {}), flat, arrived, REMEDY)
+        remedy = f"its guidance has no scale that a plan could change: {REMEDY}"
+        check(formula.scale is not None, "pipe", kind, remedy)
+        calls = tuple(len(some) for some in parts)
+        if len(calls) > 1 and formula.without < formula.prompt:  # u is given before c is known
+            formula = replace(formula, moves_prompt=True)
+        layout = Layout(formula, calls, len(sample))
+        self.layouts[self.module] = layout
+        return layout
+
+    def _forget_other_runs(self, rows: int) -> None:
+        """Keeps what was learned if this run has as many rows and the same scales."""
+        here = rows, guidance_scales(self.pipe, {}), getattr(self.pipe, "guidance_rescale", None)
+        if here != self.learned_with:
+            self.layouts.clear()
+        self.learned_with = here
+
+    def _of_pictures(self, layout: Layout) -> list[float]:
+        """The scale of each picture in this step."""
+        own = layout.formula.scale
+        assert own is not None
+        if own not in self.scales:
+            steps = steps_of(self.pipe.scheduler)
+            solver = None if self.plan.c is None else law_of(self.pipe.scheduler)
+            self.scales[own] = steps.each(self.plan.at(steps.sigmas, own, solver, steps.times))
+        scale = self.scales[own][self.evaluation]
+        return [1.0 if k in self.gated else scale for k in range(layout.count)]
+
+    def _gate(self, layout: Layout) -> None:
+        """From the next step on, pictures whose two predictions agree are not guided."""
+        u, c = (
+            self.parts[n].flatten(1).float()
+            for n in (layout.formula.without, layout.formula.prompt)
+        )
+        cosines = torch.cosine_similarity(u, c, dim=1).tolist()
+        assert self.plan.gate is not None
+        self.gated |= {k for k, cosine in enumerate(cosines) if cosine >= self.plan.gate}
+
+
+@contextmanager
+def guided_by(guided: Guided) -> Iterator[Rows]:
+    """Within it, the pipeline draws with the plan. Raises WrongUse where one is on it already."""
+    pipe = guided.pipe
+    check(getattr(pipe, MARK, None) is None, "pipe", "under a guidance plan", "take that off first")
+    own = pipe.scheduler
+
+    @functools.wraps(type(own).set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        type(own).set_timesteps(self, *args, **kwargs)
+        guided.begin()
+
+    @functools.wraps(type(own).step)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *a: Any, **k: Any) -> Any:
+        return type(own).step(self, guided.arrived(model_output, sample), timestep, sample, *a, **k)
+
+    how = "under a guidance plan"
+    pipe.scheduler = intercepted(own, how, set_timesteps=set_timesteps, step=step)
+    setattr(pipe.scheduler, MARK, guided)
+    undo = [_answered_by(guided, module) for module in networks(pipe)]
+    setattr(pipe, MARK, guided)
+    try:
+        yield guided.rows
+    finally:
+        delattr(pipe, MARK)
+        for one in reversed(undo):
+            one()
+        pipe.scheduler = own
+
+
+def _answered_by(guided: Guided, module: nn.Module) -> Callable[[], None]:
+    """Lets a plan answer for a network, whatever hooks it has; the result undoes that."""
+    name = (
+        "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+    )
+    before, run = vars(module).get(name), getattr(module, name)
+
+    @functools.wraps(run)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return guided.answer(module, run, args, kwargs)
+
+    setattr(module, name, answer)
+
+    def undo() -> None:
+        if before is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, before)
+
+    return undo
+
+
+def _rows(given: Any, total: int, rows: Tensor | None) -> Any:
+    return given if rows is None else selected(given, total, rows)

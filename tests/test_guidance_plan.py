@@ -1,0 +1,183 @@
+"""A guidance plan: the scale of each step, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asddim_lib.guidance.law import SOLVERS, growth
+from asddim_lib.guidance.plan import PUBLISHED, GuidancePlan
+from asddim_lib.pipeline.run import Run
+from tests.refusals import refuses
+
+SIGMAS = [14.6, 6.0, 2.2, 0.9, 0.2, 0.0]
+falling = st.lists(st.floats(0.01, 150), min_size=2, max_size=12, unique=True).map(
+    lambda levels: [*sorted(levels, reverse=True), 0.0]
+)
+
+
+def test_without_arguments_it_is_the_pipeline_s_own_scale():
+    assert GuidancePlan.constant().at(SIGMAS, 7.5) == [7.5] * 5
+
+
+def test_the_cap_is_c_over_the_step_s_shrinking():
+    ratios = np.array(SIGMAS[1:]) / SIGMAS[:-1]
+    wanted = np.minimum(7.5, np.maximum(1, 1.5 / (1 - ratios)))
+    assert GuidancePlan.capped().at(SIGMAS, 7.5) == pytest.approx(wanted)
+    above = GuidancePlan.capped(above=1.0).at(SIGMAS, 7.5)
+    assert above == pytest.approx([*wanted[:3], 7.5, 7.5])
+
+
+@given(sigmas=falling, scale=st.floats(1, 20), solver=st.sampled_from(["euler", "ancestral"]))
+def test_no_capped_step_is_unstable_and_none_is_raised(sigmas, scale, solver):
+    scales = GuidancePlan.capped(2.0).at(sigmas, scale, solver)
+    for before, after, own in zip(sigmas[:-1], sigmas[1:], scales, strict=True):
+        assert 1 <= own <= scale
+        assert growth(after / before, own, solver) <= 1 + 1e-9 or own == 1
+
+
+def test_a_first_step_from_pure_noise_bears_c():
+    levels = [math.inf, 3.0, 1.0, 0.0]
+    for solver in ("euler", "dpm++", "unipc"):
+        assert GuidancePlan.capped(1.5).at(levels, 7.5, solver)[0] == 1.5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_higher_c_caps_less_for_each_solver(solver):
+    low, high = (GuidancePlan.capped(c).at(SIGMAS, 7.5, solver) for c in (1.0, 2.0))
+    assert all(a <= b for a, b in zip(low, high, strict=True))
+    assert low != high
+
+
+def test_an_interval_is_in_sigma_whatever_the_grid():
+    plan = GuidancePlan.interval(5.42, 0.28)
+    assert plan.at(SIGMAS, 7.5) == [1, 1, 7.5, 7.5, 1]
+    assert plan.at([14.6, 5.42, 0.28, 0.0], 7.5) == [1, 7.5, 1]
+    assert GuidancePlan.interval(5.42).at(SIGMAS, 7.5) == [1, 1, 7.5, 7.5, 7.5]
+    assert GuidancePlan.named("interval-sdxl") == plan
+
+
+def test_a_ramp_rises_from_none_and_its_mean_is_the_scale():
+    times = np.linspace(1, 0, 1001)
+    for ramp in ("linear", "cosine"):
+        scales = GuidancePlan(ramp=ramp).at(np.arange(1001, -1, -1.0), 7.5, times=times)
+        assert scales == sorted(scales)
+        assert scales[0] == 1
+        assert np.mean(7.5 * (2 * (1 - times))) == pytest.approx(7.5, rel=1e-3)
+        assert scales[-1] == pytest.approx(15)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_published_plan_is_guided_somewhere(name):
+    scales = GuidancePlan.named(name).at([80, 20, 5, 2, 1, 0.5, 0.1, 0], 6.0)
+    assert max(scales) > 1
+
+
+plans = st.builds(
+    GuidancePlan,
+    ramp=st.sampled_from([None, "linear", "cosine"]),
+    c=st.none() | st.floats(0.1, 2),
+    above=st.floats(0, 5),
+    gate=st.none() | st.floats(0.5, 1),
+    zero_steps=st.integers(0, 2),
+    bands=st.none() | st.just(((5.42, 1.0), (0.28, None), (0.0, 1.0))),
+)
+
+
+@given(plan=plans)
+def test_a_plan_survives_its_file(plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    plan.save(folder)
+    assert GuidancePlan.load(folder) == plan
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("c", lambda: GuidancePlan.capped(0)),
+        ("c", lambda: GuidancePlan.capped(2.5)),
+        ("above", lambda: GuidancePlan.capped(above=-1)),
+        ("scales", lambda: GuidancePlan.steps([7.5, 0.5])),
+        ("scales", lambda: GuidancePlan.steps([7.5] * 4).at(SIGMAS, 7.5)),
+        ("bands", lambda: GuidancePlan(bands=((0.3, 1.0), (5.0, 7.5)))),
+        ("bands", lambda: GuidancePlan(scales=(3.0,), bands=((0.0, 1.0),))),
+        ("sigma_high", lambda: GuidancePlan.interval(0.28, 5.42)),
+        ("ramp", lambda: GuidancePlan(ramp="square")),
+        ("gate", lambda: GuidancePlan(gate=2.0)),
+        ("zero_steps", lambda: GuidancePlan(zero_steps=-1)),
+        ("guidance_plan", lambda: GuidancePlan.named("caped")),
+        ("solver", lambda: GuidancePlan.capped().at(SIGMAS, 7.5, None)),
+        ("d", lambda: GuidancePlan.from_dict({"d": 1})),
+        ("folder", lambda: GuidancePlan.load("/nowhere")),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_it(name, wrong):
+    with refuses(name):
+        wrong()
+
+
+def test_a_plan_is_put_on_once_and_taken_off_once(small):
+    plan = GuidancePlan.capped()
+    plan.apply(small)
+    with refuses("pipe"):
+        plan.apply(small)
+    plan.remove(small)
+    with refuses("pipe"):
+        plan.remove(small)
+
+
+def test_a_scheduler_set_under_a_plan_is_refused(small):
+    own = small.scheduler
+    with GuidancePlan.capped().on(small):
+        small.scheduler = own
+        with refuses("pipe.scheduler"):
+            small("a red boot", num_inference_steps=2)
+
+
+def drawn(pipe, seeds, plan, **how):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    with plan.on(pipe):
+        call = {"num_inference_steps": 6, "guidance_scale": 7.5, "output_type": "latent", **how}
+        return pipe(prompt=["a red boot"] * len(seeds), generator=generators, **call).images
+
+
+def test_a_gated_picture_does_not_depend_on_its_batch(pipe):
+    plan = GuidancePlan(gate=0.97)
+    together = drawn(pipe, [0, 1, 2], plan)
+    for k in range(3):
+        torch.testing.assert_close(together[k], drawn(pipe, [k], plan)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_an_unguided_pipeline_is_refused_in_its_first_step(small):
+    with refuses("pipe"):
+        drawn(small, [0], GuidancePlan.capped(), guidance_scale=1.0)
+
+
+def test_a_run_draws_with_its_plan_and_is_another_run(pipe):
+    plan = GuidancePlan.interval(2.0)
+    plain, guided = (
+        Run(pipe, ["a red boot"] * 2, [0, 1], 7.5, 1, guidance_plan=p) for p in (None, plan)
+    )
+    assert plain.inputs != guided.inputs
+    generators = [torch.Generator().manual_seed(0)]
+    with plan.on(pipe) as rows:
+        wanted = pipe(
+            "a red boot",
+            generator=generators,
+            num_inference_steps=4,
+            guidance_scale=7.5,
+            output_type="latent",
+        )
+    drawn = guided.pictures(num_inference_steps=4)
+    assert torch.equal(drawn.latents[:1], wanted.images.float())
+    assert plain.rows is None
+    assert guided.rows.count == 2 * rows.count - 1  # it learns how the pipeline guides only once
+    assert not torch.equal(drawn.latents, plain.pictures(num_inference_steps=4).latents)
+
+
+def test_no_path_is_recorded_under_a_plan(small):
+    with refuses("guidance_plan"):
+        Run(small, ["a red boot"], guidance_plan=GuidancePlan.capped()).path(4)
