@@ -22,9 +22,9 @@ from asddim_lib.evidence.profile import FEW, KINDS, Profile
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import fingerprint
 from asddim_lib.metrics.encoders import Encoder, encoder_for
+from asddim_lib.models.calls import check_options
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import listed
-from asddim_lib.pipeline.calls import check_options
 from asddim_lib.pipeline.decoding import check_decodes, feature_directions
 from asddim_lib.pipeline.manifest import described, of_pipeline
 from asddim_lib.pipeline.recording import check_steps

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from asddim_lib.calibration import Measurement
+from asddim_lib.models import calls
 from asddim_lib.models.load import Pipeline, device_of
-from asddim_lib.pipeline import calls
 from asddim_lib.pipeline.run import Run
 from experiments.memory import Peak
 from experiments.setting import Setting, cells, picture_evaluations, references

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.grids import table as table
+from asddim_lib.models import calls
 from asddim_lib.models.load import Pipeline
-from asddim_lib.pipeline import calls
 from asddim_lib.schedulers.place import ENDS
 from asddim_lib.schedulers.solvers import SOLVERS as SOLVERS
 from experiments import rivals as rivals  # adds its grids to the table

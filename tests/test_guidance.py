@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
 
 from asddim_lib.guidance.formula import formula_of, guidance_scales
-from asddim_lib.pipeline import calls
+from asddim_lib.models import calls
 from asddim_lib.pipeline.run import Run
 from tests.refusals import refuses
 from tests.tiny import PLAIN, parts, unet

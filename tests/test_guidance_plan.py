@@ -181,3 +181,34 @@ def test_a_run_draws_with_its_plan_and_is_another_run(pipe):
 def test_no_path_is_recorded_under_a_plan(small):
     with refuses("guidance_plan"):
         Run(small, ["a red boot"], guidance_plan=GuidancePlan.capped()).path(4)
+
+
+def test_what_was_learned_is_dropped_with_another_scale_or_number_of_pictures(pipe):
+    def draw(seeds, scale):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        call = {"num_inference_steps": 3, "guidance_scale": scale, "output_type": "latent"}
+        return pipe(["a red boot"] * len(seeds), generator=generators, **call).images
+
+    wanted = draw([0, 1], 2.0)
+    with GuidancePlan(bands=((0.0, 2.0),)).on(pipe):
+        for seeds, scale in (([0], 7.5), ([0, 1], 7.5), ([0], 4.0), ([0], 7.5)):
+            found = draw(seeds, scale)
+            torch.testing.assert_close(found, wanted[: len(seeds)], rtol=1e-4, atol=1e-4)
+
+
+def test_a_scale_that_a_callback_changes_is_followed(pipe):
+    """The pipeline guides by another scale from its second step on; the plan's stays."""
+
+    def change(pipe, step, timestep, values):
+        pipe._guidance_scale = 5.0
+        return values
+
+    def draw(scale, **more):
+        generators = [torch.Generator().manual_seed(0)]
+        call = {"num_inference_steps": 4, "guidance_scale": scale, "output_type": "latent"}
+        return pipe(["a red boot"], generator=generators, **call, **more).images
+
+    wanted = draw(2.0)
+    with GuidancePlan(bands=((0.0, 2.0),)).on(pipe):
+        found = draw(7.5, callback_on_step_end=change)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -32,6 +32,7 @@ FLOORS = (
     "schedulers",
     "models",
     "metrics",
+    "guidance",
     "pipeline",
     "calibration",
     "tuning",

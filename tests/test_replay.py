@@ -10,7 +10,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 
 from asddim_lib import calibrate
 from asddim_lib.calibration import record
-from asddim_lib.pipeline import calls
+from asddim_lib.models import calls
 from asddim_lib.pipeline import manifest as fingerprint
 from asddim_lib.pipeline.run import Run
 from tests import tiny

@@ -13,7 +13,7 @@ from asddim_lib import calibrate
 from asddim_lib.calibration import Measurement, record
 from asddim_lib.digest import of_values
 from asddim_lib.errors import WrongUse
-from asddim_lib.pipeline.calls import default_scale, parameters, per_prompt
+from asddim_lib.models.calls import default_scale, parameters, per_prompt
 from asddim_lib.pipeline.run import Run
 from tests import tiny
 from tests.refusals import refuses

@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from asddim_lib.errors import WrongUse
-from asddim_lib.pipeline.calls import parameters
+from asddim_lib.models.calls import parameters
 
 #: The guided prediction from a step's predictions, one for each kind of guidance.
 Combine = Callable[[list[Tensor]], Tensor]

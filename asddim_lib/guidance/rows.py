@@ -26,8 +26,8 @@ from asddim_lib.guidance.formula import Formula, formula_of, guidance_scales, pr
 from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.guidance.steps import law_of, steps_of
 from asddim_lib.guidance.tree import prediction, replaced, selected
+from asddim_lib.models.calls import embeds_guidance
 from asddim_lib.models.load import Pipeline, networks
-from asddim_lib.pipeline.calls import embeds_guidance
 from asddim_lib.schedulers.place import intercepted
 
 REMEDY = "draw it without a plan"
@@ -60,6 +60,10 @@ class Layout:
     calls: tuple[int, ...]
     count: int
 
+    def rows(self, call: int) -> int:
+        """The rows of a call; 0 of one too many."""
+        return self.count * self.calls[call] if call < len(self.calls) else 0
+
     @property
     def skips(self) -> bool:
         return sum(self.calls) == 2 and not self.formula.moves_prompt
@@ -71,11 +75,14 @@ class Guided:
     def __init__(self, pipe: Pipeline, plan: GuidancePlan) -> None:
         self.pipe, self.plan, self.rows = pipe, plan, Rows()
         self.layouts: dict[nn.Module, Layout] = {}
-        self.learned_with: Any = None
+        self.stated: Any = None  # by the pipeline, when the layouts were learned
+        self.fitted = False  # whether it does not state its scale, as PixArt
         self.begin()
 
     def begin(self) -> None:
         """A run begins: its scheduler has set its steps."""
+        if self.fitted:  # this run's scale may be another
+            self.layouts.clear()
         self.evaluation = 0
         self.scales: dict[float, list[float]] = {}  # of each step, by the pipeline's own scale
         self.gated: set[int] = set()  # pictures that are no longer guided
@@ -83,6 +90,7 @@ class Guided:
 
     def _next(self) -> None:
         self.module: nn.Module | None = None
+        self.unguided = False  # the pipeline itself asks for fewer predictions in this step
         self.outputs: list[Tensor] = []  # the predictions of each call of this step
         self.parts: list[Tensor] = []  # one by one, where the layout is known
 
@@ -94,11 +102,16 @@ class Guided:
         what = f"another {type(self.pipe.scheduler).__name__} than the plan was put on with"
         check(same, "pipe.scheduler", what, "set it first, and put the plan on after that")
         total = len(args[0] if args else kwargs[next(n for n in SAMPLES if n in kwargs)])
-        if self.evaluation == 0 and not self.outputs:
-            self._forget_other_runs(total)
+        if not self.outputs and self.stated != self._states():
+            self.layouts.clear()
+            self.stated = self._states()
         self.module, call = module, len(self.outputs)
         layout = self.layouts.get(module)
-        if layout is None or call >= len(layout.calls):
+        if layout is not None and not self.evaluation and total != layout.rows(call):
+            self.layouts.clear()  # another number of pictures
+            layout = None
+        self.unguided |= layout is not None and total != layout.rows(call)
+        if layout is None or self.unguided:
             output = run(*args, **kwargs)
             self.rows.count += total
             self.outputs.append(prediction(output))
@@ -113,7 +126,8 @@ class Guided:
         made = prediction(output)
         self.outputs.append(made)
         self.parts += made.chunk(layout.calls[call])
-        moved = self._moved(layout, first, scales)
+        free = {layout.formula.scale, 1.0} if layout.skips else {layout.formula.scale}
+        moved = self._moved(layout.formula, first, scales) if {*scales} - free else None
         return output if moved is None else replaced(output, moved)
 
     def _made(
@@ -147,24 +161,22 @@ class Guided:
             made[row] = known[formula.prompt][row - begin]
         return replaced(self.last, made)
 
-    def _moved(self, layout: Layout, first: int, scales: list[float]) -> Tensor | None:
-        """A call's predictions with what gives the wanted scales; None if they give them."""
-        formula, parts = layout.formula, list(self.parts)
+    def _moved(self, formula: Formula, first: int, scales: list[float]) -> Tensor | None:
+        """The predictions from the number `first` on, one of them changed to give these scales.
+
+        None where that one is not among them, or needs a later one.
+        """
         assert formula.scale is not None
-        target = formula.prompt if formula.moves_prompt else formula.without
-        needed = max(formula.prompt, formula.without) < len(parts) and target >= first
-        others = [scale for scale in scales if scale != formula.scale]
-        if layout.skips:  # c stands there already
-            others = [scale for scale in others if scale != 1]
-        if not (needed and others):
+        parts, target = list(self.parts), formula.without
+        if formula.moves_prompt:
+            target = formula.prompt
+        if max(formula.prompt, formula.without) >= len(parts) or target < first:
             return None
         u, c = parts[formula.without], parts[formula.prompt]
-        shape = (-1, *[1] * (u.ndim - 1))
-        wanted = torch.tensor(scales, dtype=torch.float32, device="cpu").reshape(shape)
-        as_is = torch.eq(wanted, formula.scale).to(u.device)
-        parts[target] = torch.where(
-            as_is, parts[target], formula.rescaled(u, c, wanted.to(u.device))
-        )
+        wanted = torch.tensor(scales, dtype=torch.float32, device="cpu")
+        wanted = wanted.reshape(-1, *[1] * (u.ndim - 1)).to(u.device)
+        moved = formula.rescaled(u, c, wanted)
+        parts[target] = torch.where(wanted == formula.scale, parts[target], moved)
         return torch.cat(parts[first:])
 
     # The scheduler's side
@@ -178,18 +190,14 @@ class Guided:
         layout = self.layouts.get(module)
         if layout is None:
             layout = self._learn(model_output, sample)
-            parts = [p for one in self.outputs for p in predictions(one, sample)]
+            self.parts = [p for one in self.outputs for p in predictions(one, sample)]
             scales = self._of_pictures(layout)
-            self.parts = parts
-            moved = self._moved(replace(layout, calls=(len(parts), 9)), 0, scales)
-            if moved is not None:
-                model_output = layout.formula.combine(list(moved.chunk(len(parts))))
-        else:
-            told = len(self.outputs) == len(layout.calls)
-            remedy = f"it guides otherwise than in its first step: {REMEDY}"
-            check(told, "pipe", kind, remedy)
-        if self.plan.gate is not None:
-            self._gate(layout)
+            if any(scale != layout.formula.scale for scale in scales):
+                moved = self._moved(layout.formula, 0, scales)
+                assert moved is not None
+                model_output = layout.formula.combine(list(moved.chunk(len(self.parts))))
+        if self.plan.gate is not None and not self.unguided:
+            self._gate(layout.formula, self._of_pictures(layout))
         if self.evaluation < self.plan.zero_steps:
             model_output = torch.zeros_like(model_output)
         self.evaluation += 1
@@ -208,7 +216,8 @@ class Guided:
         check(len(flat) > 1, "pipe", kind, f"{remedy}negative_prompt")
         perturbed = len(flat) == 2 and bool(getattr(self.pipe, "pag_scale", 0))
         check(not perturbed, "pipe", kind, f"its guidance is perturbed attention alone: {REMEDY}")
-        formula = formula_of(self.pipe, guidance_scales(self.pipe, {}), flat, arrived, REMEDY)
+        scales = guidance_scales(self.pipe, {})
+        formula = formula_of(self.pipe, scales, flat, arrived, REMEDY)
         remedy = f"its guidance has no scale that a plan could change: {REMEDY}"
         check(formula.scale is not None, "pipe", kind, remedy)
         calls = tuple(len(some) for some in parts)
@@ -216,14 +225,17 @@ class Guided:
             formula = replace(formula, moves_prompt=True)
         layout = Layout(formula, calls, len(sample))
         self.layouts[self.module] = layout
+        known = [part for scale in scales for part in (scale, 1 + scale)]
+        self.fitted |= formula.scale not in known
         return layout
 
-    def _forget_other_runs(self, rows: int) -> None:
-        """Keeps what was learned if this run has as many rows and the same scales."""
-        here = rows, guidance_scales(self.pipe, {}), getattr(self.pipe, "guidance_rescale", None)
-        if here != self.learned_with:
-            self.layouts.clear()
-        self.learned_with = here
+    def _states(self) -> list[Any]:
+        """The guidance that the pipeline states now; a callback may change it in a run."""
+        names = ("_guidance_scale", "_true_cfg_scale", "_guidance_rescale", "_pag_scale")
+        stated = [getattr(self.pipe, name, None) for name in names]
+        guider = getattr(self.pipe, "guider", None)
+        ours = ("guidance_scale", "guidance_rescale", "_enabled")
+        return stated + [getattr(guider, name, None) for name in ours]
 
     def _of_pictures(self, layout: Layout) -> list[float]:
         """The scale of each picture in this step."""
@@ -236,15 +248,14 @@ class Guided:
         scale = self.scales[own][self.evaluation]
         return [1.0 if k in self.gated else scale for k in range(layout.count)]
 
-    def _gate(self, layout: Layout) -> None:
+    def _gate(self, formula: Formula, scales: list[float]) -> None:
         """From the next step on, pictures whose two predictions agree are not guided."""
-        u, c = (
-            self.parts[n].flatten(1).float()
-            for n in (layout.formula.without, layout.formula.prompt)
-        )
-        cosines = torch.cosine_similarity(u, c, dim=1).tolist()
         assert self.plan.gate is not None
-        self.gated |= {k for k, cosine in enumerate(cosines) if cosine >= self.plan.gate}
+        u, c = (self.parts[n].flatten(1).float() for n in (formula.without, formula.prompt))
+        cosines = torch.cosine_similarity(u, c, dim=1).tolist()
+        for k, (cosine, scale) in enumerate(zip(cosines, scales, strict=True)):
+            if scale > 1 and cosine >= self.plan.gate:  # at 1, c stands for u
+                self.gated.add(k)
 
 
 @contextmanager

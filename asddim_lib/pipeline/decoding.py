@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from asddim_lib.errors import check
 from asddim_lib.metrics.encoders import Encoder
+from asddim_lib.models.calls import parameters, swapped
 from asddim_lib.models.load import Pipeline
-from asddim_lib.pipeline.calls import parameters, swapped
 from asddim_lib.pipeline.recording import frozen
 from asddim_lib.schedulers.place import drawing, intercepted
 from asddim_lib.schedulers.solvers import own_scheduler

@@ -15,7 +15,7 @@ from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import Trajectory, carry_back
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import LARGEST_SIGMA, Levels, fingerprint
-from asddim_lib.pipeline.calls import one_step_more, swapped
+from asddim_lib.models.calls import one_step_more, swapped
 from asddim_lib.pipeline.replay import Capture, Replay, Visit, replayed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler

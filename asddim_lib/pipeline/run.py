@@ -23,9 +23,10 @@ from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.guidance.rows import Guided, Rows, guided_by
 from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import images_to_uint8
+from asddim_lib.models import calls
 from asddim_lib.models.load import Pipeline, check_seeds, network
 from asddim_lib.models.prompts import check_prompts, listed
-from asddim_lib.pipeline import calls, manifest
+from asddim_lib.pipeline import manifest
 from asddim_lib.pipeline.recording import Measure, record_path
 from asddim_lib.schedulers.place import counterpart, drawing, hold, intercepted, with_grid
 

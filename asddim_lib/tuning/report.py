@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from asddim_lib.configs import is_flow
-from asddim_lib.pipeline.calls import parameters
+from asddim_lib.models.calls import parameters
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing
 from asddim_lib.tuning.draw import Sampler, Trials

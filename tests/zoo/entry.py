@@ -8,7 +8,7 @@ from diffusers import StableDiffusionInpaintPipeline
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler
 from asddim_lib.levels import Levels
-from asddim_lib.pipeline import calls
+from asddim_lib.models import calls
 from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing
 from tests import tiny, zoo
