@@ -19,12 +19,14 @@ import torch
 from asddim_lib import calibrate
 from asddim_lib.calibration import record
 from asddim_lib.errors import WrongUse
+from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.levels import Levels
 from asddim_lib.pipeline import recording
 from asddim_lib.pipeline.decoding import decode
 from asddim_lib.tuning.draw import Setup
 from asddim_lib.tuning.goals import Latents
 from tests import zoo
+from tests.guided import at_scale
 from tests.zoo.entry import ENTRIES as ENTRIES
 from tests.zoo.entry import PROMPTS, entry
 from tests.zoo.first import counted
@@ -191,6 +193,24 @@ def tuned(one):
     assert torch.equal(judged, drawn)
 
 
+def guided(one):
+    """A guidance plan at another scale than the pipeline's draws what the pipeline draws there.
+
+    At scale 1 it makes fewer rows, but where others than u depend on the prompt being left out.
+    """
+    for scale in (1.0, 2.0):
+        with GuidancePlan(bands=((0.0, scale),)).on(one.pipe) as rows:
+            found = zoo.draw(one.pipe, one.options)
+        several = type(one.pipe).__name__ in WHOLE
+        assert (rows.skipped > 0) == (scale == 1 and not several)
+        if not (several and scale == 1):
+            wanted = at_scale(one, scale)
+            assert (found - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+#: Pipelines whose step needs all of its rows at any scale.
+WHOLE = ("StableDiffusionPAGPipeline", "StableDiffusionInstructPix2PixPipeline")
+
 #: What is tried, under its heading in the table.
 COLUMNS = {
     "draws": draws,
@@ -200,6 +220,7 @@ COLUMNS = {
     "adjoint": adjoint,
     "decoded": decoded,
     "tuned": tuned,
+    "guidance plan": guided,
 }
 WORKS = "✓"
 

@@ -1,63 +1,20 @@
 """A guidance plan on every pipeline of the zoo that is guided."""
 
-import functools
-
 import pytest
 import torch
 
 from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.models.load import networks
 from tests import zoo
+from tests.guided import Counted, at_scale
 from tests.refusals import refuses
 from tests.zoo.entry import ENTRIES, entry
-from tests.zoo.first import count
 
 #: Their guidance is a number that the network is given.
 DISTILLED = ("flux-dev", "flux-kontext", "modular-flux", "hunyuan-video")
 #: All their predictions are made in each step: others depend on the one without the prompt.
 WHOLE = ("instruct-pix2pix", "sd15-pag")
 GUIDED = [name for name in ENTRIES if name not in DISTILLED]
-
-
-def at_scale(one, scale, **how):
-    """What the pipeline draws at a guidance scale of its own, u + scale · (c − u)."""
-    options = one.options
-    if "true_cfg_scale" in options:
-        return zoo.draw(one.pipe, {**options, "true_cfg_scale": scale}, **how)
-    if getattr(one.pipe, "guider", None) is not None:
-        own, one.pipe.guider = one.pipe.guider, type(one.pipe.guider)(guidance_scale=scale)
-        try:
-            return zoo.draw(one.pipe, options, **how)
-        finally:
-            one.pipe.guider = own
-    added = 1 if type(one.pipe).__name__.startswith("ZImage") else 0
-    if "guidance_scale_2" in options:
-        options = {**options, "guidance_scale_2": scale}
-    return zoo.draw(one.pipe, options, guidance_scale=scale - added, **how)
-
-
-class Counted:
-    """The rows that networks really make: counted where they are made."""
-
-    def __init__(self, pipe):
-        self.parts, self.rows = networks(pipe), 0
-
-    def __enter__(self):
-        for part in self.parts:
-            own = part.forward
-
-            @functools.wraps(own)
-            def forward(*args, _own=own, **kwargs):
-                output = _own(*args, **kwargs)
-                self.rows += count(output)
-                return output
-
-            part.forward = forward
-        return self
-
-    def __exit__(self, *_):
-        for part in self.parts:
-            del part.forward
 
 
 @pytest.mark.parametrize("name", GUIDED)
