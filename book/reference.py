@@ -13,6 +13,7 @@ PACKAGES = {
     "asddim_lib/grids": "Grids",
     "asddim_lib/evidence": "What is measured on a model",
     "asddim_lib/schedulers": "Schedulers",
+    "asddim_lib/guidance": "Guidance",
     "asddim_lib/pipeline": "Running a pipeline",
     "asddim_lib/tuning": "Tuning",
     "asddim_lib/metrics": "Metrics",

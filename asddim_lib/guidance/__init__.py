@@ -1,0 +1,1 @@
+"""Guidance: the longest stable step, a plan of scales, and how a pipeline draws with it."""

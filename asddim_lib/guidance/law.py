@@ -66,7 +66,7 @@ def propagation(
 def growth(
     ratio: float, kappa: float, solver: str = "euler", previous: float | None = None
 ) -> float:
-    """How much a step multiplies a deviation in the long run: its matrix' largest |eigenvalue|.
+    """How much a step multiplies a deviation in the long run: the size of its largest eigenvalue.
 
     At most 1 is stable. Arguments and errors are those of `propagation`.
     """
