@@ -16,19 +16,21 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.guidance.formula import Formula, formula_of, guidance_scales, predictions
-from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.guidance.steps import law_of, steps_of
 from asddim_lib.guidance.tree import prediction, replaced, selected
 from asddim_lib.models.calls import embeds_guidance
 from asddim_lib.models.load import Pipeline, networks
 from asddim_lib.schedulers.place import intercepted
+
+if TYPE_CHECKING:
+    from asddim_lib.guidance.plan import GuidancePlan
 
 REMEDY = "draw it without a plan"
 #: The names of a network's first argument.
