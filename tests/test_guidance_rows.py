@@ -45,7 +45,8 @@ def test_another_scale_is_the_pipeline_s_at_that_scale_and_rows_are_those_that_r
         for drawn in (first, second):
             assert (drawn - wanted).norm() <= 1e-4 * wanted.norm()
     if scale == 1 and name not in WHOLE:
-        assert rows.count - learning < learning
+        stated = name != "pixart-sigma"  # whose scale is fitted anew in each run
+        assert (rows.count - learning < learning) == stated
         assert rows.skipped > 0
     else:
         assert rows.skipped == 0

@@ -228,7 +228,8 @@ class Guided:
         layout = Layout(formula, calls, len(sample))
         self.layouts[self.module] = layout
         known = [part for scale in scales for part in (scale, 1 + scale)]
-        self.fitted |= formula.scale not in known
+        guider = getattr(self.pipe, "guider", None)
+        self.fitted |= guider is None and formula.scale not in known
         return layout
 
     def _states(self) -> list[Any]:
