@@ -17,6 +17,16 @@ BLOCKS = {
     kind: f"pipe is {kind}ModularPipeline; its blocks have no derivative: use one that is not"
     for kind in ("StableDiffusionXL", "Flux")
 }
+PLAN = "guidance plan"
+DISTILLED = {
+    name: {**ALL, PLAN: f"pipe is {kind}; its guidance is distilled into the network"}
+    for name, kind in {
+        "flux-dev": "FluxPipeline",
+        "flux-kontext": "FluxKontextPipeline",
+        "modular-flux": "FluxModularPipeline",
+        "hunyuan-video": "HunyuanVideoPipeline",
+    }.items()
+}
 #: What each entry must do, or the reason why it cannot. A new one needs a row.
 EXPECTED = {
     "sd15": ALL,
@@ -25,7 +35,7 @@ EXPECTED = {
     "sd15-guess": {**ALL, "g": CHANGED, "adjoint": CHANGED},
     "instruct-pix2pix": ALL,
     "sdxl": ALL,
-    "sdxl-base": {**dict.fromkeys(COLUMNS, CUT), "draws": WORKS},
+    "sdxl-base": {**dict.fromkeys(COLUMNS, CUT), "draws": WORKS, PLAN: WORKS},
     "sdxl-refiner": ALL,
     "sdxl-img2img": ALL,
     "sdxl-inpaint": ALL,
@@ -38,14 +48,14 @@ EXPECTED = {
     "sd3": ALL,
     "aura-flow": ALL,
     "lumina2": ALL,
-    "flux-dev": ALL,
-    "flux-kontext": ALL,
+    "flux-dev": DISTILLED["flux-dev"],
+    "flux-kontext": DISTILLED["flux-kontext"],
     "flux-2": ALL,
-    "modular-flux": {**ALL, "decoded": BLOCKS["Flux"]},
+    "modular-flux": {**DISTILLED["modular-flux"], "decoded": BLOCKS["Flux"]},
     "chroma": ALL,
     "qwen-image": ALL,
     "z-image": ALL,
-    "hunyuan-video": ALL,
+    "hunyuan-video": DISTILLED["hunyuan-video"],
     "ltx": ALL,
     "wan-2.1": ALL,
     "wan-2.2": ALL,
