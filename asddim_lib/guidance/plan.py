@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -118,7 +119,13 @@ class GuidancePlan:
 
     @classmethod
     def named(cls, name: str) -> GuidancePlan:
-        """One of constant, capped, linear, cosine, gated, zero-start, or of `PUBLISHED`."""
+        """One of constant, capped, linear, cosine, gated, zero-start, or of `PUBLISHED`.
+
+        capped-C has the number C as its `c`, such as capped-1.5. Raises WrongUse for another name.
+        """
+        capped = re.fullmatch(r"capped-(\d+(?:\.\d+)?)", name)
+        if capped:
+            return cls.capped(float(capped[1]))
         plans = {
             "constant": cls(),
             "capped": cls.capped(),
@@ -127,7 +134,7 @@ class GuidancePlan:
             "gated": cls(gate=0.9988),
             "zero-start": cls(zero_steps=1),
         } | {key: cls(bands=bands) for key, bands in PUBLISHED.items()}
-        check(name in plans, "guidance_plan", name, f"use one of {', '.join(plans)}")
+        check(name in plans, "guidance_plan", name, f"use one of {', '.join(plans)}, or capped-C")
         return plans[name]
 
     def at(
