@@ -43,11 +43,13 @@ MARK = "_guided"
 class Rows:
     """Rows of network evaluations: one is one picture, at one step, under one kind of guidance.
 
-    `count` were made, and `skipped` were not, since the plan's scale was 1.
+    `count` were made, and `skipped` were not, since the plan's scale was 1. Of those made,
+    `learned` would not have been, had it been known how the pipeline guides.
     """
 
     count: int = 0
     skipped: int = 0
+    learned: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ class Guided:
             layout = self._learn(model_output, sample)
             self.parts = [p for one in self.outputs for p in predictions(one, sample)]
             scales = self._of_pictures(layout)
+            self.rows.learned += scales.count(1.0) if layout.skips else 0
             if any(scale != layout.formula.scale for scale in scales):
                 moved = self._moved(layout.formula, 0, scales)
                 assert moved is not None

@@ -55,7 +55,8 @@ class Drawn(NamedTuple):
 
     A video's are n × frames × 3 × h × w. `seconds` is the time per picture. `finite` (n, bool) is
     false where the network gave a number that is not: such a picture is black. `at_once` pictures
-    were drawn together.
+    were drawn together. Under a guidance plan, they took `rows` of network evaluations in all,
+    without those that were made to learn how the pipeline guides.
     """
 
     images: Tensor
@@ -63,6 +64,7 @@ class Drawn(NamedTuple):
     seconds: float
     finite: Tensor
     at_once: int
+    rows: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +281,7 @@ class Run:
             scheduler, count = self.on_grid(grid)
             steps = {**steps, "num_inference_steps": count}
         images, latents, finite, begun = [], [], [], time.perf_counter()
+        before = self._needed()
         for batch in self.batches():
             drawn, last = self._drawn(batch, scheduler, **steps, output_type="np")
             sound = torch.from_numpy(np.isfinite(drawn).reshape(len(drawn), -1).all(1))
@@ -290,7 +293,12 @@ class Run:
             finite.append(sound)
         seconds = (time.perf_counter() - begun) / len(self.prompts)
         at_once = min(self.batch_size, len(self.prompts))
-        return Drawn(torch.cat(images), torch.cat(latents), seconds, torch.cat(finite), at_once)
+        made = (torch.cat(images), torch.cat(latents), seconds, torch.cat(finite), at_once)
+        return Drawn(*made, None if self.rows is None else self._needed() - before)
+
+    def _needed(self) -> int:
+        """The rows so far, without those that were made to learn how the pipeline guides."""
+        return 0 if self.rows is None else self.rows.count - self.rows.learned
 
     def _drawn(self, batch: slice, scheduler: Any, **how: Any) -> tuple[Any, Tensor]:
         """What the pipeline returns of a batch, and the latents after its last step.
