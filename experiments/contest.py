@@ -20,7 +20,7 @@ from asddim_lib import metrics
 from asddim_lib.errors import check
 from asddim_lib.metrics.intervals import Better
 from experiments.intervals import holm
-from experiments.records import read_records
+from experiments.records import by_plan, read_records
 
 #: What names a cell: the solver, the guidance scale and the number of steps.
 CELL = ["solver", "guidance_scale", "steps"]
@@ -169,7 +169,8 @@ class Family:
         family: dict[str, Any] = families[name]
         self.name, self.primary = name, str(family["primary"])
         folders = [file.parent / folder for folder in family["records"]]
-        self.records = pd.concat([read_records(folder) for folder in folders], ignore_index=True)
+        parts = [by_plan(read_records(folder)) for folder in folders]
+        self.records = pd.concat(parts, ignore_index=True)
         self.groups = [
             [(method, rival) for rival, names in family.get(key, {}).items() for method in names]
             for key in ("comparisons", "further")

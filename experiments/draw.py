@@ -58,14 +58,15 @@ def generate(
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
     origin = _origin(pipe, prompts, setting)
     with locked(out / "images"):
-        named = {cell.name: grids[cell] for cell in wanted}
+        named = {cell.name: _identity(cell, grids[cell]) for cell in wanted}
         claim(out / "images" / "claim.json", origin, "pictures", _claimed(out), named)
     waiting = _waiting(wanted, len(prompts), setting, out, shard)
     own, failed, painter = pipe.scheduler, 0, _Painter(pipe, prompts, setting, latents)
     try:
         for batch in progress(waiting):
             drawn = painter(batch, grids[batch.cell])
-            save(batch.file(out), drawn, {**origin, "grid": grids[batch.cell]})
+            identity = _identity(batch.cell, grids[batch.cell])
+            save(batch.file(out), drawn, {**origin, "grid": identity})
             failed += _name_failures(batch, drawn, prompts)
     finally:
         pipe.scheduler = own
@@ -116,6 +117,7 @@ class _Painter:
             self.options,
             self.setting.truncate,
             self._scheduler(batch.cell),
+            guidance_plan=batch.cell.plan,
         )
         if not self.warm:  # a process's first call pays for lazy initialisation; it is not timed
             run.pictures(num_inference_steps=1)
@@ -159,6 +161,11 @@ def weights_hash(pipe: Pipeline) -> str:
                 digest.update(key.encode())
                 digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _identity(cell: Cell, grid: Any) -> Any:
+    """What a cell's pictures depend on beside the folder's origin."""
+    return grid if cell.plan is None else {"grid": grid, "guidance_plan": cell.plan.to_dict()}
 
 
 def _origin(pipe: Pipeline, prompts: list[str], setting: Setting) -> dict[str, Any]:

@@ -30,7 +30,15 @@ from experiments.grids import find_grids, grid_file
 from experiments.real import picture_files
 from experiments.records import read_records
 from experiments.score import has_attributes, real_figures, score_pictures, summarize
-from experiments.setting import Batch, Cell, Setting, batches, needs, references
+from experiments.setting import (
+    Batch,
+    Cell,
+    Setting,
+    batches,
+    check_plans,
+    needs,
+    references,
+)
 from experiments.shards import ALONE, Shard
 from experiments.store import load
 
@@ -64,6 +72,7 @@ def evaluate(
     out, prompts = Path(out), list(table["prompt"])
     remedy = "give at least two prompts, or reference_steps=0: distances are over their spread"
     check(len(prompts) > 1 or not setting.reference_steps, "prompts", "only one", remedy)
+    check_plans(pipe, setting)
     _check_networks(pipe, setting, prompts, clip)
     if against:
         picture_files(reference)
@@ -76,6 +85,8 @@ def evaluate(
     _name_damage(out)
     records, features = score_pictures(pipe, table, setting, out, clip)
     summary = summarize(records, features)
+    if not setting.planned:  # the files are those of versions without plans
+        records, summary = (one.drop(columns="guidance_plan") for one in (records, summary))
     origin: dict[str, Any] = {"clip": clip or ("bundled" if has_attributes(table) else None)}
     for encoder in against:
         where = (setting, out, encoder, reference)

@@ -152,7 +152,7 @@ class _Finder:
     out: Path
 
     def __call__(self, cell: Cell) -> Any:
-        need = needs(cell.method)
+        cell, need = cell.unplanned, needs(cell.method)
         if need in ("nothing", "profile"):
             return self._grid(cell)
         file = grid_file(cell, self.out)
@@ -221,4 +221,4 @@ class _Finder:
 
 def grid_file(cell: Cell, out: Path) -> Path:
     """Where a grid that was found by network evaluations is kept."""
-    return out / "images" / f"grid-{cell.name}.json"
+    return out / "images" / f"grid-{cell.unplanned.name}.json"

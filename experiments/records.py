@@ -13,13 +13,15 @@ from asddim_lib.cache import short_hash
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.models.prompts import BUNDLED, load_prompts
 from experiments.draw import file_hash
+from experiments.setting import CONSTANT
 
 
 def read_records(out: str | os.PathLike) -> pd.DataFrame:
     """An experiment's records, a row per picture, with the column `prompt`.
 
     Records of earlier versions lack that column. It is added where the hash in their provenance
-    is that of bundled prompts. Raises WrongUse for a damaged file.
+    is that of bundled prompts. Records without guidance plans get the column `guidance_plan`.
+    Raises WrongUse for a damaged file.
     """
     file, provenance_file = Path(out) / "records.parquet", Path(out) / "provenance.json"
     try:
@@ -31,7 +33,20 @@ def read_records(out: str | os.PathLike) -> pd.DataFrame:
         reason = f"{file} is damaged ({str(error).splitlines()[0]})"
         remedy = "run the same command again: it is made from the pictures"
         raise WrongUse(f"{reason}; {remedy}") from error
+    if "guidance_plan" not in records:
+        records["guidance_plan"] = CONSTANT
     return records if "prompt" in records else _with_texts(records, said)
+
+
+def by_plan(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with each guidance plan of a method as a method, such as `trailing, capped-1.5`.
+
+    Constant guidance adds nothing to a method's name.
+    """
+    if "guidance_plan" not in table:
+        return table
+    method, plan = table["method"], table["guidance_plan"]
+    return table.assign(method=method.where(plan == CONSTANT, method + ", " + plan))
 
 
 def _with_texts(records: pd.DataFrame, said: dict[str, Any]) -> pd.DataFrame:

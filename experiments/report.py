@@ -15,7 +15,7 @@ import pandas as pd
 
 from asddim_lib.errors import check
 from asddim_lib.models.load import data_folder
-from experiments.records import read_records
+from experiments.records import by_plan, read_records
 
 
 class Figure(NamedTuple):
@@ -116,7 +116,7 @@ def read_record(folder: str | os.PathLike) -> Record:
         "name the folder of a run that has ended (python -m experiments evaluate --out …)",
     )
     read_records(folder)
-    return Record(folder, json.loads(files[2].read_text()), pd.read_csv(files[1]))
+    return Record(folder, json.loads(files[2].read_text()), by_plan(pd.read_csv(files[1])))
 
 
 def paper_markdown(record: Record) -> str:

@@ -85,6 +85,7 @@ def _scored(
     stored, device = load(batch.file(out)), str(device_of(pipe))
     finite = stored["finite"].numpy()
     images, asked = stored["images"][stored["finite"]], table[finite]
+    rows = stored["rows"].item() if "rows" in stored else 0  # counted under a guidance plan
     scores: dict[str, np.ndarray] = {}
     features = embeddings = torch.empty(len(finite), 0)
     if len(images):
@@ -111,7 +112,7 @@ def _scored(
             "index": index,
             **{name: table[name].to_numpy() for name in ("prompt", "category") if name in table},
             **{key: stored[key].item() for key in ("seconds", "threads", "at_once")},
-            "nfe": picture_evaluations(pipe, setting, batch.cell),
+            "nfe": rows / batch.pictures or picture_evaluations(pipe, setting, batch.cell),
             "failed": ~finite,
         },
         index=index,
@@ -142,13 +143,13 @@ def summarize(records: pd.DataFrame, features: dict[Cell, Tensor]) -> pd.DataFra
     """
     rows, keys = [], [field.name for field in fields(Cell)]
     for key, every in records.groupby(keys, sort=False):
-        cell = Cell(**dict(zip(keys, key, strict=True)))
+        cell, nfe = Cell(**dict(zip(keys, key, strict=True))), float(every["nfe"].mean())
         judged = every[~every["failed"].astype(bool)]
         row: dict[str, Any] = {
             **asdict(cell),
             "n": len(judged),
             "failed": len(every) - len(judged),
-            "nfe": int(every["nfe"].iloc[0]),
+            "nfe": int(nfe) if nfe.is_integer() else nfe,
         }
         if cell in features and len(judged) > 1:
             row |= _judge_figures(features[cell], judged["prompt"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check, check_scale, check_whole
 from asddim_lib.grids import table as table
+from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.models import calls
 from asddim_lib.models.load import Pipeline
 from asddim_lib.schedulers.place import ENDS
@@ -28,6 +29,8 @@ PAPER_METHODS: dict[str, str] = {
 }
 #: Methods whose grids are searched for by drawing with them on tuning prompts.
 TRIED = ("chosen", "direct", "tuned")
+#: The guidance plan that changes nothing: the same scale in each step.
+CONSTANT = "constant"
 #: Points of the path that grids are searched on, as GITS' authors have it.
 RECORDED_STEPS = 60
 
@@ -50,17 +53,19 @@ class Setting:
     `feature_probes`, from the seed `tuning_seed` on. Grids are tried on `try_on` of them, and tuned
     on `tune_on`: by what the image `encoder` sees (`encoder_for` names the default), unless the
     `check_encoder` objects. That one also looks at the pictures of prompts that the bundled judge
-    cannot read. With `latents`, a file for `load_latents`, every picture starts from the same
-    noise. All solvers end at `end`: "zero", "sigma_min", or where the model's own config says.
-    `truncate` cuts prompts that are too long, which are refused otherwise. `call` is a JSON object
-    of further options that the pipeline's call is given, such as height. Raises WrongUse for a
-    value out of range, or one that is named twice.
+    cannot read. `guidance_plans` are names for `GuidancePlan.named`; those other than "constant"
+    are drawn where the scale is above 1. With `latents`, a file for `load_latents`, every picture
+    starts from the same noise. All solvers end at `end`: "zero", "sigma_min", or where the model's
+    own config says. `truncate` cuts prompts that are too long, which are refused otherwise. `call`
+    is a JSON object of further options that the pipeline's call is given, such as height. Raises
+    WrongUse for a value out of range, or one that is named twice, and where no cell is left.
     """
 
     methods: tuple[str, ...] = tuple(PAPER_METHODS)
     steps: tuple[int, ...] = (20, 50, 100)
     guidance_scales: tuple[float, ...] = (7.5,)
     solvers: tuple[str, ...] = ("ddim",)
+    guidance_plans: tuple[str, ...] = (CONSTANT,)
     reference_steps: int = 0
     batch_size: int = 50
     p: float = 0.5
@@ -92,8 +97,14 @@ class Setting:
             check_whole("steps", steps, 1, 1000)
         for scale in self.guidance_scales:
             check_scale(scale)
-        for name in ("methods", "solvers", "steps", "guidance_scales"):
+        for name in ("methods", "solvers", "steps", "guidance_scales", "guidance_plans"):
             self._check_once(name)
+        plans, names = map(GuidancePlan.named, self.guidance_plans), ", ".join(self.guidance_plans)
+        once = len(set(plans)) == len(self.guidance_plans)
+        check(once, "guidance_plans", f"{names}, two of which are the same", "leave one out")
+        scales = ", ".join(f"{scale:g}" for scale in self.guidance_scales)
+        remedy = f"give one above 1, which the plan {names} can change"
+        check(len(cells(self)) > 0, "guidance_scale", scales, remedy)
         check_whole("reference_steps", self.reference_steps, 0, 1000)
         check_whole("batch_size", self.batch_size, 1)
         check(isinstance(self._called(), dict), "call", self.call, "give a JSON object")
@@ -112,6 +123,11 @@ class Setting:
     def measures(self) -> bool:
         """Whether a method's grid is measured on the model."""
         return any(needs(method) != "nothing" for method in self.methods)
+
+    @property
+    def planned(self) -> bool:
+        """Whether other guidance plans are drawn than the constant one."""
+        return self.guidance_plans != (CONSTANT,)
 
     @property
     def profiled(self) -> bool:
@@ -133,17 +149,30 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with one solver at one step count and guidance scale."""
+    """One method with one solver, at one step count and scale, under one guidance plan."""
 
     method: str
     steps: int
     guidance_scale: float
     solver: str = "ddim"
+    guidance_plan: str = CONSTANT
 
     @property
     def name(self) -> str:
         """What the cell's files are called."""
-        return f"{self.method}-{self.solver}-g{self.guidance_scale:g}-k{self.steps}"
+        name = f"{self.method}-{self.solver}-g{self.guidance_scale:g}-k{self.steps}"
+        return name if self.guidance_plan == CONSTANT else f"{name}-{self.guidance_plan}"
+
+    @property
+    def plan(self) -> GuidancePlan | None:
+        """Its guidance plan; None for the constant one."""
+        plan = self.guidance_plan
+        return None if plan == CONSTANT else GuidancePlan.named(plan)
+
+    @property
+    def unplanned(self) -> Cell:
+        """The same cell under constant guidance, which has the same grid."""
+        return replace(self, guidance_plan=CONSTANT)
 
 
 class Batch(NamedTuple):
@@ -170,18 +199,32 @@ def batches(cell: Cell, count: int, setting: Setting) -> list[Batch]:
 
 
 def cells(setting: Setting) -> list[Cell]:
-    """Every cell of the experiment, methods innermost."""
+    """Every cell of the experiment, methods innermost. A scale of at most 1 has no plans."""
     return [
-        Cell(method, steps, scale, solver)
+        Cell(method, steps, scale, solver, plan)
         for scale in setting.guidance_scales
         for steps in setting.steps
         for solver in setting.solvers
+        for plan in setting.guidance_plans
+        if scale > 1 or plan == CONSTANT
         for method in setting.methods
     ]
 
 
+def check_plans(pipe: Pipeline, setting: Setting) -> None:
+    """Raises WrongUse for a guidance plan under which the pipeline cannot draw."""
+    for cell in cells(setting):
+        if cell.plan is not None:
+            name, scale = cell.guidance_plan, f"guidance_scale {cell.guidance_scale:g}"
+            guided = calls.rows(pipe, cell.guidance_scale, setting.options) > 1
+            remedy = f"{type(pipe).__name__} is not guided at {scale}: leave it out"
+            check(guided, "guidance_plan", name, remedy)
+            served = cell.plan.zero_steps == 0 or is_flow(pipe.scheduler)
+            check(served, "guidance_plan", name, "it is for flow models: leave it out")
+
+
 def picture_evaluations(pipe: Pipeline, setting: Setting, cell: Cell) -> int:
-    """Network evaluations of one of the cell's pictures."""
+    """Network evaluations of one of the cell's pictures; its plan may leave some out."""
     return cell.steps * calls.rows(pipe, cell.guidance_scale, setting.options)
 
 

@@ -18,11 +18,15 @@ log = logging.getLogger(__name__)
 
 
 def save(file: Path, drawn: Drawn, made_from: dict[str, Any] | None = None) -> None:
-    """Keeps pictures, what they were `made_from` (JSON), and how many threads drew them."""
+    """Keeps pictures, what they were `made_from` (JSON), and how many threads drew them.
+
+    Of pictures under a guidance plan, also the rows that they took in all.
+    """
     tensors = {"images": drawn.images, "latents": drawn.latents, "finite": drawn.finite}
     tensors["seconds"] = torch.tensor(drawn.seconds, dtype=torch.float64)
     tensors |= {"threads": torch.tensor(torch.get_num_threads())}
     tensors |= {"at_once": torch.tensor(drawn.at_once)}
+    tensors |= {} if drawn.rows is None else {"rows": torch.tensor(drawn.rows)}
     save_tensors(file, tensors, json.dumps(made_from))
 
 

@@ -1,6 +1,7 @@
 """The experiment on tiny and bundled pipelines: drawing, going on, distances and the summary."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,20 @@ from safetensors.torch import load
 
 from asddim_lib import ASDDIMScheduler, calibrate
 from asddim_lib.cache import save_tensors
+from asddim_lib.guidance.plan import PUBLISHED, GuidancePlan
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.models.prompts import load_prompts
+from asddim_lib.pipeline.run import Run
+from asddim_lib.schedulers.place import drawing
 from experiments import store
 from experiments.contest import paired
 from experiments.cost import PictureCost, calibration, plan
 from experiments.draw import generate
 from experiments.evaluate import evaluate
-from experiments.grids import grid_for
+from experiments.grids import find_grids, grid_for
 from experiments.records import read_records
 from experiments.score import score_pictures, summarize
-from experiments.setting import Cell, Setting, cells, references
+from experiments.setting import SOLVERS, Cell, Setting, batches, cells, references
 from tests.refusals import refuses
 from tests.test_goals import encoders as encoders
 from tests.zoo import ZOO
@@ -156,6 +160,153 @@ def test_a_record_from_elsewhere_does_not_stop_a_new_run(small, tmp_path):
 
 
 OWN = TABLE[["prompt"]]  # without the attributes that the judge looks for
+
+
+PLANS = ("constant", "capped-1", "interval-sdxl", "linear", "gated")
+PLANNED = Setting(
+    methods=("trailing",),
+    steps=(4,),
+    guidance_scales=(1.0, 7.5),
+    solvers=("ddim", "dpm++"),
+    guidance_plans=PLANS,
+    reference_steps=6,
+    batch_size=2,
+)
+
+
+@pytest.fixture(scope="module")
+def planned(shared_small, tmp_path_factory):
+    """The folder of a run of five guidance plans, two scales and two solvers, and its summary."""
+    folder = tmp_path_factory.mktemp("planned")
+    return folder, evaluate(shared_small, TABLE, PLANNED, folder)
+
+
+def test_a_guidance_plan_is_a_cell_where_there_is_guidance(planned):
+    folder, summary = planned
+    assert len(cells(PLANNED)) == 2 * (1 + len(PLANS)) == len(summary)
+    guided = summary[summary["guidance_scale"] > 1].groupby("solver")["guidance_plan"]
+    assert {tuple(plans) for _, plans in guided} == {PLANS}
+    assert set(summary[summary["guidance_scale"] == 1]["guidance_plan"]) == {"constant"}
+    names = {file.stem.rpartition("-")[0] for file in contents(folder)}
+    assert {"trailing-ddim-g7.5-k4", "trailing-dpm++-g7.5-k4-capped-1"} <= names
+    assert {name for name in names if "-k6" in name} == {
+        "ddim-trailing-ddim-g1-k6",
+        "ddim-trailing-ddim-g7.5-k6",
+    }, "fine solutions are under constant guidance, once for each scale"
+    assert len(read_records(folder)) == len(summary) * len(TABLE)
+
+
+def test_constant_guidance_is_what_is_drawn_without_plans(small, planned, tmp_path):
+    folder, _ = planned
+    evaluate(small, TABLE, replace(PLANNED, guidance_plans=("constant",)), tmp_path)
+    for file in contents(tmp_path):
+        alone, beside = store.load(file), store.load(folder / "images" / file.name)
+        assert set(alone) == set(beside)
+        assert "rows" not in alone
+        assert all(torch.equal(alone[key], beside[key]) for key in alone if key != "seconds")
+    assert "guidance_plan" not in pd.read_parquet(tmp_path / "records.parquet")
+    assert "guidance_plan" not in pd.read_csv(tmp_path / "summary.csv")
+    records, others = read_records(tmp_path), read_records(folder)
+    assert set(records["guidance_plan"]) == {"constant"}
+    others = others[others["guidance_plan"] == "constant"].reset_index(drop=True)
+    compared = [name for name in records if name != "seconds"]
+    pd.testing.assert_frame_equal(records[compared], others[compared], check_dtype=False)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_s_pictures_and_rows_are_those_of_a_pipeline_under_it(small, planned, plan, solver):
+    folder, summary = planned
+    cell = Cell("trailing", 4, 7.5, solver, plan)
+    small.scheduler = drawing(SOLVERS[solver][0], small.scheduler)
+    run = Run(small, PROMPTS[:2], [0, 1], 7.5, guidance_plan=GuidancePlan.named(plan))
+    grid = grid_for(small.scheduler, cell, PLANNED)
+    drawn = run.pictures(grid)  # which learns how the pipeline guides
+    learned = run.rows.count
+    run.pictures(grid)
+    spent = run.rows.count - learned
+    kept = store.load(batches(cell, 3, PLANNED)[0].file(folder))
+    assert torch.equal(kept["images"], drawn.images)
+    records = read_records(folder)
+    for name, value in (("solver", solver), ("guidance_plan", plan), ("guidance_scale", 7.5)):
+        records = records[records[name] == value]
+    if plan == "constant":
+        assert set(records["nfe"]) == {8}
+    assert records["nfe"].to_list()[:2] == [spent / 2] * 2
+    here = summary[(summary["solver"] == solver) & (summary["guidance_plan"] == plan)]
+    assert here[here["guidance_scale"] > 1]["nfe"].item() == pytest.approx(records["nfe"].mean())
+
+
+def test_rows_do_not_depend_on_where_a_run_was_stopped(small, planned, tmp_path):
+    folder, _ = planned
+    shutil.copytree(folder, tmp_path / "again")
+    files = sorted((tmp_path / "again" / "images").glob("*-interval-sdxl-000002.safetensors"))
+    before = contents(tmp_path / "again")
+    rows = read_records(folder)["nfe"]
+    for file in files:
+        file.unlink()
+    evaluate(small, TABLE, PLANNED, tmp_path / "again")
+    after = contents(tmp_path / "again")
+    assert len(files) == 2
+    assert all(torch.equal(after[file], images) for file, images in before.items())
+    assert read_records(tmp_path / "again")["nfe"].equals(rows)
+
+
+def test_pictures_of_a_plan_that_meant_something_else_are_refused(small, planned, monkeypatch):
+    folder, _ = planned
+    monkeypatch.setitem(PUBLISHED, "interval-sdxl", ((6.0, 1.0), (0.0, None)))
+    with refuses("out"):
+        evaluate(small, TABLE, PLANNED, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("guidance_plan", {"guidance_plans": ("caped-1",)}),
+        ("c", {"guidance_plans": ("capped-3",)}),
+        ("guidance_plans", {"guidance_plans": ()}),
+        ("guidance_plans", {"guidance_plans": ("linear", "linear")}),
+        ("guidance_plans", {"guidance_plans": ("capped", "capped-1.5")}),
+        ("guidance_scale", {"guidance_plans": ("linear",), "guidance_scales": (1.0,)}),
+    ],
+)
+def test_a_wrong_plan_is_refused_by_the_setting(name, how):
+    with refuses(name):
+        Setting(**how)
+
+
+def test_a_plan_that_a_model_has_no_use_for_is_refused_before_any_picture(small, tmp_path):
+    with refuses("guidance_plan"):
+        evaluate(small, TABLE, replace(PLANNED, guidance_plans=("zero-start",)), tmp_path / "unet")
+    pipe, options = ZOO["flux-dev"]()
+    setting = replace(PLANNED, solvers=("euler",), call=json.dumps(options))
+    with refuses("guidance_plan"):
+        evaluate(pipe, OWN, setting, tmp_path / "distilled")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_model_is_drawn_under_each_plan(tmp_path):
+    pipe, options = ZOO["sd3"]()
+    setting = replace(
+        PLANNED,
+        solvers=("euler", "dpm++"),
+        guidance_scales=(6.0,),
+        guidance_plans=(*PLANS, "zero-start"),
+        call=json.dumps(options),
+    )
+    summary = evaluate(pipe, OWN, setting, tmp_path).set_index(["solver", "guidance_plan"])
+    assert len(summary) == 12
+    assert (summary["nfe"][:, "constant"] == 8).all()
+    assert (summary["nfe"][:, "linear"] < 8).all()
+
+
+def test_a_grid_is_searched_once_for_all_plans(small, tmp_path):
+    setting = replace(PLANNED, methods=("gits",), guidance_scales=(7.5,), solvers=("ddim",))
+    grids, _ = find_grids(small, setting, tmp_path, PROMPTS[:2], teach_on=2)
+    assert len([cell for cell in grids if cell.method == "gits"]) == len(PLANS)
+    assert len({tuple(grids[cell]) for cell in grids if cell.method == "gits"}) == 1
+    (file,) = (tmp_path / "images").glob("grid-*.json")
+    assert file.name == "grid-gits-ddim-g7.5-k4.json"
 
 
 def test_a_second_encoder_looks_at_prompts_that_the_judge_cannot_read(small, encoders, tmp_path):

@@ -33,6 +33,9 @@ WRONG_USE = [
     ("evaluate --shard 4/4 --count 1", "shard is 4/4; "),
     ("compare --grids magic", "method is magic; "),
     ("compare --grids karras,,beta", "grids is 'karras,,beta'; give items separated by commas"),
+    ("compare --guidance-plans caped", "guidance_plan is caped; "),
+    ("compare --guidance-plans capped-3", "c is 3.0; "),
+    ("compare --guidance-plans linear,linear", "guidance_plans is 'linear,linear'; "),
     ("report /nowhere", "folder is /nowhere, without "),
     ("clock --methods magic", "magic"),
     ("clock --steps 2,x", "steps is '2,x'; "),
@@ -122,6 +125,22 @@ def test_compare_sets_grids_beside_the_trailing_one(preloaded, tmp_path):
     change = summary["distance"]["noise"] - summary["distance"]["trailing"]
     assert pairs["difference"]["noise"] == pytest.approx(change, abs=1e-9)
     assert "noise" in done.stdout
+
+
+def test_compare_sets_guidance_plans_beside_the_constant_one(preloaded, tmp_path):
+    arguments = "compare --out o --count 8 --grids trailing --steps 2 --guidance-scale 1,7.5"
+    arguments += " --reference-steps 6 --guidance-plans capped-1.5,linear"
+    done = CliRunner().invoke(app, arguments.split())
+    assert done.exit_code == 0, done.exception
+    pairs, summary = (pd.read_csv(tmp_path / "o" / f"{name}.csv") for name in ("paired", "summary"))
+    assert sorted(pairs["method"]) == ["trailing, capped-1.5", "trailing, linear"]
+    assert set(pairs["guidance_scale"]) == {7.5}
+    distance = summary[summary["guidance_scale"] == 7.5].set_index("guidance_plan")["distance"]
+    for plan, change in zip(("capped-1.5", "linear"), pairs["difference"], strict=True):
+        assert change == pytest.approx(distance[plan] - distance["constant"], abs=1e-9)
+    assert "trailing, capped-1.5" in done.stdout
+    again = CliRunner().invoke(app, [*arguments.split(), "--plan"])
+    assert "48 pictures, at most" in again.output  # 8 of each of 4 cells, and of 2 references
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -31,6 +31,11 @@ def test_the_cap_is_c_over_the_step_s_shrinking():
     assert above == pytest.approx([*wanted[:3], 7.5, 7.5])
 
 
+def test_a_name_may_have_the_cap_s_c():
+    for name, c in (("capped", 1.5), ("capped-1", 1.0), ("capped-1.5", 1.5), ("capped-2", 2.0)):
+        assert GuidancePlan.named(name) == GuidancePlan.capped(c)
+
+
 @given(sigmas=falling, scale=st.floats(1, 20), solver=st.sampled_from(["euler", "ancestral"]))
 def test_no_capped_step_is_unstable_and_none_is_raised(sigmas, scale, solver):
     scales = GuidancePlan.capped(2.0).at(sigmas, scale, solver)
@@ -109,6 +114,11 @@ def test_a_plan_survives_its_file(plan, tmp_path_factory):
         ("gate", lambda: GuidancePlan(gate=2.0)),
         ("zero_steps", lambda: GuidancePlan(zero_steps=-1)),
         ("guidance_plan", lambda: GuidancePlan.named("caped")),
+        ("guidance_plan", lambda: GuidancePlan.named("capped-")),
+        ("guidance_plan", lambda: GuidancePlan.named("capped-nan")),
+        ("guidance_plan", lambda: GuidancePlan.named("capped-1.5-0.2")),
+        ("c", lambda: GuidancePlan.named("capped-0")),
+        ("c", lambda: GuidancePlan.named("capped-2.5")),
         ("solver", lambda: GuidancePlan.capped().at(SIGMAS, 7.5, None)),
         ("d", lambda: GuidancePlan.from_dict({"d": 1})),
         ("folder", lambda: GuidancePlan.load("/nowhere")),
@@ -175,6 +185,9 @@ def test_a_run_draws_with_its_plan_and_is_another_run(pipe):
     assert torch.equal(drawn.latents[:1], wanted.images.float())
     assert plain.rows is None
     assert guided.rows.count == 2 * rows.count - 1  # it learns how the pipeline guides only once
+    assert (rows.learned, guided.rows.learned) == (1, 1)
+    assert drawn.rows == 2 * (rows.count - 1)
+    assert plain.pictures(num_inference_steps=1).rows is None
     assert not torch.equal(drawn.latents, plain.pictures(num_inference_steps=4).latents)
 
 

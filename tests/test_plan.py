@@ -43,6 +43,15 @@ def test_a_plan_counts_what_a_run_evaluates(small):
     assert table["gigabytes"].sum() == pytest.approx(1000 * 10 / 1e6)
 
 
+def test_a_plan_counts_guidance_plans_where_there_is_guidance(small):
+    cost = PictureCost(seconds=0.5, rest=2.0, kilobytes=10.0, memory=None)
+    setting = replace(PLANNED, guidance_plans=("constant", "capped-1", "linear"))
+    table = plan(small, setting, 100, cost).set_index(["guidance_scale", "steps"])
+    expected = {(1.0, 4): 200, (1.0, 10): 200, (5.0, 4): 600, (5.0, 10): 600}
+    expected |= {(1.0, 50): 100, (5.0, 50): 100}
+    assert table["pictures"].to_dict() == expected
+
+
 def test_a_plan_counts_what_calibrate_counts():
     pipe, prompts = sd()[0], list(TABLE["prompt"][:2])
     assert calibration(pipe, PLANNED) == 0  # neither method needs a profile

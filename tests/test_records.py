@@ -27,7 +27,7 @@ from tests.dmn import check_as_good
 
 RESULTS = Path(__file__).parents[1] / "results"
 FOLDERS = sorted(file.parent for file in RESULTS.rglob("provenance.json"))
-KEYS = ["method", "steps", "guidance_scale", "solver"]
+KEYS = ["method", "steps", "guidance_scale", "solver", "guidance_plan"]
 
 
 def opened(folder):
@@ -65,7 +65,9 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
     assert said["prompts_sha256"] == short_hash(list(table["prompt"]))
     cells = design.cells(setting)
     assert len(records) == len(cells) * len(table)
-    summary = pd.read_csv(folder / "summary.csv").set_index(KEYS)
+    summary = pd.read_csv(folder / "summary.csv")
+    plans = summary.get("guidance_plan", design.CONSTANT)
+    summary = summary.assign(guidance_plan=plans).set_index(KEYS)
     assert len(summary) == len(cells)
     for cell in cells:
         part = records[np.logical_and.reduce([records[key] == getattr(cell, key) for key in KEYS])]

@@ -33,6 +33,11 @@ def compare(
     model: opt.ModelOptions = CPU,
     out: Path = typer.Option(Path("results/compare"), help=FOLDER),
     grids: str = typer.Option(GRIDS, help="Comma-separated: names of `asddim export --list`."),
+    guidance_plans: str = typer.Option(
+        "constant",
+        help="Comma-separated: constant, which is always drawn, and plans that change the scale "
+        "from step to step: capped-1.5 (or another c), interval-sdxl, linear, zero-start …",
+    ),
     calibrate_on: int = typer.Option(
         16, help="Number of tuning prompts that profiles are measured on."
     ),
@@ -47,15 +52,18 @@ def compare(
     plan: bool = PLAN,
     as_json: bool = opt.JSON,
 ) -> None:
-    """Compares grids with the trailing one, picture by picture.
+    """Compares grids, and guidance plans, with the trailing grid under constant guidance.
 
-    By distance from the reference; without one, by the attributes that the pictures show.
+    Picture by picture: by distance from the reference; without one, by the attributes that
+    the pictures show.
 
     Example: python -m experiments compare --count 200 --steps 10 --reference-steps 200
     """
     names = dict.fromkeys(("trailing", *opt.words("grids", grids)))
+    plans = dict.fromkeys(("constant", *opt.words("guidance_plans", guidance_plans)))
     setting = replace(
         pictures.setting(",".join(names)),
+        guidance_plans=tuple(plans),
         calibrate_on=calibrate_on,
         calibrate_steps=calibrate_steps,
         adjoint_probes=2,
@@ -65,7 +73,10 @@ def compare(
         encoder=encoder,
         check_encoder=check_encoder,
     )
+    from experiments.records import by_plan
+
     summary = run(model, pictures, RealOptions(), setting, out, as_json, only_plan=plan)
+    summary = by_plan(summary)
     against = _paired(out, bool(setting.reference_steps))
     shown = summary[[*KEYS, *(name for name in FIGURES if name in summary)]]
     shown = shown.merge(against, on=KEYS, how="left")
@@ -79,9 +90,9 @@ def _paired(out: Path, by_distance: bool) -> Any:
     from asddim_lib.cache import write_whole
     from asddim_lib.errors import check
     from experiments.contest import paired
-    from experiments.records import read_records
+    from experiments.records import by_plan, read_records
 
-    records, key = read_records(out), "distance" if by_distance else "right_all"
+    records, key = by_plan(read_records(out)), "distance" if by_distance else "right_all"
     remedy = "give some: these prompts have no attributes to compare by"
     check(key in records, "reference_steps", 0, remedy)
     table = paired(records, "trailing", key)

@@ -102,7 +102,9 @@ def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
     """Measures a few network evaluations; prints what the whole experiment will cost."""
     from asddim_lib.models.load import device_of
     from experiments.cost import calibration, measure, plan
+    from experiments.setting import check_plans
 
+    check_plans(pipe, setting)
     cost = measure(pipe, table, setting)
     costs, profiles = plan(pipe, setting, len(table), cost), calibration(pipe, setting)
     device = device_of(pipe)
@@ -110,10 +112,11 @@ def show_plan(pipe: Any, table: Any, setting: Any, as_json: bool) -> None:
     names = ("pictures", "evaluations", "hours", "gigabytes")
     pictures, evaluations, hours, size = (costs[name].sum() for name in names)
     memory = "" if cost.memory is None else f", {cost.memory:.0f} MB of memory at its peak"
+    most = "at most " if setting.planned else ""  # where plans leave evaluations out
     lines = [
         text_of(costs, 3),
-        f"{pictures} pictures, {evaluations} network evaluations, {hours:.3g} hours on one such "
-        f"device, {size:.3g} GB",
+        f"{pictures} pictures, {most}{evaluations} network evaluations, {hours:.3g} hours on one "
+        f"such device, {size:.3g} GB",
         f"besides: profiles, {profiles} evaluations, {profiles * cost.seconds / 3600:.3g} hours; "
         "judging; grids that are found by trials",
         f"measured on {device}, {min(setting.batch_size, len(table))} pictures at once: "
