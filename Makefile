@@ -6,7 +6,7 @@ FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions
 
 WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")# one more than processors: some tests wait
 
-.PHONY: book chromium colab look pdf site test coverage experiment pictures full bench inception lock clean
+.PHONY: book chromium colab look pdf site test coverage experiment pictures guidance full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -76,6 +76,23 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 	$(BIN)/python -m experiments compare $(MEASURED) $(FLOW) --count 128 --batch-size 16 --reference-steps 0 --steps 5,8 --guidance-scale 3,4 --grids tuned --out results/pictures/searched-flow-lower
 	$(BIN)/python -m tests.effort
 	$(BIN)/asddim tune --model bundled-flow --steps 8 --guidance-scale 6 --call '{"max_sequence_length": 1}' --out results/tuned-flow
+
+GUIDED := --grids trailing --count 128 --steps 5,8,10,20 --reference-steps 100 --guidance-plans capped-1,capped-1.5,capped-2,interval-sdxl,linear
+PLANS := results/guidance-plans
+ON_UNET = $(BIN)/python -m experiments compare $(GUIDED) --batch-size 32 --guidance-scale 2,3,5,7.5,12 --out $(PLANS)/unet
+ON_FLOW = $(BIN)/python -m experiments compare $(GUIDED) --batch-size 16 $(FLOW) --guidance-scale 2,3,4,6,9 --out $(PLANS)/flow
+
+guidance: .venv/.ready ## guidance plans beside constant guidance, on both models, of first order and with 2M; prints its cost first, goes on where it was stopped
+	$(ON_UNET) --plan
+	$(ON_UNET)-2m --solvers dpm++ --plan
+	$(ON_FLOW) --plan
+	$(ON_FLOW)-2m --solvers dpm++ --plan
+	$(ON_UNET)
+	mkdir -p $(PLANS)/unet-2m/images && cp $(PLANS)/unet/images/*-k100-* $(PLANS)/unet-2m/images
+	$(ON_UNET)-2m --solvers dpm++
+	$(ON_FLOW)
+	mkdir -p $(PLANS)/flow-2m/images && cp $(PLANS)/flow/images/*-k100-* $(PLANS)/flow-2m/images
+	$(ON_FLOW)-2m --solvers dpm++
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers
