@@ -1,5 +1,6 @@
 """A guidance plan: the scale of each step, and what it refuses."""
 
+import json
 import math
 
 import numpy as np
@@ -97,6 +98,7 @@ def test_a_plan_survives_its_file(plan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     plan.save(folder)
     assert GuidancePlan.load(folder) == plan
+    assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -218,9 +218,10 @@ class GuidancePlan:
         stack.close()
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan's settings that are not defaults, for JSON."""
+        """The plan's settings that are not defaults, as JSON returns them."""
         usual = asdict(GuidancePlan())
-        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+        given = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        return json.loads(json.dumps(given))
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> GuidancePlan:
