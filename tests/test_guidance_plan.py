@@ -3,6 +3,7 @@
 import json
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -227,3 +228,11 @@ def test_a_scale_that_a_callback_changes_is_followed(pipe):
     with GuidancePlan(bands=((0.0, 2.0),)).on(pipe):
         found = draw(7.5, callback_on_step_end=change)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cap_on_a_solver_without_a_known_law_names_the_scheduler(small):
+    own = small.scheduler
+    small.scheduler = diffusers.PNDMScheduler.from_config(own.config)
+    with refuses("pipe.scheduler"):
+        drawn(small, [0], GuidancePlan.capped())
+    assert drawn(small, [0], GuidancePlan.interval(2.0)).isfinite().all()

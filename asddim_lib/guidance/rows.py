@@ -250,6 +250,9 @@ class Guided:
         if own not in self.scales:
             steps = steps_of(self.pipe.scheduler)
             solver = None if self.plan.c is None else law_of(self.pipe.scheduler)
+            remedy = "how much guidance its steps bear is not known: use DDIM, Euler, 2M or UniPC"
+            known = self.plan.c is None or solver is not None
+            check(known, "pipe.scheduler", type(self.pipe.scheduler).__name__, remedy)
             self.scales[own] = steps.each(self.plan.at(steps.sigmas, own, solver, steps.times))
         scale = self.scales[own][self.evaluation]
         return [1.0 if k in self.gated else scale for k in range(layout.count)]
