@@ -192,7 +192,7 @@ def test_a_modular_pipeline_has_latents_for_a_goal_and_says_so(encoders):
 
 
 def test_guidance_that_cannot_be_replayed_is_refused_in_tune_s_own_words(monkeypatch):
-    from asddim_lib.pipeline import replay as guidance
+    from asddim_lib.guidance import formula as guidance
 
     monkeypatch.setattr(guidance, "_known", lambda *_: iter(()))
     with refuses("pipe"):
