@@ -236,3 +236,9 @@ def test_a_cap_on_a_solver_without_a_known_law_names_the_scheduler(small):
     with refuses("pipe.scheduler"):
         drawn(small, [0], GuidancePlan.capped())
     assert drawn(small, [0], GuidancePlan.interval(2.0)).isfinite().all()
+
+
+def test_a_zero_start_is_refused_where_the_model_is_no_flow(small):
+    with refuses("zero_steps"):
+        GuidancePlan.named("zero-start").apply(small)
+    assert drawn(small, [0], GuidancePlan.constant()).isfinite().all()

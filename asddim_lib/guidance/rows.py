@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from asddim_lib.configs import is_flow
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.guidance.formula import Formula, formula_of, guidance_scales, predictions
 from asddim_lib.guidance.steps import law_of, steps_of
@@ -272,7 +273,9 @@ def guided_by(guided: Guided) -> Iterator[Rows]:
     """Within it, the pipeline draws with the plan. Raises WrongUse where one is on it already."""
     pipe = guided.pipe
     check(getattr(pipe, MARK, None) is None, "pipe", "under a guidance plan", "take that off first")
-    own = pipe.scheduler
+    own, zero = pipe.scheduler, guided.plan.zero_steps
+    remedy = "a zero start is defined for flow matching alone: leave it out"
+    check(zero == 0 or is_flow(own), "zero_steps", zero, remedy)
 
     @functools.wraps(type(own).set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
