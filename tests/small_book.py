@@ -175,7 +175,7 @@ assert two() == 2
 ```
 """
 EDITOR = "# Place the steps yourself\n\n{editor}\n"
-SUPPORT = "# Support\n\n{table}\n\n{reasons}\n"
+SUPPORT = "# Support\n\n:::{container} support\n\n{table}\n\n:::\n\n{reasons}\n"
 API = "# Reference\n\n{modules}\n"
 STATUS = "# How it was made\n\n{chapters}\n\n{records}\n"
 BIBLIOGRAPHY = "# Bibliography\n\n```{bibliography}\n```\n"
