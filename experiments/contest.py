@@ -42,10 +42,11 @@ MEASURES = {
     "KID, own fine": Criterion("own_kid_share", "lower"),
     "all right": Criterion("right_all", "higher"),
     "CLIP score": Criterion("clip", "higher"),
+    "spread": Criterion("spread", "higher"),
     "latents": Criterion("distance", "lower"),
 }
-#: The measures that judge pictures.
-PICTURES = [name for name in MEASURES if name != "latents"]
+#: The measures that judge pictures one by one.
+PICTURES = [name for name in MEASURES if name not in ("latents", "spread")]
 
 
 def better_of(column: str) -> Better:
@@ -284,6 +285,25 @@ def beside(records: pd.DataFrame, other: pd.DataFrame, name: str) -> pd.DataFram
     parts = [records]
     for cell in records[CELL].drop_duplicates().itertuples(index=False):
         parts.append(other.assign(method=name, **dict(zip(CELL, cell, strict=True))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def not_worse(
+    records: pd.DataFrame, method: str, rival: str, margins: dict[str, float]
+) -> pd.DataFrame:
+    """Whether a method is worse than another by less than a margin, fixed before, in each cell.
+
+    `margins` are by names of `MEASURES`, in their units. A row per measure and cell has the columns
+    of `paired`; `worse` is the end of the 95 % interval at which the method is worst, counted as
+    positive where it is worse, and `within` whether that is below the margin.
+    """
+    _check_methods(records, method=[method], rival=[rival])
+    parts = []
+    for measure, margin in margins.items():
+        table = _by(records, [(method, rival)], measure)
+        sign = 1 if _measure(measure).better == "lower" else -1
+        worse = sign * table["difference"] + table["half"]
+        parts.append(table.assign(margin=margin, worse=worse, within=worse < margin))
     return pd.concat(parts, ignore_index=True)
 
 

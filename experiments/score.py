@@ -15,6 +15,7 @@ from asddim_lib import metrics
 from asddim_lib.metrics.encoders import Encoder, embed, load_encoder
 from asddim_lib.models.load import Pipeline, device_of
 from experiments import attributes
+from experiments.diversity import NEIGHBOUR, covered, spreads
 from experiments.fid import fid_infinity, fid_interval
 from experiments.fine import Observed, beside_fine, concatenated
 from experiments.intervals import effective_size, proportion_half_width, proportion_interval
@@ -39,11 +40,12 @@ def score_pictures(
 
     Returns one record per picture and the judge's features (n × d) of each cell. A record has the
     CLIP cosine, the attributes, seconds, threads, network evaluations, the share in the KID from
-    real pictures (`kid_shares`), and with a reference the columns of `beside_fine`. Only prompts
-    with the columns of the bundled ones have attributes and features, since the judge was trained
-    on those. `clip`, a folder or a hub id, scores the pictures of other prompts. It embeds them,
-    too, unless the setting has an `encoder`; their features are its `check_encoder`'s, if it has
-    one. A picture that is `failed` has no figures.
+    real pictures (`kid_shares`), and with a reference the columns of `beside_fine`. Where texts
+    occur again, `spread` is the distance from the other pictures of its text (`spreads`). Only
+    prompts with the columns of the bundled ones have attributes and features, since the judge was
+    trained on those. `clip`, a folder or a hub id, scores the pictures of other prompts. It embeds
+    them, too, unless the setting has an `encoder`; their features are its `check_encoder`'s, if it
+    has one. A picture that is `failed` has no figures.
 
     Raises WrongUse for a reference of one prompt, which has no spread.
     """
@@ -67,6 +69,8 @@ def score_pictures(
                 real = (attributes.reference_features(), attributes.reference_kernel())
                 shares = kid_shares(features[cell], *real)
                 frame.loc[sound, "kid_share"] = shares.numpy()
+            if frame["prompt"].duplicated().any():
+                frame["spread"] = spreads(seen.features, frame["prompt"])
         if cell.guidance_scale in goals:
             frame = frame.join(beside_fine(seen, goals[cell.guidance_scale]))
         records.append(frame)
@@ -168,7 +172,8 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
     Pictures of one prompt text are a cluster.
     """
     row: dict[str, float] = {}
-    for column in ("kid_share", "own_kid_share", "clip", "distance", "embedding", "looks"):
+    means = ("kid_share", "own_kid_share", "clip", "distance", "embedding", "looks", "spread")
+    for column in means:
         name = column.removesuffix("_share")
         known = judged[judged[column].notna()] if column in judged else judged[:0]
         if len(known):
@@ -184,9 +189,13 @@ def figures(judged: pd.DataFrame) -> dict[str, float]:
 
 
 def _judge_figures(features: Tensor, texts: pd.Series) -> dict[str, float]:
-    """FID and FID at infinity by the judge's features (n × d), if there are enough pictures."""
+    """FID, FID at infinity and recall by the judge's features (n × d), of enough pictures."""
     row: dict[str, float] = {}
     reference = attributes.reference_features()
+    if len(features) > NEIGHBOUR:
+        hits = covered(features, reference)
+        row["recall"] = float(hits.mean())
+        row["recall_ci"] = proportion_half_width(float(hits.sum()), len(hits))
     if len(features) > features.shape[1]:
         row["fid"], row["fid_ci"] = fid_interval(features, reference, clusters=texts)
     if len(features) > 2 * features.shape[1] + 1:

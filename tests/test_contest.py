@@ -279,3 +279,37 @@ def test_a_family_of_the_book_names_what_its_records_hold(name):
     assert len({frozenset(pair) for pair in pairs}) == len(pairs), "a pair twice"
     assert contest.MEASURES[one.primary].column in one.records
     assert one.records["prompt"].notna().all()
+
+
+def test_not_worse_by_more_than_a_margin_needs_the_whole_interval():
+    """The mean may lie inside the margin while the interval does not."""
+    draw = np.random.default_rng(3)
+    right = draw.random(400) < 0.5
+    rows = []
+    for method, hits in (("fifty", right), ("same", right), ("few", right & (np.arange(400) > 20))):
+        rows.append(
+            pd.DataFrame(
+                {
+                    "solver": "ddim",
+                    "guidance_scale": 3.0,
+                    "steps": 5,
+                    "method": method,
+                    "index": range(400),
+                    "right_all": hits.astype(float),
+                    "kid_share": 1 + 0.1 * draw.normal(size=400),
+                }
+            )
+        )
+    table = pd.concat(rows)
+    margins = {"all right": 0.02, "KID, real": 0.1}
+    same = contest.not_worse(table, "same", "fifty", margins).set_index("measure")
+    assert same["within"].tolist() == [True, True]
+    assert same.loc["all right", "worse"] == 0
+    pair = metrics.paired_difference(
+        table[table["method"] == "same"]["kid_share"],
+        table[table["method"] == "fifty"]["kid_share"],
+    )
+    assert same.loc["KID, real", "worse"] == pytest.approx(pair.difference + pair.half)
+    few = contest.not_worse(table, "few", "fifty", {"all right": 0.04}).iloc[0]
+    assert -few["difference"] < 0.04 < few["worse"]
+    assert not few["within"]
