@@ -27,14 +27,14 @@ def test_without_arguments_it_is_the_pipeline_s_own_scale():
 
 def test_the_cap_is_c_over_the_step_s_shrinking():
     ratios = np.array(SIGMAS[1:]) / SIGMAS[:-1]
-    wanted = np.minimum(7.5, np.maximum(1, 1.5 / (1 - ratios)))
+    wanted = np.minimum(7.5, np.maximum(1, 2 / (1 - ratios)))
     assert GuidancePlan.capped().at(SIGMAS, 7.5) == pytest.approx(wanted)
     above = GuidancePlan.capped(above=1.0).at(SIGMAS, 7.5)
     assert above == pytest.approx([*wanted[:3], 7.5, 7.5])
 
 
 def test_a_name_may_have_the_cap_s_c():
-    for name, c in (("capped", 1.5), ("capped-1", 1.0), ("capped-1.5", 1.5), ("capped-2", 2.0)):
+    for name, c in (("capped", 2.0), ("capped-1", 1.0), ("capped-1.5", 1.5), ("capped-2", 2.0)):
         assert GuidancePlan.named(name) == GuidancePlan.capped(c)
 
 

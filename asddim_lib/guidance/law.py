@@ -98,7 +98,7 @@ def largest_scale(ratio: float, solver: str = "euler", previous: float | None = 
 
 
 def capped_scale(
-    ratio: float, c: float = 1.5, solver: str = "euler", previous: float | None = None
+    ratio: float, c: float = 2.0, solver: str = "euler", previous: float | None = None
 ) -> float:
     """The guidance scale that a step bears, at least 1; `c` = 2 is the limit of stability.
 

@@ -101,7 +101,7 @@ class GuidancePlan:
         return cls()
 
     @classmethod
-    def capped(cls, c: float = 1.5, above: float = 0.0) -> GuidancePlan:
+    def capped(cls, c: float = 2.0, above: float = 0.0) -> GuidancePlan:
         """The pipeline's own scale, at most what a step bears."""
         return cls(c=c, above=above)
 
