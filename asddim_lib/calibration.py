@@ -32,8 +32,10 @@ from asddim_lib.pipeline.replay import REMEDY, Replay, check_replay
 from asddim_lib.pipeline.run import Run, within_memory
 from asddim_lib.progress import Progress, progress_line
 from asddim_lib.schedulers.solvers import own_scheduler
-from asddim_lib.sensitivity import COST, gradient_norm
+from asddim_lib.sensitivity import COST, gradient_norm, largest_eigenvalue
 
+#: The quantile over prompts of κ: a step should be stable for nearly all pictures.
+KAPPA_QUANTILE = 0.9
 #: Counts network evaluations that were just made.
 Spent = Callable[[int], None]
 
@@ -49,6 +51,7 @@ def calibrate(
     probes: int = 1,
     adjoint_probes: int = 0,
     feature_probes: int = 0,
+    kappa_probes: int = 0,
     encoder: str | Encoder | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -64,6 +67,8 @@ def calibrate(
     `gradient_norm`'s; the estimator `path` costs nothing and takes ‖Δε‖ / ‖Δx‖ between neighbouring
     timesteps. `adjoint_probes` sweeps also measure how much of each error reaches the picture, and
     `feature_probes` sweeps how much of it an image `encoder` sees there (`encoder_for`).
+    `kappa_probes` of about 6 also measure κ, which decides how long a guided step may be
+    (`guidance.law`): so many products with ∂ε/∂x at each timestep, two evaluations each.
     Prompt i starts from the noise of seed `seed` + i; g is the mean over prompts. Prompts, batches,
     `truncate` and `options` (height, negative_prompt, …) are as in `Run`. Without a
     `guidance_scale` the pipeline's default counts (`calls.default_scale`). `progress` shows a line
@@ -78,7 +83,8 @@ def calibrate(
     check_encoder(encoder, feature_probes)
     check(norm in COST, "norm", norm, f"use one of {', '.join(COST)}")
     estimator = estimator or next(iter(COST[norm]))
-    measurement = Measurement(num_steps, norm, estimator, probes, adjoint_probes, feature_probes)
+    counts = probes, adjoint_probes, feature_probes, kappa_probes
+    measurement = Measurement(num_steps, norm, estimator, *counts)
     if cache is not None:
         check_writable("cache", Path(cache))
     run = _run(pipe, prompts, seed, guidance_scale, batch_size, options, truncate, shift_steps)
@@ -130,6 +136,7 @@ class Measurement:
     probes: int = 1
     adjoint_probes: int = 0
     feature_probes: int = 0
+    kappa_probes: int = 0
 
     def __post_init__(self) -> None:
         known = (*COST[self.norm], *(["path"] if self.norm == "frobenius" else []))
@@ -139,6 +146,7 @@ class Measurement:
         check_whole("probes", self.probes, 1)
         check_whole("adjoint_probes", self.adjoint_probes, 0)
         check_whole("feature_probes", self.feature_probes, 0)
+        check_whole("kappa_probes", self.kappa_probes, 0)
 
     def check_replay(self, pipe: Pipeline) -> None:
         """Raises WrongUse where the pipeline's network calls cannot be repeated for this."""
@@ -148,16 +156,20 @@ class Measurement:
             check_replay(pipe, "adjoint")
         if self.estimator != "path":
             check_replay(pipe, self.estimator)
+        if self.kappa_probes:
+            check_replay(pipe, "difference")
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """What a kept batch's name depends on, in which 0 feature probes are left out."""
-        return {k: v for k, v in vars(self).items() if k != "feature_probes" or v}
+        """What a kept batch's name depends on; later kinds of probes are left out if 0."""
+        later = ("feature_probes", "kappa_probes")
+        return {k: v for k, v in vars(self).items() if k not in later or v}
 
     @property
     def derivative(self) -> int:
-        """Network evaluations of g at one timestep; a derivative counts as two."""
-        return 0 if self.estimator == "path" else self.probes * COST[self.norm][self.estimator]
+        """Network evaluations of g and κ at one timestep; a derivative counts as two."""
+        g = 0 if self.estimator == "path" else self.probes * COST[self.norm][self.estimator]
+        return g + 2 * self.kappa_probes
 
     @property
     def evaluations(self) -> int:
@@ -222,6 +234,7 @@ def _profile(
         shares = {str(o): mean_shares(parts[f"{kind}/{o}"], o).tolist() for o in orders}
         local |= {kind: shares} if shares else {}
     local |= {"encoder": encoder.name} if encoder else {}
+    kappa = _kappa(run, parts, grid[: len(g)]) if measurement.kappa_probes else None
     # An image-to-image pipeline begins later, on a path of fewer points.
     spent = replace(measurement, num_steps=len(grid) - 1).evaluations * run.evaluations_per_step
     return Profile(
@@ -241,7 +254,18 @@ def _profile(
         prompts=list(run.prompts) if count <= FEW else of_values(run.prompts),
         options=described(run.options),
         dtype=str(network(run.pipe).dtype).removeprefix("torch."),
+        kappa=kappa,
     )
+
+
+def _kappa(run: Run, parts: dict[str, Tensor], grid: list[int]) -> dict[str, Any]:
+    """What a profile says of κ."""
+    scales = parts["scale"].unique().tolist()
+    remedy = "kappa_probes need one: give the same everywhere, or leave them out"
+    check(len(scales) == 1, "guidance_scale", ", ".join(map(str, scales)), remedy)
+    values = parts["kappa"][: len(grid)].quantile(KAPPA_QUANTILE, dim=1)
+    sigmas = run.schedule.finite_sigmas[grid]
+    return {"scale": scales[0], "sigmas": sigmas.tolist(), "values": values.tolist()}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -267,11 +291,22 @@ def _measured_batch(
     run: Run, measurement: Measurement, encoder: Encoder | None, spent: Spent
 ) -> dict[str, Tensor]:
     steps, schedule, rows = measurement.num_steps, run.schedule, []
+    kappas: list[Tensor] = []
+    scales: list[float] = []
     grid = uniform("trailing", len(schedule), steps)
     generator = run.generators(slice(0, 1))[0]
+    along, whole = measurement.estimator == "path", slice(0, len(run.prompts))
 
     def measure(eps: Replay, x: Tensor, t: Tensor) -> None:
-        if int(t) in grid:
+        if int(t) not in grid:
+            return
+        if measurement.kappa_probes:
+            probes, starts = measurement.kappa_probes, run.generators(whole)
+            value, _ = largest_eigenvalue(eps, x, t, probes=probes, generator=starts)
+            # σ ∂ε/∂y, from ∂ε/∂x of the variance-preserving sample x = y / √(1 + σ²)
+            kappas.append(value * schedule.variance[int(t)] ** 0.5)
+            scales.append(round(eps.formula.scale or 1.0, 2))
+        if not along:
             g, _ = gradient_norm(
                 eps,
                 x,
@@ -282,21 +317,24 @@ def _measured_batch(
                 generator=generator,
             )
             rows.append(g.cpu())
-            spent(measurement.derivative * run.evaluations_per_step)
+        spent(measurement.derivative * run.evaluations_per_step)
 
     directions = None
     if encoder is not None:  # of the path's end, as the encoder sees it: count × n × d
         ends = run.prepared_with(own_scheduler(run.pipe.scheduler)).ends(grid)
         spent((steps + 1) * run.evaluations_per_step)
         directions = feature_directions(run, ends, encoder, measurement.feature_probes)
-    along = measurement.estimator == "path"
+    visit = measure if measurement.derivative else None
     carried = measurement.adjoint_probes
-    path = run.path(steps, carried, None if along else measure, directions, spent)
+    path = run.path(steps, carried, visit, directions, spent)
     _check_finite(path, run)
     if along:
         changed, moved = (v.double().diff(dim=0).norm(dim=2) for v in (path.noises, path.samples))
         rows = list(changed / moved)
     parts = {"timesteps": torch.tensor(path.timesteps, device="cpu"), "g": torch.stack(rows)}
+    if kappas:
+        parts["kappa"] = torch.stack(kappas)
+        parts["scale"] = torch.tensor(scales, dtype=torch.float64).expand(len(run.prompts), -1).T
     for order in (order for order in ORDERS if order < len(path.timesteps)):
         parts[f"local/{order}"] = squares(path, schedule, order)
         if path.adjoints is None:

@@ -1,4 +1,4 @@
-"""How sensitive the network is to its input, g(t) = ‖∂ε/∂x‖ (Eq 8): the estimators."""
+"""How sensitive the network is to its input: ‖∂ε/∂x‖ (Eq 8), and its largest eigenvalue."""
 
 from __future__ import annotations
 
@@ -71,6 +71,56 @@ def gradient_norm(
     return torch.cat(values), torch.cat(errors)
 
 
+def largest_eigenvalue(
+    eps: Network,
+    x: Tensor,
+    t: Tensor | float,
+    *,
+    probes: int = 6,
+    generator: Generator = None,
+) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue of ∂ε/∂x at each sample, and its direction.
+
+    (n,), real parts in float64 on the CPU; and unit vectors of the samples' shape. Arguments are
+    those of `gradient_norm`. From a random vector, J = ∂ε/∂x is applied `probes` times by
+    central differences, two network evaluations each, and J is restricted to the space that these
+    vectors span (Arnoldi 1951). It is J itself and not JᵀJ, whose eigenvalues are squares: a step
+    is unstable in a direction of a large positive eigenvalue, and not in one of a negative one.
+    Power iteration finds whichever is larger in size, and needs more products.
+
+    Raises WrongUse for no probe, for a number of timesteps that fits neither one nor n, and when
+    the network returns a number that is not finite.
+    """
+    check(probes >= 1, "probes", probes, "give at least 1")
+    t, size = _timesteps(t, x), x[0].numel()
+    root = size**0.5  # a central difference takes vectors with entries of about 1
+    vector = _unit(_draw(_normal, x, generator).flatten(1).cpu().double())
+    basis, images = [], []
+    for _ in range(min(probes, size)):
+        basis.append(vector)
+        asked = torch.where(vector.any(1, keepdim=True), vector, basis[0])
+        direction = (root * asked).reshape(x.shape).to(x.dtype).to(x.device)
+        images.append(_difference(eps, x, t, direction).flatten(1).cpu().double() / root)
+        vector = images[-1]
+        for _ in range(2):  # once more, for what rounding has left
+            for known in basis:
+                vector = vector - (vector * known).sum(1, keepdim=True) * known
+        # Where the space is complete the rest is rounding, and 0 marks it.
+        rest = _length(vector) > 1e-6 * _length(images[-1])
+        vector = torch.where(rest[:, None], _unit(vector), 0.0)
+    _check_finite(torch.stack(images), t)
+    space = torch.stack(basis, 1)
+    restricted = space @ torch.stack(images, 2)
+    values, directions = [], []
+    for matrix, vectors in zip(restricted, space, strict=True):
+        alive = vectors.any(1)
+        found, columns = torch.linalg.eig(matrix[alive][:, alive])
+        best = int(found.real.argmax())
+        values.append(found.real[best])
+        directions.append(columns[:, best].real @ vectors[alive])
+    return torch.stack(values), _unit(torch.stack(directions)).reshape(x.shape)
+
+
 def _timesteps(t: Any, x: Tensor) -> Tensor:
     """A number or an array as a tensor on the samples' device; a tensor stays as it is."""
     if not isinstance(t, Tensor):
@@ -96,10 +146,13 @@ def _estimate(
         reason = f"{method!r}, but eps uses tensors made under torch.inference_mode()"
         remedy = "make them outside of it, or use estimator='difference'"
         raise WrongUse(f"estimator is {reason}; {remedy}") from cause
-    finite = bool(value.isfinite().all())
-    remedy = f"the network failed at timestep {t.flatten()[0].item():g}; look at x there"
-    check(finite, "eps", "not finite", remedy)
+    _check_finite(value, t)
     return value, error
+
+
+def _check_finite(values: Tensor, t: Tensor) -> None:
+    remedy = f"the network failed at timestep {t.flatten()[0].item():g}; look at x there"
+    check(bool(values.isfinite().all()), "eps", "not finite", remedy)
 
 
 def _hutchinson(

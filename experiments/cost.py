@@ -11,7 +11,14 @@ from asddim_lib.models import calls
 from asddim_lib.models.load import Pipeline, device_of
 from asddim_lib.pipeline.run import Run
 from experiments.memory import Peak
-from experiments.setting import Setting, cells, picture_evaluations, references
+from experiments.setting import (
+    KAPPA_PROBES,
+    Setting,
+    cells,
+    is_measured,
+    picture_evaluations,
+    references,
+)
 
 #: Two lengths of a run. They differ by the network's time; the rest is text, decoding, copying.
 STEPS = (1, 4)
@@ -70,13 +77,13 @@ def plan(pipe: Pipeline, setting: Setting, count: int, cost: PictureCost) -> pd.
 
 def calibration(pipe: Pipeline, setting: Setting) -> int:
     """Network evaluations of all profiles, as `calibrate` counts them; 0 where none is needed."""
-    if not setting.profiled:
-        return 0
-    rows = (calls.rows(pipe, scale, setting.options) for scale in setting.guidance_scales)
-    runs = setting.calibrate_on * sum(rows)
-    measurement = Measurement(
+    rows = {g: calls.rows(pipe, g, setting.options) for g in setting.guidance_scales}
+    profile = Measurement(
         setting.calibrate_steps,
         adjoint_probes=setting.adjoint_probes,
         feature_probes=setting.feature_probes,
     )
-    return runs * measurement.evaluations
+    kappa = Measurement(setting.calibrate_steps, estimator="path", kappa_probes=KAPPA_PROBES)
+    capped = {cell.guidance_scale for cell in cells(setting) if is_measured(cell.guidance_plan)}
+    spent = sum(rows.values()) * profile.evaluations if setting.profiled else 0
+    return setting.calibrate_on * (spent + sum(rows[g] for g in capped) * kappa.evaluations)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from asddim_lib.cache import (
     versions,
 )
 from asddim_lib.errors import check
+from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
 from asddim_lib.pipeline.manifest import manifest
@@ -42,8 +44,9 @@ def generate(
     out: Path,
     progress: Callable[[list[Batch]], Iterable[Batch]] = iter,
     shard: Shard = ALONE,
+    plans: Mapping[Cell, GuidancePlan] = MappingProxyType({}),
 ) -> int:
-    """Draws a shard's pictures of the experiment into `out`/images.
+    """Draws a shard's pictures of the experiment into `out`/images, by the `plans` measured.
 
     Image i starts from the noise of seed i, whatever the method. A batch is written, whole, as soon
     as it is drawn: a stopped run goes on where it stopped, a damaged file is named and drawn again,
@@ -58,14 +61,14 @@ def generate(
         check(cell in grids, "grids", f"without {cell.name}", "give the timesteps of every cell")
     origin = _origin(pipe, prompts, setting)
     with locked(out / "images"):
-        named = {cell.name: _identity(cell, grids[cell]) for cell in wanted}
+        named = {cell.name: _identity(grids[cell], plans.get(cell, cell.plan)) for cell in wanted}
         claim(out / "images" / "claim.json", origin, "pictures", _claimed(out), named)
     waiting = _waiting(wanted, len(prompts), setting, out, shard)
     own, failed, painter = pipe.scheduler, 0, _Painter(pipe, prompts, setting, latents)
     try:
         for batch in progress(waiting):
-            drawn = painter(batch, grids[batch.cell])
-            identity = _identity(batch.cell, grids[batch.cell])
+            grid, plan = grids[batch.cell], plans.get(batch.cell, batch.cell.plan)
+            drawn, identity = painter(batch, grid, plan), _identity(grid, plan)
             save(batch.file(out), drawn, {**origin, "grid": identity})
             failed += _name_failures(batch, drawn, prompts)
     finally:
@@ -106,7 +109,7 @@ class _Painter:
         self.options = {**setting.options, **({} if latents is None else {"latents": latents})}
         self.at_once, self.warm = setting.batch_size, False
 
-    def __call__(self, batch: Batch, grid: Any) -> Drawn:
+    def __call__(self, batch: Batch, grid: Any, plan: GuidancePlan | None) -> Drawn:
         seeds = range(batch.start, batch.stop)
         run = Run(
             self.pipe,
@@ -117,7 +120,7 @@ class _Painter:
             self.options,
             self.setting.truncate,
             self._scheduler(batch.cell),
-            guidance_plan=batch.cell.plan,
+            guidance_plan=plan,
         )
         if not self.warm:  # a process's first call pays for lazy initialisation; it is not timed
             run.pictures(num_inference_steps=1)
@@ -163,9 +166,9 @@ def weights_hash(pipe: Pipeline) -> str:
     return digest.hexdigest()[:16]
 
 
-def _identity(cell: Cell, grid: Any) -> Any:
+def _identity(grid: Any, plan: GuidancePlan | None) -> Any:
     """What a cell's pictures depend on beside the folder's origin."""
-    return grid if cell.plan is None else {"grid": grid, "guidance_plan": cell.plan.to_dict()}
+    return grid if plan is None else {"grid": grid, "guidance_plan": plan.to_dict()}
 
 
 def _origin(pipe: Pipeline, prompts: list[str], setting: Setting) -> dict[str, Any]:

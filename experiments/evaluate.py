@@ -26,7 +26,7 @@ from asddim_lib.models.load import Pipeline, data_folder, device_of, network
 from asddim_lib.models.prompts import check_prompts, load_prompts
 from experiments import attributes
 from experiments.draw import file_hash, generate, weights_hash
-from experiments.grids import find_grids, grid_file
+from experiments.grids import find_grids, find_plans, grid_file
 from experiments.real import picture_files
 from experiments.records import read_records
 from experiments.score import has_attributes, real_figures, score_pictures, summarize
@@ -78,7 +78,8 @@ def evaluate(
         picture_files(reference)
     tuning = _tuning_prompts(setting, prompts)
     grids, profiles = find_grids(pipe, setting, out, tuning, teach_on)
-    failed = generate(pipe, prompts, setting, grids, out, progress, shard)
+    plans = find_plans(pipe, setting, out, tuning)
+    failed = generate(pipe, prompts, setting, grids, out, progress, shard, plans)
     shard.part()
     if not shard.judges:
         return pd.DataFrame({"shard": [f"{shard.number}/{shard.count}"], "failed": [failed]})
@@ -98,6 +99,8 @@ def evaluate(
         reference = file_hash(data_folder() / "reference.safetensors")
         origin["reference_sha256"] = reference
         origin["reference_n"] = len(attributes.reference_features())
+    if plans:
+        origin["plans"] = {cell.name: plan.to_dict() for cell, plan in plans.items()}
     _write(out, records, summary, provenance(setting, pipe, table) | origin | _grids(grids, out))
     return summary
 

@@ -13,6 +13,7 @@ from asddim_lib.errors import check
 from asddim_lib.evidence.path import Trajectory
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.grids.grid import sigmas
+from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.levels import Levels
 from asddim_lib.models.load import Pipeline, network
 from asddim_lib.models.prompts import check_prompts
@@ -23,11 +24,13 @@ from asddim_lib.schedulers.solvers import solver_of
 from asddim_lib.tuning.tune import tune
 from experiments.draw import claim, weights_hash
 from experiments.setting import (
+    KAPPA_PROBES,
     PAPER_METHODS,
     RECORDED_STEPS,
     Cell,
     Setting,
     cells,
+    is_measured,
     needs,
     references,
 )
@@ -55,7 +58,7 @@ def find_grids(
     grids: dict[Cell, Any] = {}
     profiles: dict[float, Profile] = {}
     with locked(out / "images"):
-        if setting.measures:
+        if any(needs(method) != "nothing" for method in setting.methods):
             origin = _origin(pipe, setting, tuning, teach_on)
             claim(out / "images" / "tuning.json", origin, "profiles")
         for scale in setting.guidance_scales:
@@ -67,6 +70,32 @@ def find_grids(
                 if cell.guidance_scale == scale:
                     grids[cell] = find(cell)
     return grids, profiles
+
+
+def find_plans(
+    pipe: Pipeline, setting: Setting, out: Path, tuning: list[str]
+) -> dict[Cell, GuidancePlan]:
+    """The guidance plans that take κ from a profile, by their cells.
+
+    It is measured on `calibrate_on` of the prompts `tuning`, at each cell's scale, and kept.
+    """
+    plans: dict[Cell, GuidancePlan] = {}
+    with locked(out / "images"):
+        for cell in filter(lambda one: is_measured(one.guidance_plan), cells(setting)):
+            profile = calibrate(  # the folder of parts has it already for the next cell
+                pipe,
+                tuning[: setting.calibrate_on],
+                guidance_scale=cell.guidance_scale,
+                num_steps=setting.calibrate_steps,
+                estimator="path",
+                kappa_probes=KAPPA_PROBES,
+                seed=setting.tuning_seed,
+                truncate=setting.truncate,
+                cache=out / "images" / "parts",
+                **setting.options,
+            )
+            plans[cell] = GuidancePlan.named(cell.guidance_plan, profile)
+    return plans
 
 
 def _origin(pipe: Pipeline, setting: Setting, tuning: list[str], teach_on: int) -> dict[str, Any]:

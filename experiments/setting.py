@@ -33,6 +33,8 @@ TRIED = ("chosen", "direct", "tuned")
 CONSTANT = "constant"
 #: Points of the path that grids are searched on, as GITS' authors have it.
 RECORDED_STEPS = 60
+#: Products with the Jacobian by which κ is measured at each point of a path.
+KAPPA_PROBES = 6
 
 
 def needs(method: str) -> str:
@@ -40,6 +42,16 @@ def needs(method: str) -> str:
     if method in TRIED:
         return "trials"
     return table.METHODS[PAPER_METHODS.get(method, method)].needs
+
+
+def is_measured(plan: str) -> bool:
+    """Whether a guidance plan needs a measured κ."""
+    return plan.startswith("capped-measured")
+
+
+def _plan(name: str) -> GuidancePlan:
+    """The plan of that name, without a measured κ."""
+    return GuidancePlan.named(name.replace("-measured", ""))
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,8 @@ class Setting:
     on `tune_on`: by what the image `encoder` sees (`encoder_for` names the default), unless the
     `check_encoder` objects. That one also looks at the pictures of prompts that the bundled judge
     cannot read. `guidance_plans` are names for `GuidancePlan.named`; those other than "constant"
-    are drawn where the scale is above 1. With `latents`, a file for `load_latents`, every picture
+    are drawn where the scale is above 1, and capped-measured by a κ that is measured as a profile
+    is. With `latents`, a file for `load_latents`, every picture
     starts from the same noise. All solvers end at `end`: "zero", "sigma_min", or where the model's
     own config says. `truncate` cuts prompts that are too long, which are refused otherwise. `call`
     is a JSON object of further options that the pipeline's call is given, such as height. Raises
@@ -99,8 +112,9 @@ class Setting:
             check_scale(scale)
         for name in ("methods", "solvers", "steps", "guidance_scales", "guidance_plans"):
             self._check_once(name)
-        plans, names = map(GuidancePlan.named, self.guidance_plans), ", ".join(self.guidance_plans)
-        once = len(set(plans)) == len(self.guidance_plans)
+        names = ", ".join(self.guidance_plans)
+        plans = {(_plan(name), is_measured(name)) for name in self.guidance_plans}
+        once = len(plans) == len(self.guidance_plans)
         check(once, "guidance_plans", f"{names}, two of which are the same", "leave one out")
         scales = ", ".join(f"{scale:g}" for scale in self.guidance_scales)
         remedy = f"give one above 1, which the plan {names} can change"
@@ -121,8 +135,9 @@ class Setting:
 
     @property
     def measures(self) -> bool:
-        """Whether a method's grid is measured on the model."""
-        return any(needs(method) != "nothing" for method in self.methods)
+        """Whether a method's grid, or a guidance plan, is measured on the model."""
+        planned = any(is_measured(name) for name in self.guidance_plans)
+        return planned or any(needs(method) != "nothing" for method in self.methods)
 
     @property
     def planned(self) -> bool:
@@ -165,9 +180,8 @@ class Cell:
 
     @property
     def plan(self) -> GuidancePlan | None:
-        """Its guidance plan; None for the constant one."""
-        plan = self.guidance_plan
-        return None if plan == CONSTANT else GuidancePlan.named(plan)
+        """Its guidance plan, without a measured κ; None for the constant one."""
+        return None if self.guidance_plan == CONSTANT else _plan(self.guidance_plan)
 
     @property
     def unplanned(self) -> Cell:

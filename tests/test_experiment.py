@@ -149,6 +149,39 @@ def test_few_pictures_get_every_figure_but_a_fid(pipe, tmp_path):
     assert summary[["distance", "kid", "clip", "right"]].notna().all(axis=None)
 
 
+def test_a_measured_cap_takes_kappa_from_tuning_prompts_at_each_scale(small, tmp_path):
+    setting = replace(
+        PLANNED,
+        steps=(2, 4),
+        solvers=("ddim",),
+        guidance_scales=(3.0, 7.5),
+        guidance_plans=("constant", "capped-measured", "capped-measured-1"),
+        calibrate_on=2,
+        calibrate_steps=3,
+        tuning_seed=1000,
+    )
+    own, summary = small.scheduler, evaluate(small, OWN, setting, tmp_path)
+    assert set(summary["guidance_plan"]) == set(setting.guidance_plans)
+    tuning = [p for p in load_prompts("bundled-tune")["prompt"] if p not in set(PROMPTS)]
+    known = json.loads((tmp_path / "provenance.json").read_text())["plans"]
+    for scale in setting.guidance_scales:
+        how = {"num_steps": 3, "estimator": "path", "kappa_probes": 6, "seed": 1000}
+        profile = calibrate(small, tuning[:2], guidance_scale=scale, **how)
+        plan = GuidancePlan.capped(1.0, profile=profile)
+        for steps in setting.steps:
+            cell = Cell("trailing", steps, scale, "ddim", "capped-measured-1")
+            assert known[cell.name] == plan.to_dict()
+            small.scheduler = drawing(SOLVERS["ddim"][0], own)
+            run = Run(small, PROMPTS[:2], [0, 1], scale, guidance_plan=plan)
+            drawn = run.pictures(grid_for(small.scheduler, cell, setting))
+            kept = store.load(batches(cell, 3, setting)[0].file(tmp_path))
+            assert torch.equal(kept["images"], drawn.images)
+    images = [file.read_bytes() for file in contents(tmp_path)]
+    small.scheduler = own
+    evaluate(small, OWN, setting, tmp_path)  # it goes on with the same κ
+    assert [file.read_bytes() for file in contents(tmp_path)] == images
+
+
 def test_a_record_from_elsewhere_does_not_stop_a_new_run(small, tmp_path):
     record = ROOT / "results" / "guidance-7.5" / "steps-20"
     for file in record.iterdir():

@@ -15,7 +15,7 @@ from experiments import memory, store
 from experiments.cli import app
 from experiments.cost import PictureCost, calibration, measure, plan
 from experiments.pictures import draw
-from experiments.setting import Setting
+from experiments.setting import KAPPA_PROBES, Setting
 from tests.runs import SETTING, TABLE, files
 from tests.tiny import sd
 
@@ -58,6 +58,10 @@ def test_a_plan_counts_what_calibrate_counts():
     how = {"num_steps": 4, "adjoint_probes": 1}
     spent = sum(calibrate(pipe, prompts, guidance_scale=g, **how).evaluations for g in (1.0, 5.0))
     assert calibration(pipe, replace(PLANNED, methods=("noise", "combined"))) == spent
+    measured = replace(PLANNED, guidance_plans=("constant", "capped-measured"))
+    how = {"num_steps": 4, "estimator": "path", "kappa_probes": KAPPA_PROBES}
+    spent = calibrate(pipe, prompts, guidance_scale=5.0, **how).evaluations
+    assert calibration(pipe, measured) == spent  # a scale of 1 has no plans
 
 
 def test_a_cost_is_near_a_run_s(pipe, small, whole):

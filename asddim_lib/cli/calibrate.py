@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
 from asddim_lib.cache import cache_folder, check_writable
@@ -42,6 +43,14 @@ def calibrate(
         help="Sweeps back from an image encoder, which feature-weighted grids need. Each costs "
         "three evaluations per timestep.",
     ),
+    kappa_probes: int = typer.Option(
+        0,
+        help="Products with the network's derivative, about 6, by which the guidance plan "
+        "capped-measured knows how long a step may be. Each costs two evaluations per timestep.",
+    ),
+    steps: int = typer.Option(
+        8, help="Number of sampling steps whose stability is printed, with --kappa-probes."
+    ),
     encoder: str = opt.ENCODER,
     quick: bool = typer.Option(
         False,
@@ -72,7 +81,9 @@ def calibrate(
     ours = [name for name in options if name in inspect.signature(calibration.calibrate).parameters]
     remedy = f"{', '.join(ours)} is no option of a pipeline's call"
     check(not ours, "call", pictures.call, remedy)
-    calibration.Measurement(num_steps, norm, estimator, 1, adjoint_probes, feature_probes)
+    check_whole("steps", steps, 1, 1000)
+    counts = adjoint_probes, feature_probes, kappa_probes
+    calibration.Measurement(num_steps, norm, estimator, 1, *counts)
     calibration.check_encoder(encoder or None, feature_probes)
     check_seeds([seed])
     pipe = model.load()
@@ -85,6 +96,7 @@ def calibrate(
         estimator=estimator,
         adjoint_probes=adjoint_probes,
         feature_probes=feature_probes,
+        kappa_probes=kappa_probes,
         encoder=encoder or None,
         seed=seed,
         truncate=pictures.truncate,
@@ -93,7 +105,7 @@ def calibrate(
     )
     profile.save(file)
     run = Run(pipe, texts[:1], None, pictures.guidance_scale, options=options, truncate=True)
-    _show(out, profile, run, as_json)
+    _show(out, profile, run, steps, as_json)
 
 
 def _cache() -> Path | None:
@@ -106,7 +118,34 @@ def _cache() -> Path | None:
     return folder
 
 
-def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
+def _stability(profile: Any, run: Any, steps: int) -> dict[str, Any]:
+    """The scale of each of the scheduler's K steps, and the largest one that is stable."""
+    from asddim_lib.grids.grid import sigmas
+    from asddim_lib.guidance.plan import GuidancePlan
+    from asddim_lib.guidance.steps import law_of
+    from asddim_lib.levels import sigma_of
+
+    solver, scale = law_of(run.pipe.scheduler), profile.kappa["scale"]
+    if solver is None or scale <= 1:
+        return {}
+    grid = sigmas(run.pipe.scheduler, steps, mu=run.mu, shifted=True)
+    levels = sigma_of(np.minimum(grid, 1.0)) if run.schedule.kind == "flow" else grid
+    bears = GuidancePlan.capped(2.0, profile=profile).at(levels, scale, solver)
+    return {"solver": solver, "scale": scale, "bears": [round(one, 2) for one in bears]}
+
+
+def _said(stability: dict[str, Any]) -> str:
+    """One line for people."""
+    bears, scale = stability["bears"], stability["scale"]
+    unstable = [k for k, one in enumerate(bears, 1) if one < scale]
+    where = f"at guidance {scale:g}, {stability['solver']}, {len(bears)} steps"
+    if not unstable:
+        return f"{where}: all are stable"
+    listed = ", ".join(f"{k} (up to {bears[k - 1]:g})" for k in unstable)
+    return f"{where}: unstable are {listed}; draw with --guidance-plan capped-measured"
+
+
+def _show(out: str, profile: Any, run: Any, steps: int, as_json: bool) -> None:
     """Prints what was measured, for which allocation, and what is known of its pictures."""
     from asddim_lib.tuning.proposals import DENSITIES
 
@@ -135,6 +174,10 @@ def _show(out: str, profile: Any, run: Any, as_json: bool) -> None:
         f"for --allocation {allocation}. The paper's combined grid, at its best p {p:.2f} and "
         f"lambda {lam:.2f}, is expected to err {excess:.2f} times as much",
     ]
+    stability = _stability(profile, run, steps) if profile.kappa else {}
+    if stability:
+        value["stability"] = stability
+        lines.append(_said(stability))
     if run.mu is not None:
         lines.append(f"mu {run.mu:.4g}, which depends on --width and --height")
     if known:

@@ -24,8 +24,8 @@ def generate(
     allocation: str = opt.ALLOCATION,
     guidance_plan: str = typer.Option(
         "",
-        help="The guidance scale of each step: capped, interval-sdxl or another plan's name, or a "
-        "folder with one.",
+        help="The guidance scale of each step: capped, capped-measured (with --profile), "
+        "interval-sdxl or another plan's name, or a folder with one.",
         show_default="that of the model's folder, if it has one",
     ),
     profile: str = opt.PROFILE,
@@ -55,11 +55,12 @@ def generate(
     remedy = "give a profile too, or leave it out"
     check(not override or bool(profile), "override", override, remedy)
     may_differ = opt.words("override", override) if override else ()
+    planned = "measured" in guidance_plan
     if allocation:
-        _check_allocation(allocation, profile)
-    if profile:
-        Profile.load(profile, override=may_differ)  # a damaged file is refused before any work
-    plan = saved_or_named(guidance_plan, model.model)
+        _check_allocation(allocation, profile, planned)
+    # A damaged file is refused before any work.
+    given = Profile.load(profile, override=may_differ) if profile else None
+    plan = saved_or_named(guidance_plan, model.model, given)
     check_seeds([seed])
     check(bool(prompt.strip()), "prompt", repr(prompt), "give a text with at least one word")
     pipe = model.load()
@@ -76,17 +77,19 @@ def generate(
         truncate=pictures.truncate,
         guidance_plan=plan,
     )
-    if profile and not allocation:
+    if profile and not allocation and not planned:
         _check_allocation(pipe.scheduler.config.get("allocation", "uniform"), profile)
-    if allocation or profile:
-        measured = profile and Profile.load(
+    if profile:
+        Profile.load(
             profile,
             model=pipe.name_or_path,
             schedule=run.schedule,
             guidance_scale=run.guidance_scale,
             override=may_differ,
         )
-        changes: dict[str, Any] = {"profile": measured.to_dict() if measured else None}
+    if allocation or (profile and not planned):
+        used = given is not None and (not allocation or _needs_profile(allocation))
+        changes: dict[str, Any] = {"profile": given.to_dict() if given and used else None}
         changes |= {"allocation": allocation, "grid": None} if allocation else {}
         own = own_scheduler(pipe.scheduler)
         pipe.scheduler = own.from_config(pipe.scheduler.config, **changes)
@@ -132,14 +135,24 @@ def _save(picture: Any, out: Path) -> None:
         write_whole(out, first.save)
 
 
-def _check_allocation(allocation: str, profile: str) -> None:
-    """Raises WrongUse for an allocation or a profile that the scheduler would refuse or ignore."""
-    from asddim_lib.grids.table import METHODS, method_of
+def _needs_profile(allocation: str) -> bool:
+    """Whether a scheduler's allocation needs one. Raises WrongUse for another name."""
+    from asddim_lib.grids.table import method_of
 
-    if method_of(allocation, ("nothing", "profile")).needs == "profile":
+    return method_of(allocation, ("nothing", "profile")).needs == "profile"
+
+
+def _check_allocation(allocation: str, profile: str, planned: bool = False) -> None:
+    """Raises WrongUse for an allocation or a profile that the scheduler would refuse or ignore.
+
+    A profile that the guidance plan uses (`planned`) may be of no use to the allocation.
+    """
+    from asddim_lib.grids.table import METHODS
+
+    if _needs_profile(allocation):
         remedy = f"allocation {allocation} needs one: run asddim calibrate, and give its file"
         check(bool(profile), "profile", "not given", remedy)
     else:
         others = ", ".join(m.name for m in METHODS.values() if m.needs == "profile")
         remedy = f"allocation {allocation} does not use it: use one of {others}"
-        check(not profile, "profile", profile, remedy)
+        check(not profile or planned, "profile", profile, remedy)

@@ -36,6 +36,7 @@ _TYPES: dict[str, Any] = {
     "prompts": (list, tuple, str),
     "options": dict,
     "dtype": str,
+    "kappa": (dict, type(None)),
 }
 
 
@@ -50,7 +51,9 @@ class Profile:
     its effect on the final latents, `feature` for its effect on an encoder's features.
     `schedule` is the noise schedule's `fingerprint`. `prompts` are the texts, or the hash of more
     than `FEW`. `options` went to the pipeline's call: plain values, and the hash of any other.
-    `dtype` is the network's. These three are empty in files of 0.1 and 0.2.
+    `dtype` is the network's. These three are empty in files of 0.1 and 0.2. `kappa` has `values`
+    of κ, the largest eigenvalue of σ ∂ε/∂y (`guidance.law`), at the falling `sigmas` of the
+    timesteps: a high quantile over prompts, at the guidance `scale`. None if not measured.
     Raises WrongUse for values that no measurement gives.
     """
 
@@ -70,6 +73,7 @@ class Profile:
     prompts: list[str] | str = ""
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = ""
+    kappa: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -81,6 +85,13 @@ class Profile:
         _check(_positive(self.g, len(self.timesteps)), "g")
         known = all(isinstance(error, (Real, type(None))) for error in self.stderr)
         _check(known and len(self.stderr) == len(self.timesteps), "stderr")
+        if self.kappa is not None:
+            known = set(self.kappa) == {"sigmas", "values", "scale"}
+            _check(known and isinstance(self.kappa["scale"], Real), "kappa")
+            sigmas, values = self.kappa["sigmas"], self.kappa["values"]
+            _check(_positive(sigmas, len(self.timesteps)), "kappa sigmas")
+            _check(list(sigmas) == sorted(set(sigmas), reverse=True), "kappa sigmas")
+            _check(_finite(values, len(sigmas)), "kappa values")
         measured = self.local_error or {"timesteps": self.timesteps}
         points = measured.get("timesteps", [])
         _check(_falling(points), "local_error timesteps")
@@ -147,8 +158,8 @@ class Profile:
         return ", ".join([*parts, *(f"{name} {value}" for name, value in self.options.items())])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, for a scheduler's config."""
-        return asdict(self)
+        """Plain JSON values, for a scheduler's config; without `kappa` if it was not measured."""
+        return {k: v for k, v in asdict(self).items() if k != "kappa" or v is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Profile:
@@ -215,8 +226,13 @@ def _check(holds: bool, name: str) -> None:
 
 def _positive(values: Any, count: int) -> bool:
     """Whether these are so many finite positive numbers."""
+    return _finite(values, count) and all(v > 0 for v in values)
+
+
+def _finite(values: Any, count: int) -> bool:
+    """Whether these are so many finite numbers."""
     listed = isinstance(values, (list, tuple)) and len(values) == count
-    return listed and all(isinstance(v, Real) and 0 < float(v) < math.inf for v in values)
+    return listed and all(isinstance(v, Real) and math.isfinite(v) for v in values)
 
 
 def _falling(values: Any) -> bool:

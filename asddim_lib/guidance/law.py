@@ -97,10 +97,10 @@ def largest_scale(ratio: float, solver: str = "euler", previous: float | None = 
     return 1 + above
 
 
-def capped_scale(
+def largest_kappa(
     ratio: float, c: float = 2.0, solver: str = "euler", previous: float | None = None
 ) -> float:
-    """The guidance scale that a step bears, at least 1; `c` = 2 is the limit of stability.
+    """The κ that a step bears; `c` = 2 is the limit of stability.
 
     For Euler's method it is c / (1 − r): with c = 1 a step removes a deviation, with c = 2 it
     reverses it. For other solvers it lies as far between 1 and their limit as Euler's lies between
@@ -108,7 +108,14 @@ def capped_scale(
     """
     check(0 < c <= 2, "c", c, "give a number above 0 and at most 2, where a step is barely stable")
     part = (c - 1 + ratio) / (1 + ratio)  # 0 at κ = 1, 1 at the limit
-    return max(1.0, 1 + (largest_scale(ratio, solver, previous) - 1) * part)
+    return 1 + (largest_scale(ratio, solver, previous) - 1) * part
+
+
+def capped_scale(
+    ratio: float, c: float = 2.0, solver: str = "euler", previous: float | None = None
+) -> float:
+    """The guidance scale that a step bears where κ is the scale: `largest_kappa`, at least 1."""
+    return max(1.0, largest_kappa(ratio, c, solver, previous))
 
 
 def steps_needed(

@@ -6,6 +6,13 @@ A plan begins with a scale for each level of noise, and then lowers those that a
 2. times a `ramp`, which rises over the run (Wang et al. 2024, arXiv 2404.13040)
 3. at most `c` / (1 − σ'/σ), or what the solver bears (`law.capped_scale`), where σ is above `above`
 
+The cap takes κ = w. Where κ was measured at a scale m, `kappa` has ρ(σ) = (κ − 1) / (m − 1), and
+κ ≤ 1 + ρ (w − 1) for every w from 1 to m: κ is at most 1 without guidance, and convex in w, as the
+largest eigenvalue of a symmetric matrix that is linear in w. A step that bears κ is then capped at
+1 + (κ − 1) / ρ, with the largest ρ between its ends. That is milder than the cap of κ = w where
+ρ < 1. Where ρ > 1 it is stricter: there the model without the prompt hesitates between very
+different pictures, and guidance amplifies that.
+
 A step whose scale is 1 needs no prediction without the prompt. σ is the ratio of noise to signal
 (`levels`), so that a plan means the same on every grid, model and number of steps.
 """
@@ -27,7 +34,8 @@ import numpy as np
 
 from asddim_lib.cache import write_whole
 from asddim_lib.errors import WrongUse, check
-from asddim_lib.guidance.law import SOLVERS, capped_scale
+from asddim_lib.evidence.profile import Profile
+from asddim_lib.guidance.law import SOLVERS, largest_kappa
 
 if TYPE_CHECKING:
     from asddim_lib.guidance.rows import Rows
@@ -56,6 +64,8 @@ class GuidancePlan:
       the timesteps, with the mean 1.
     - `c`: the cap, above 0 and at most 2; None caps nothing. `above`: no step that begins at this σ
       or below it is capped.
+    - `kappa`: pairs (σ, κ), σ falling, of the largest eigenvalue measured at the guidance
+      `kappa_scale`. Beyond the first and the last σ their κ counts.
     - `gate`: a picture is no longer guided once the cosine between its two predictions has reached
       this (Adaptive Guidance, Castillo et al. 2023); None gates nothing.
     - `zero_steps`: so many first steps add nothing (CFG-Zero*, Fan et al. 2025), on flow models.
@@ -68,6 +78,8 @@ class GuidancePlan:
     ramp: str | None = None
     c: float | None = None
     above: float = 0.0
+    kappa: tuple[tuple[float, float], ...] = ()
+    kappa_scale: float = 1.0
     gate: float | None = None
     zero_steps: int = 0
 
@@ -91,9 +103,24 @@ class GuidancePlan:
         check(self.c is None or 0 < self.c <= 2, "c", self.c, remedy)
         sound = math.isfinite(self.above) and self.above >= 0
         check(sound, "above", self.above, "give a σ of at least 0")
+        self._check_kappa()
         cosine = self.gate is None or -1 <= self.gate <= 1
         check(cosine, "gate", self.gate, "give a cosine, such as 0.99")
         check(self.zero_steps >= 0, "zero_steps", self.zero_steps, "give 0 or more steps")
+
+    def _check_kappa(self) -> None:
+        pairs = tuple((float(sigma), float(kappa)) for sigma, kappa in self.kappa)
+        object.__setattr__(self, "kappa", pairs)
+        if not pairs:
+            return
+        check(self.c is not None, "kappa", "given without c", "give the cap's c too")
+        sigmas = np.array(pairs)[:, 0]
+        falling = sigmas[-1] > 0 and bool((np.diff(sigmas) < 0).all())
+        sound = falling and bool(np.isfinite(pairs).all())
+        check(sound, "kappa", list(pairs), "give pairs of falling σ above 0 and κ")
+        guided = math.isfinite(self.kappa_scale) and self.kappa_scale > 1
+        remedy = "give the scale above 1 that κ was measured at: calibrate with guidance"
+        check(guided, "kappa_scale", self.kappa_scale, remedy)
 
     @classmethod
     def constant(cls) -> GuidancePlan:
@@ -101,9 +128,21 @@ class GuidancePlan:
         return cls()
 
     @classmethod
-    def capped(cls, c: float = 2.0, above: float = 0.0) -> GuidancePlan:
-        """The pipeline's own scale, at most what a step bears."""
-        return cls(c=c, above=above)
+    def capped(
+        cls, c: float = 2.0, above: float = 0.0, profile: Profile | None = None
+    ) -> GuidancePlan:
+        """The pipeline's own scale, at most what a step bears.
+
+        A `profile` gives the κ that `calibrate(…, kappa_probes=6)` measured. Raises WrongUse for
+        one without.
+        """
+        if profile is None:
+            return cls(c=c, above=above)
+        remedy = "calibrate again with kappa_probes=6"
+        check(profile.kappa is not None, "profile", "without kappa", remedy)
+        measured: dict[str, Any] = profile.kappa or {}
+        pairs = tuple(zip(measured["sigmas"], measured["values"], strict=True))
+        return cls(c=c, above=above, kappa=pairs, kappa_scale=measured["scale"])
 
     @classmethod
     def interval(cls, sigma_high: float, sigma_low: float = 0.0) -> GuidancePlan:
@@ -118,23 +157,29 @@ class GuidancePlan:
         return cls(scales=tuple(scales))
 
     @classmethod
-    def named(cls, name: str) -> GuidancePlan:
+    def named(cls, name: str, profile: Profile | None = None) -> GuidancePlan:
         """One of constant, capped, linear, cosine, gated, zero-start, or of `PUBLISHED`.
 
-        capped-C has the number C as its `c`, such as capped-1.5. Raises WrongUse for another name.
+        capped-C has the number C as its `c`, such as capped-1.5. capped-measured takes κ from the
+        `profile`, and capped-measured-C too. Raises WrongUse for another name, and for
+        capped-measured without a profile.
         """
-        capped = re.fullmatch(r"capped-(\d+(?:\.\d+)?)", name)
+        capped = re.fullmatch(r"capped(-measured)?(?:-(\d+(?:\.\d+)?))?", name)
         if capped:
-            return cls.capped(float(capped[1]))
+            remedy = f"guidance_plan {name} needs one: run asddim calibrate --kappa-probes 6"
+            check(profile is not None or not capped[1], "profile", "not given", remedy)
+            c = {} if capped[2] is None else {"c": float(capped[2])}
+            return cls.capped(**c, profile=profile if capped[1] else None)
         plans = {
             "constant": cls(),
-            "capped": cls.capped(),
             "linear": cls(ramp="linear"),
             "cosine": cls(ramp="cosine"),
             "gated": cls(gate=0.9988),
             "zero-start": cls(zero_steps=1),
         } | {key: cls(bands=bands) for key, bands in PUBLISHED.items()}
-        check(name in plans, "guidance_plan", name, f"use one of {', '.join(plans)}, or capped-C")
+        known = ", ".join(plans)
+        remedy = f"use capped, capped-C, capped-measured or one of {known}"
+        check(name in plans, "guidance_plan", name, remedy)
         return plans[name]
 
     def at(
@@ -166,7 +211,9 @@ class GuidancePlan:
         if self.c is not None:
             remedy = f"its longest stable step is not known: use {', '.join(SOLVERS)}"
             check(solver is not None, "solver", None, remedy)
-            scales = np.minimum(scales, self._caps(levels, str(solver)))
+            caps = self._caps(levels, str(solver))
+            self._check_measured(scales[np.isfinite(caps)])
+            scales = np.minimum(scales, caps)
         return np.maximum(scales, 1.0).tolist()
 
     def _band(self, sigma: float, own: float) -> float:
@@ -186,9 +233,28 @@ class GuidancePlan:
             before = ratios[k - 1] if k else None
             one_step = k == 0 and solver in ("dpm++", "unipc")
             law = "euler" if one_step or (ratio == 0 and solver != "ancestral") else solver
-            free = levels[k] <= self.above
-            caps.append(math.inf if free else capped_scale(ratio, self.c, law, before))
+            rho = self._rho(levels[k], levels[k + 1])
+            kappa = largest_kappa(ratio, self.c, law, before)
+            free = levels[k] <= self.above or rho <= 0
+            caps.append(math.inf if free else kappa if rho == 1 else 1 + (kappa - 1) / rho)
         return np.array(caps)
+
+    def _rho(self, before: float, after: float) -> float:
+        """The largest (κ − 1) / (w − 1) from one σ to a lower one; 1 where none is measured."""
+        if not self.kappa:
+            return 1.0
+        sigmas, kappas = np.array(self.kappa[::-1]).T
+        ends = np.clip([after, before], sigmas[0], sigmas[-1])
+        inner = kappas[(sigmas > after) & (sigmas < before)]
+        largest = max(*np.interp(np.log(ends), np.log(sigmas), kappas), *inner)
+        return float(largest - 1) / (self.kappa_scale - 1)
+
+    def _check_measured(self, scales: np.ndarray) -> None:
+        """Raises WrongUse above the scale that κ was measured at, where it may be larger."""
+        highest = float(max(scales, default=1.0))
+        known = not self.kappa or highest <= 1.001 * self.kappa_scale
+        remedy = f"the plan's κ was measured at {self.kappa_scale:g}: calibrate at a higher scale"
+        check(known, "guidance_scale", f"{highest:g}", remedy)
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[Rows]:
@@ -249,11 +315,13 @@ class GuidancePlan:
             raise WrongUse(f"{FILE} is damaged ({error}); save the plan again") from error
 
 
-def saved_or_named(plan: str, model: str = "") -> GuidancePlan | None:
+def saved_or_named(
+    plan: str, model: str = "", profile: Profile | None = None
+) -> GuidancePlan | None:
     """The plan of that name or in that folder; without one, that in the model's folder or None."""
     if not plan:
         return GuidancePlan.load(model) if (Path(model) / FILE).is_file() else None
-    return GuidancePlan.load(plan) if Path(plan).is_dir() else GuidancePlan.named(plan)
+    return GuidancePlan.load(plan) if Path(plan).is_dir() else GuidancePlan.named(plan, profile)
 
 
 def check_scale(name: str, scale: float) -> None:

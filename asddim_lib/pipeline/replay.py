@@ -158,8 +158,9 @@ class Replay:
     """ε at one recorded visit, as a function of samples (n × …) of the visit's prompts.
 
     The samples are `scaled`, as the variance-preserving model with the same σ has them: `factor`
-    times them are the pipeline's own. `noise` gives ε. Raises WrongUse for a pipeline whose
-    guidance is not known, or whose network's output differs when it is called again.
+    times them are the pipeline's own. `noise` gives ε, and `formula` is that of the guidance.
+    Raises WrongUse for a pipeline whose guidance is not known, or whose network's output differs
+    when it is called again.
     """
 
     def __init__(self, capture: Capture, visit: Visit, noise: Noise, factor: float = 1.0) -> None:
@@ -175,12 +176,12 @@ class Replay:
             check(self._was_given(call.sample), "pipe", what, REMEDY)
         outputs = [part for call in self._calls for part in self._parts(call.output)]
         scales = guidance_scales(pipe, capture.options)
-        self._combine = formula_of(pipe, scales, outputs, visit.model_output, REMEDY).combine
+        self.formula = formula_of(pipe, scales, outputs, visit.model_output, REMEDY)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """ε (the shape of x) at the visit's timestep."""
         sample = x if self._factor == 1 else self._factor * x
-        noise = self._noise(sample, self._combine(list(self._again(sample))))
+        noise = self._noise(sample, self.formula.combine(list(self._again(sample))))
         known = self._visit
         if torch.equal(x.detach(), known.scaled):
             same = near(noise.detach(), known.epsilon, TOLERANCE.get(self._dtype, 0.5))

@@ -36,7 +36,8 @@ def compare(
     guidance_plans: str = typer.Option(
         "constant",
         help="Comma-separated: constant, which is always drawn, and plans that change the scale "
-        "from step to step: capped-1.5 (or another c), interval-sdxl, linear, zero-start …",
+        "from step to step: capped-1.5 (or another c), capped-measured, interval-sdxl, linear, "
+        "zero-start …",
     ),
     calibrate_on: int = typer.Option(
         16, help="Number of tuning prompts that profiles are measured on."
