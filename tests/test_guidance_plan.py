@@ -1,18 +1,22 @@
 """A guidance plan: the scale of each step, and what it refuses."""
 
+import inspect
 import json
 import math
+from fractions import Fraction
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from diffusers.pipelines.ideogram4.pipeline_ideogram4 import _logit_normal_sigmas
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asddim_lib.guidance.law import SOLVERS, growth
 from asddim_lib.guidance.plan import PUBLISHED, GuidancePlan
 from asddim_lib.pipeline.run import Run
+from tests import tiny
 from tests.refusals import refuses
 
 SIGMAS = [14.6, 6.0, 2.2, 0.9, 0.2, 0.0]
@@ -83,6 +87,57 @@ def test_each_published_plan_is_guided_somewhere(name):
     assert max(scales) > 1
 
 
+#: Ideogram 4's sampler presets: steps, how many of the last ones are lowered, μ and spread.
+IDEOGRAM = ((48, 3, 0.0, 1.5), (20, 2, 0.0, 1.75), (12, 1, 0.5, 1.75))
+
+
+@pytest.mark.parametrize(("steps", "last", "mu", "std"), IDEOGRAM)
+def test_ideogram_s_plan_is_its_list_for_each_of_its_step_counts(steps, last, mu, std):
+    shares = _logit_normal_sigmas(steps, mu, std).double().numpy()
+    sigmas = [*(shares / (1 - shares)), 0.0]
+    scales = GuidancePlan.named("ideogram-4").at(sigmas, 1.0)
+    assert scales == [7.0] * (steps - last) + [3.0] * last
+    if steps == 48:
+        default = inspect.signature(diffusers.Ideogram4Pipeline.__call__).parameters
+        assert scales == list(default["guidance_schedule"].default)
+
+
+def test_ideogram_s_plan_draws_by_its_own_arithmetic():
+    """As its code has it: v = g · v_c + (1 − g) · v_u, and z moves by v (s − t)."""
+    pipe, how = tiny.sd3()
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe.set_progress_bar_config(disable=True)
+    steps, last, mu, std = IDEOGRAM[2]
+    sigmas = _logit_normal_sigmas(steps, mu, std)
+    start = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    call = {"prompt": "a red boot", "sigmas": sigmas.tolist(), "latents": start, **how}
+    with GuidancePlan.named("ideogram-4").on(pipe):
+        drawn = pipe(guidance_scale=4.0, output_type="latent", **call).images
+    with torch.no_grad():
+        c, u, c_pooled, u_pooled = pipe.encode_prompt("a red boot", None, None)
+        z, begins = start, [*sigmas.tolist(), 0.0]
+        for k, g in enumerate([7.0] * (steps - last) + [3.0] * last):
+            given = {"hidden_states": z, "timestep": torch.tensor([1000 * begins[k]])}
+            v_c, v_u = (
+                pipe.transformer(encoder_hidden_states=e, pooled_projections=p, **given).sample
+                for e, p in ((c, c_pooled), (u, u_pooled))
+            )
+            z = z + (g * v_c + (1 - g) * v_u) * (begins[k + 1] - begins[k])
+    torch.testing.assert_close(drawn, z, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    scales=st.lists(st.floats(1, 12), min_size=1, max_size=30),
+    steps=st.integers(1, 30),
+)
+def test_a_stretched_list_has_the_scale_at_each_step_s_end(scales, steps):
+    at = GuidancePlan(scales=scales, stretched=True).at(np.arange(steps, -1, -1.0), 5.0)
+    places = [math.ceil(Fraction(k + 1, steps) * len(scales)) - 1 for k in range(steps)]
+    assert at == [scales[place] for place in places]
+    if steps == len(scales):
+        assert at == GuidancePlan.steps(scales).at(np.arange(steps, -1, -1.0), 5.0)
+
+
 plans = st.builds(
     GuidancePlan,
     ramp=st.sampled_from([None, "linear", "cosine"]),
@@ -95,6 +150,7 @@ plans = st.builds(
 
 
 @given(plan=plans)
+@example(plan=GuidancePlan.named("ideogram-4"))
 def test_a_plan_survives_its_file(plan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     plan.save(folder)
@@ -113,6 +169,8 @@ def test_a_plan_survives_its_file(plan, tmp_path_factory):
         ("bands", lambda: GuidancePlan(bands=((0.3, 1.0), (5.0, 7.5)))),
         ("bands", lambda: GuidancePlan(scales=(3.0,), bands=((0.0, 1.0),))),
         ("sigma_high", lambda: GuidancePlan.interval(0.28, 5.42)),
+        ("stretched", lambda: GuidancePlan(stretched=True)),
+        ("stretched", lambda: GuidancePlan(scales=(), stretched=True)),
         ("ramp", lambda: GuidancePlan(ramp="square")),
         ("gate", lambda: GuidancePlan(gate=2.0)),
         ("zero_steps", lambda: GuidancePlan(zero_steps=-1)),

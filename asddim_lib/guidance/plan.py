@@ -51,13 +51,17 @@ PUBLISHED: dict[str, tuple[tuple[float, float | None], ...]] = {
     # Wan 2.2's text-to-video: 4 for the network of high noise, share above 0.875, and 3 below it.
     "wan-2.2": ((7.0, 4.0), (0.0, 3.0)),
 }
+#: Ideogram 4's for 48 steps. Its lists for 20 and 12 steps, which lower the last 2 and the last
+#: one, are this one stretched. No σ separates the scales on all three of its grids.
+IDEOGRAM = (7.0,) * 45 + (3.0,) * 3
 
 
 @dataclass(frozen=True)
 class GuidancePlan:
     """The guidance scale of each step. Without arguments it is the pipeline's own, everywhere.
 
-    - `scales`: a scale for each step, K of them.
+    - `scales`: a scale for each step, K of them. With `stretched` there may be any number of them:
+      they are spread evenly over the K steps, and each step has the scale at its end.
     - `bands`: pairs (σ, scale), σ falling to 0. A step that begins above a σ, and not above the one
       before, has its scale; None is the pipeline's own.
     - `ramp`: "linear" or "cosine". Scales are multiplied by a weight that rises from 0 to 2 over
@@ -74,6 +78,7 @@ class GuidancePlan:
     """
 
     scales: tuple[float, ...] | None = None
+    stretched: bool = False
     bands: tuple[tuple[float, float | None], ...] | None = None
     ramp: str | None = None
     c: float | None = None
@@ -84,6 +89,8 @@ class GuidancePlan:
     zero_steps: int = 0
 
     def __post_init__(self) -> None:
+        alone = self.stretched and not self.scales
+        check(not alone, "stretched", self.stretched, "give scales too, or leave it out")
         if self.scales is not None:
             check(self.bands is None, "bands", self.bands, "give scales or bands, not both")
             object.__setattr__(self, "scales", tuple(map(float, self.scales)))
@@ -158,11 +165,11 @@ class GuidancePlan:
 
     @classmethod
     def named(cls, name: str, profile: Profile | None = None) -> GuidancePlan:
-        """One of constant, capped, linear, cosine, gated, zero-start, or of `PUBLISHED`.
+        """The plan of a name: constant, capped, linear, cosine, gated, zero-start or ideogram-4.
 
-        capped-C has the number C as its `c`, such as capped-1.5. capped-measured takes κ from the
-        `profile`, and capped-measured-C too. Raises WrongUse for another name, and for
-        capped-measured without a profile.
+        Those of `PUBLISHED` have names too. capped-C has the number C as its `c`, such as
+        capped-1.5. capped-measured takes κ from the `profile`, and capped-measured-C too. Raises
+        WrongUse for another name, and for capped-measured without a profile.
         """
         capped = re.fullmatch(r"capped(-measured)?(?:-(\d+(?:\.\d+)?))?", name)
         if capped:
@@ -176,6 +183,7 @@ class GuidancePlan:
             "cosine": cls(ramp="cosine"),
             "gated": cls(gate=0.9988),
             "zero-start": cls(zero_steps=1),
+            "ideogram-4": cls(scales=IDEOGRAM, stretched=True),
         } | {key: cls(bands=bands) for key, bands in PUBLISHED.items()}
         known = ", ".join(plans)
         remedy = f"use capped, capped-C, capped-measured or one of {known}"
@@ -199,9 +207,11 @@ class GuidancePlan:
         count = len(levels) - 1
         scales = np.full(count, float(guidance_scale))
         if self.scales is not None:
+            size = len(self.scales)
             remedy = f"the run has {count} steps: give as many"
-            check(len(self.scales) == count, "scales", f"of {len(self.scales)} steps", remedy)
-            scales = np.array(self.scales)
+            check(self.stretched or size == count, "scales", f"of {size} steps", remedy)
+            ends = np.arange(1, count + 1) * size
+            scales = np.array(self.scales)[-(-ends // count) - 1]
         if self.bands is not None:
             scales = np.array([self._band(sigma, guidance_scale) for sigma in levels[:-1]])
         if self.ramp is not None:
