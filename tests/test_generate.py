@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
-from asddim_lib import ASDDIMScheduler, calibrate
+from asddim_lib import ASDDIMScheduler, GuidancePlan, calibrate
 from asddim_lib.cache import seal
 from asddim_lib.cli import app
 from asddim_lib.models import load
@@ -104,6 +106,53 @@ def test_a_tuned_folder_draws_with_its_model_scheduler_steps_and_guidance(tuned,
     assert pipe.config["_name_or_path"] == str(tmp_path / "model")
     done = CliRunner().invoke(app, ["export", "--model", str(tuned)])
     assert json.loads(done.stdout)["timesteps"] == [999, 600, 200]
+
+
+def test_a_folder_s_plan_is_drawn_with_and_a_named_one_replaces_it(tuned, tmp_path):
+    words = ["generate", "a red boot", str(tmp_path / "boot.png"), "--model", str(tuned)]
+
+    def picture(*more):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code == 0, done.exception
+        return (tmp_path / "boot.png").read_bytes()
+
+    plain = picture()
+    GuidancePlan.interval(1.0).save(tuned)
+    guided = picture()
+    assert guided != plain
+    assert picture("--guidance-plan", "constant") == plain
+    assert picture("--guidance-plan", str(tuned)) == guided
+
+
+@pytest.mark.parametrize("inner", ["scheduler", ""])
+def test_scheduler_and_plan_of_a_folder_are_put_on_by_one_call(tuned, inner, tmp_path):
+    pipe, plan, own = coarse(), GuidancePlan.interval(1.0), coarse().scheduler
+    pipe.scheduler = own
+    folder = tuned if inner else tuned / "scheduler"
+    plan.save(folder)
+    call = {"prompt": "a red boot", "num_inference_steps": 3, "guidance_scale": 2.0}
+
+    def drawn():
+        return pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
+
+    rows = GuidancePlan.apply_saved(pipe, folder)
+    found = drawn()
+    assert pipe.scheduler.timesteps.tolist() == [999, 600, 200]
+    assert rows.count == 3 * 2 - rows.skipped
+    with refuses("pipe"):
+        GuidancePlan.apply_saved(pipe, folder)
+    assert np.allclose(drawn(), found, atol=1e-4)  # the plan that is on stays
+    GuidancePlan.remove(pipe)
+    assert pipe.scheduler.config["grid"] == [999, 600, 200]
+    with plan.on(pipe):
+        assert np.allclose(drawn(), found, atol=1e-4)
+    pipe.scheduler = own
+    for broken in (tmp_path / "model", tmp_path):  # without a plan, without a scheduler
+        if broken == tmp_path:
+            plan.save(broken)
+        with refuses("folder"):
+            GuidancePlan.apply_saved(pipe, broken)
+        assert pipe.scheduler is own
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": "x", "value": {}}'])

@@ -36,6 +36,7 @@ from asddim_lib.cache import write_whole
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.guidance.law import SOLVERS, largest_kappa
+from asddim_lib.models.load import saved_scheduler
 
 if TYPE_CHECKING:
     from asddim_lib.guidance.rows import Rows
@@ -285,6 +286,21 @@ class GuidancePlan:
         pipe._guided.stack = stack
         return rows
 
+    @classmethod
+    def apply_saved(cls, pipe: Any, folder: str | os.PathLike) -> Rows:
+        """Sets the scheduler that a folder has, and puts on the plan that was saved beside it.
+
+        `remove` takes off the plan; the scheduler stays. Raises WrongUse where either is missing or
+        damaged, and as `apply`; the pipeline is then as before.
+        """
+        plan, scheduler, own = cls.load(folder), saved_scheduler(folder, "folder"), pipe.scheduler
+        pipe.scheduler = scheduler
+        try:
+            return plan.apply(pipe)
+        except WrongUse:
+            pipe.scheduler = own
+            raise
+
     @staticmethod
     def remove(pipe: Any) -> None:
         """Takes off the plan that `apply` has put on. Raises WrongUse where there is none."""
@@ -308,7 +324,7 @@ class GuidancePlan:
         return cls(**settings)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the plan beside a saved scheduler or pipeline."""
+        """Writes the plan beside a saved scheduler or pipeline, or into a folder of `tune`."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         content = json.dumps(self.to_dict(), indent=2) + "\n"

@@ -38,6 +38,9 @@ REMEDY = "draw it without a plan"
 SAMPLES = ("hidden_states", "sample", "x")
 #: The attribute of a pipeline that has a plan on it, and of its scheduler.
 MARK = "_guided"
+#: What a module calls, if it has it, in place of its hooks and its `forward`. Whoever changes those
+#: (offloading, diffusers' caches) works within it, before and after.
+SEAM = "_compiled_call_impl"
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Rows:
     """Rows of network evaluations: one is one picture, at one step, under one kind of guidance.
 
     `count` were made, and `skipped` were not, since the plan's scale was 1. Of those made,
-    `learned` would not have been, had it been known how the pipeline guides.
+    `learned` would not have been, had it been known how the pipeline guides. All are made where a
+    cache of diffusers keeps states of the rows.
     """
 
     count: int = 0
@@ -88,6 +92,7 @@ class Guided:
         """A run begins: its scheduler has set its steps."""
         if self.fitted:  # this run's scale may be another
             self.layouts.clear()
+        self.cached = any(map(_keeps_states, networks(self.pipe)))
         self.evaluation = 0
         self.scales: dict[float, list[float]] = {}  # of each step, by the pipeline's own scale
         self.gated: set[int] = set()  # pictures that are no longer guided
@@ -131,7 +136,7 @@ class Guided:
         made = prediction(output)
         self.outputs.append(made)
         self.parts += made.chunk(layout.calls[call])
-        free = {layout.formula.scale, 1.0} if layout.skips else {layout.formula.scale}
+        free = {layout.formula.scale, 1.0} if self._skips(layout) else {layout.formula.scale}
         moved = self._moved(layout.formula, first, scales) if {*scales} - free else None
         return output if moved is None else replaced(output, moved)
 
@@ -146,7 +151,7 @@ class Guided:
         """A call's output, in which c stands for u where the scale is 1, and u is not made."""
         formula, count, first = layout.formula, layout.count, len(self.parts)
         begin = (formula.without - first) * count
-        here = layout.skips and 0 <= begin < total
+        here = self._skips(layout) and 0 <= begin < total
         idle = [begin + k for k, scale in enumerate(scales) if scale == 1] if here else []
         self.rows.skipped += len(idle)
         self.rows.count += total - len(idle)
@@ -165,6 +170,9 @@ class Guided:
         for row in idle:
             made[row] = known[formula.prompt][row - begin]
         return replaced(self.last, made)
+
+    def _skips(self, layout: Layout) -> bool:
+        return layout.skips and not self.cached
 
     def _moved(self, formula: Formula, first: int, scales: list[float]) -> Tensor | None:
         """The predictions from the number `first` on, one of them changed to give these scales.
@@ -197,7 +205,7 @@ class Guided:
             layout = self._learn(model_output, sample)
             self.parts = [p for one in self.outputs for p in predictions(one, sample)]
             scales = self._of_pictures(layout)
-            self.rows.learned += scales.count(1.0) if layout.skips else 0
+            self.rows.learned += scales.count(1.0) if self._skips(layout) else 0
             if any(scale != layout.formula.scale for scale in scales):
                 moved = self._moved(layout.formula, 0, scales)
                 assert moved is not None
@@ -280,6 +288,9 @@ def guided_by(guided: Guided) -> Iterator[Rows]:
     @functools.wraps(type(own).set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         type(own).set_timesteps(self, *args, **kwargs)
+        here = (getattr(vars(one).get(SEAM), MARK, None) is guided for one in networks(pipe))
+        remedy = "compile or set it first, and put the plan on after that"
+        check(all(here), "pipe", "with another network than the plan was put on with", remedy)
         guided.begin()
 
     @functools.wraps(type(own).step)
@@ -301,25 +312,31 @@ def guided_by(guided: Guided) -> Iterator[Rows]:
 
 
 def _answered_by(guided: Guided, module: nn.Module) -> Callable[[], None]:
-    """Lets a plan answer for a network, whatever hooks it has; the result undoes that."""
-    name = (
-        "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
-    )
-    before, run = vars(module).get(name), getattr(module, name)
+    """Lets a plan answer for a network; the result undoes that."""
+    before = vars(module).get(SEAM)
+    run = before or module._call_impl
 
     @functools.wraps(run)
     def answer(*args: Any, **kwargs: Any) -> Any:
         return guided.answer(module, run, args, kwargs)
 
-    setattr(module, name, answer)
+    setattr(answer, MARK, guided)
+    # Not by setattr, which a compiled module passes on to the one that was compiled.
+    vars(module)[SEAM] = answer
 
     def undo() -> None:
-        if before is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, before)
+        if vars(module).get(SEAM) is answer:  # and not compiled since
+            del vars(module)[SEAM]
+            vars(module).update({} if before is None else {SEAM: before})
 
     return undo
+
+
+def _keeps_states(module: nn.Module) -> bool:
+    """Whether a cache of diffusers keeps states of a network's rows from step to step."""
+    registries = (getattr(part, "_diffusers_hook", None) for part in module.modules())
+    hooks = (hook for one in registries if one is not None for hook in one.hooks.values())
+    return any(hook._is_stateful for hook in hooks)
 
 
 def _rows(given: Any, total: int, rows: Tensor | None) -> Any:

@@ -159,7 +159,7 @@ def load_pipeline(
     for switch in save_memory:
         SAVERS[switch](pipe, device)
     if str(tuned) != model:
-        pipe.scheduler = _scheduler(tuned)
+        pipe.scheduler = saved_scheduler(tuned)
     return pipe
 
 
@@ -173,17 +173,23 @@ def _source(model: str | os.PathLike) -> tuple[str, str | None]:
     return source, revision or None
 
 
-def _scheduler(folder: str | os.PathLike) -> Any:
-    """The scheduler in a tuned folder: one of ours, or of diffusers."""
+def saved_scheduler(folder: str | os.PathLike, argument: str = "model") -> Any:
+    """The scheduler saved in a folder or in its `scheduler`: one of ours, or of diffusers.
+
+    Raises WrongUse, which names the argument, where there is none, or another's.
+    """
     import diffusers
 
     from asddim_lib import schedulers
 
-    config = load_scheduler_config(folder)
-    name = config["_class_name"]
+    direct = (Path(folder) / "scheduler_config.json").is_file()
+    with loading(argument, str(folder), "give a folder that a scheduler was saved to"):
+        inner = None if direct else "scheduler"
+        config = diffusers.DDIMScheduler.load_config(folder, subfolder=inner)
+        name = config["_class_name"]
     kind: Any = getattr(schedulers, name, None) or getattr(diffusers, name, None)
     remedy = f"its scheduler, {name}, is not diffusers': load the model itself, which has it"
-    check(kind is not None, "model", repr(str(folder)), remedy)
+    check(kind is not None, argument, repr(str(folder)), remedy)
     return kind.from_config(config)
 
 
