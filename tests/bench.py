@@ -1,6 +1,6 @@
 """Prints costs, each beside that of the alternative, measured in one run.
 
-python -m tests.bench [imports step flow estimators grids models quick images]
+python -m tests.bench [imports step flow estimators grids models guidance quick images]
 """
 
 import statistics
@@ -16,23 +16,32 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 
 from asddim_lib import ASDDIMScheduler, ASFlowScheduler, calibrate, load_pipeline, timesteps
 from asddim_lib.cache import write_whole
 from asddim_lib.calibration import record
 from asddim_lib.grids.searched import gits
+from asddim_lib.guidance.plan import GuidancePlan
+from asddim_lib.guidance.rows import Guided, guided_by
 from asddim_lib.levels import Levels
 from asddim_lib.models.load import Pipeline
 from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import Run
 from asddim_lib.sensitivity import COST
+from experiments import clock
 from experiments.dmn import dmn, least_bound
 from experiments.pictures import draw
 from experiments.quick import quicken
 from experiments.searches import dual_path, oracle
 
-RECORDS = Path(__file__).parents[1] / "results" / "compare"
+RECORDS = Path(__file__).parents[1] / "results"
+SIDES = ("", "negative_")
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -41,8 +50,9 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return call(), time.perf_counter() - start
 
 
-def write(name: str, rows: list[dict]) -> None:
-    write_whole(RECORDS / name, lambda part: pd.DataFrame(rows).to_csv(part, index=False))
+def write(name: str, rows: list[dict], folder: str = "compare") -> None:
+    (RECORDS / folder).mkdir(exist_ok=True)
+    write_whole(RECORDS / folder / name, lambda part: pd.DataFrame(rows).to_csv(part, index=False))
 
 
 def imports() -> None:
@@ -197,6 +207,117 @@ def grids(pipe: Pipeline) -> None:
     write("cost.csv", costs.rows)
 
 
+class _Timed(Guided):
+    """A plan on a pipeline, and the processor's seconds of its own work."""
+
+    seconds = 0.0
+
+    def begin(self) -> None:
+        start = time.thread_time()
+        super().begin()
+        self.seconds += time.thread_time() - start
+
+    def answer(self, module: Any, run: Callable, args: tuple, kwargs: dict) -> Any:
+        def network(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            output = run(*args, **kwargs)
+            self.seconds -= time.thread_time() - start
+            return output
+
+        start = time.thread_time()
+        output = super().answer(module, network, args, kwargs)
+        self.seconds += time.thread_time() - start
+        return output
+
+    def arrived(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        start = time.thread_time()
+        output = super().arrived(model_output, sample)
+        self.seconds += time.thread_time() - start
+        return output
+
+
+def _network(name: str) -> tuple[Pipeline, dict]:
+    """A pipeline whose network has its full size, with random weights, and how it is called."""
+    if name == "bundled":
+        return load_pipeline(), {"prompt": "a red boot"}
+    config, scheduler = clock.CONFIGS[name]["unet"], DDIMScheduler(**clock.NOISE)
+    kind = StableDiffusionXLPipeline if name == "sdxl" else StableDiffusionPipeline
+    sizes = {"prompt_embeds": (1, 77, config["cross_attention_dim"])}
+    if name == "sdxl":
+        sizes["pooled_prompt_embeds"] = (1, 1280)
+        more: dict[str, Any] = {"text_encoder_2": None, "tokenizer_2": None}
+    else:
+        more = {"safety_checker": None, "feature_extractor": None}
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    unet = UNet2DConditionModel(**config).eval()
+    unet.to(memory_format=torch.channels_last)
+    pipe = kind(**parts, unet=unet, scheduler=scheduler, **more)
+    pipe.set_progress_bar_config(disable=True)
+    texts = {f"{side}{one}": torch.randn(size) for one, size in sizes.items() for side in SIDES}
+    return pipe, {**texts, "height": 512, "width": 512}
+
+
+def _drawn(pipe: Pipeline, call: dict, steps: int, scale: float = 7.5) -> None:
+    pipe(**call, num_inference_steps=steps, guidance_scale=scale, output_type="latent")
+
+
+def _evaluated(pipe: Pipeline, call: dict, repeat: int) -> tuple[dict[int, float], torch.Tensor]:
+    """The least seconds of the network with one row and with two, and its output of two."""
+    network, spent, made = pipe.unet.forward, dict[int, float](), []
+
+    def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        start = time.thread_time()
+        output = network(sample, *args, **kwargs)
+        seconds = time.thread_time() - start
+        spent[len(sample)] = min(spent.get(len(sample), seconds), seconds)
+        made.append(output[0])
+        return output
+
+    pipe.unet.forward = forward
+    for _ in range(repeat):
+        for scale in (1.0, 7.5):
+            _drawn(pipe, call, 1, scale)
+    pipe.unet.forward = network
+    return spent, made[-1]
+
+
+def _overhead(name: str, steps: int, repeat: int) -> list[dict]:
+    pipe, call = _network(name)
+    spent, made = _evaluated(pipe, call, repeat)
+    pipe.unet.forward = lambda sample, *_, **__: (made[: len(sample)],)
+    rows = []
+    for plan in ("constant", "capped", "interval-sdxl"):
+        guided, own = _Timed(pipe, GuidancePlan.named(plan)), []
+        for _ in range(1 + repeat):
+            skipped, before = guided.rows.skipped, guided.seconds
+            with guided_by(guided):
+                _drawn(pipe, call, steps)
+            own.append(guided.seconds - before)
+        skipped, work = guided.rows.skipped - skipped, min(own[1:]) / steps
+        saved = skipped * (spent[2] - spent[1]) - steps * work
+        row = {"network": name, "millions": pipe.unet.num_parameters() / 1e6, "plan": plan}
+        row |= {"guided step, s": spent[2], "unguided step, s": spent[1], "steps": steps}
+        row |= {"own work, ms": 1e3 * work, "own work, %": 100 * work / spent[2]}
+        row |= {"first run, ms": 1e3 * (own[0] - min(own[1:])), "rows": 2 * steps - skipped}
+        row |= {"rows saved, %": 50 * skipped / steps}
+        rows.append({**row, "seconds saved, %": 100 * saved / (steps * spent[2])})
+        print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()})
+    return rows
+
+
+def guidance(steps: int = 20, repeat: int = 2) -> None:
+    """A guidance plan's own work beside a step of the network, and what skipped rows save.
+
+    In the processor's seconds, on one thread, for pictures of 512 pixels (64 of the bundled model).
+    The network is timed with one row and with two; the plan's own work over `steps` steps, in which
+    one tensor of the network's size stands for all its outputs. The first run also learns how the
+    pipeline guides. Writes results/guidance-plans/overhead.csv.
+    """
+    torch.set_num_threads(1)
+    rows = [row for name in ("bundled", "sd15", "sdxl") for row in _overhead(name, steps, repeat)]
+    write("overhead.csv", rows, "guidance-plans")
+
+
 def quick(count: int = 100) -> None:
     """Plain diffusers one image at a time, a batch at once, and in bfloat16.
 
@@ -253,6 +374,7 @@ if __name__ == "__main__":
         "estimators": lambda: estimators(bundled),
         "grids": lambda: grids(bundled),
         "models": models,
+        "guidance": guidance,
         "quick": quick,
         "images": lambda: images(bundled),
     }

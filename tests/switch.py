@@ -33,8 +33,8 @@ from asddim_lib.models.prompts import load_prompts
 
 FILE = Path(__file__).parents[1] / "results" / "guidance-plans" / "switch.csv"
 MODELS: dict[str, tuple[dict, tuple[float, ...], int]] = {  # options, guidance scales, batch size
-    "bundled": ({}, (3.0, 7.5), 32),
-    "bundled-flow": ({"max_sequence_length": 1}, (3.0, 6.0), 16),
+    "bundled": ({}, (7.5, 3.0), 32),
+    "bundled-flow": ({"max_sequence_length": 1}, (6.0, 3.0), 16),
 }
 SOLVERS = {"dpm++": DPMSolverGridScheduler, "unipc": UniPCGridScheduler}
 PLANS = {
@@ -63,36 +63,40 @@ def pictures(run: Run, steps: int, kind: type[Guided] = Guided) -> Tensor:
     return run.pictures(num_inference_steps=steps).images.double()
 
 
-def rows(count: int) -> Iterator[dict]:
-    """One row for each model, scale, plan, solver and step count."""
+def rows(count: int, done: list[dict]) -> Iterator[dict]:
+    """One row for each model, scale, plan, solver and step count that is not done yet."""
     prompts = list(load_prompts("bundled-tune")["prompt"].drop_duplicates()[:count])
     for model, (options, scales, size) in MODELS.items():
         pipe = load_pipeline(model)
         for scale, (name, plan) in itertools.product(scales, PLANS.items()):
             plain = Run(pipe, prompts, None, scale, size, options, guidance_plan=plan)
-            runs = {
-                solver: replace(plain, scheduler=kind.from_config(pipe.scheduler.config, **EVEN))
-                for solver, kind in SOLVERS.items()
-            }
-            fine = pictures(runs["dpm++"], FINE)
-            for (solver, run), steps in itertools.product(runs.items(), STEPS):
-                own, first = (
-                    (pictures(run, steps, kind) - fine).square().flatten(1).mean(1).sqrt()
-                    for kind in (Guided, FirstOrder)
-                )
+            fine = None
+            for solver, steps in itertools.product(SOLVERS, STEPS):
                 row = {"model": model, "scale": scale, "plan": name, "solver": solver}
                 row |= {"steps": steps, "pictures": count}
+                if any(row.items() <= other.items() for other in done):
+                    continue
+                runs = {
+                    one: replace(plain, scheduler=of.from_config(pipe.scheduler.config, **EVEN))
+                    for one, of in SOLVERS.items()
+                }
+                fine = pictures(runs["dpm++"], FINE) if fine is None else fine
+                own, first = (
+                    (pictures(runs[solver], steps, way) - fine).square().flatten(1).mean(1).sqrt()
+                    for way in (Guided, FirstOrder)
+                )
                 row |= {"distance": float(own.mean()), "first order": float(first.mean())}
                 yield row | paired_difference(first, own)._asdict()
 
 
 def main(count: int = 32) -> None:
-    found = []
-    for row in rows(count):
-        found.append(row)
-        print(row, flush=True)
+    """Goes on where it was stopped."""
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(FILE, lambda part: pd.DataFrame(found).to_csv(part, index=False))
+    done = pd.read_csv(FILE).to_dict("records") if FILE.exists() else []
+    for row in rows(count, list(done)):
+        done.append(row)
+        print(row, flush=True)
+        write_whole(FILE, lambda part: pd.DataFrame(done).to_csv(part, index=False))
 
 
 if __name__ == "__main__":
