@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import editor
@@ -13,6 +14,8 @@ import torch
 from asddim_lib import paper as allocation
 from asddim_lib.evidence.path import Trajectory, carry_back, shares, spread
 from asddim_lib.grids.grid import timesteps
+from asddim_lib.guidance.law import propagation
+from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.levels import Levels
 from asddim_lib.metrics.distance import relative_distance
 from asddim_lib.paper import ddim_step
@@ -49,6 +52,47 @@ def mixture(name):
     """The library's mixture of that name."""
     parts = DATA["mixtures"][name]
     return GaussianMixture(*([part[key] for part in parts] for key in ("mean", "std", "weight")))
+
+
+class Guided(GaussianMixture):
+    """Data of that name, guided away from the wide cloud of which they are a tenth."""
+
+    def __init__(self, name, scale):
+        self.prompted, self.scale = mixture(name), scale
+        cloud = DATA["cloud"]
+        weights = [*(0.1 * self.prompted.weights), 0.9]
+        stds = [*self.prompted.stds, cloud["std"]]
+        super().__init__([*self.prompted.means.tolist(), cloud["mean"]], stds, weights)
+
+    def eps(self, x, alpha, scale=None):
+        without = super().eps(x, alpha)
+        return without + (scale or self.scale) * (self.prompted.eps(x, alpha) - without)
+
+    def jacobian(self, x, alpha, scale=None):
+        without = super().jacobian(x, alpha)
+        return without + (scale or self.scale) * (self.prompted.jacobian(x, alpha) - without)
+
+
+def guided_path(name, grid, scale, cap=None):
+    """DDIM's path with guidance, its error at the end, and each step's scale, by the library."""
+    data = Guided(name, scale)
+    plan = GuidancePlan() if cap is None else GuidancePlan.capped(cap)
+    scales = plan.at(np.append(SCHEDULE.sigmas[grid], 0.0), scale)
+    at = dict(zip(grid, scales, strict=True))
+
+    def noise(x, t):
+        return data.eps(x, float(BARS[t]), at[t])
+
+    path = follow(noise, POINTS[:DRAWN], SCHEDULE, grid)
+    plain = known_ends(name, 1)
+    away = (path.end - known_ends(name, scale)).norm(dim=1).mean()
+    return path, float(away / (plain - plain.mean(0)).square().sum(1).mean().sqrt()), scales
+
+
+@cache
+def known_ends(name, scale):
+    """Where the exact paths that are drawn end."""
+    return exact_ends(Guided(name, scale) if scale > 1 else mixture(name), POINTS[:DRAWN])
 
 
 def eps(data):
@@ -105,10 +149,11 @@ def test_any_step_length_gives_the_library_s_grid():
         assert found == [allocation.allocate(np.array(h), k) for k in (1, 2, 7, 20, 500, 1000)]
 
 
+@pytest.mark.parametrize("scale", [1, 7.5])
 @pytest.mark.parametrize("name", DATA["mixtures"])
-def test_what_is_measured_is_what_the_library_measures(name):
+def test_what_is_measured_is_what_the_library_measures(name, scale):
     """g is the mean norm of the Jacobian; both densities are `spread`'s, with exact adjoints."""
-    data, points = mixture(name), POINTS[DRAWN:JUDGED]
+    data, points = Guided(name, scale), POINTS[DRAWN:JUDGED]
     path = follow(eps(data), points, SCHEDULE, [*range(SIZE - 1, -1, -1)])
     jacobians = torch.stack(
         [
@@ -123,11 +168,12 @@ def test_what_is_measured_is_what_the_library_measures(name):
     path = Trajectory(
         path.timesteps, path.samples, path.noises, path.end, 1.0, adjoints.transpose(0, 1)
     )
-    script = """const found = m.measure(data.mixtures[given.name], s, measured);
+    script = """const model = m.guided(data.mixtures[given.name], data.cloud, given.scale);
+    const found = m.measure(model, s, measured);
     const grids = ["equidistributed", "dual-weighted"].map((name) =>
       [6, 10, 20].map((k) => m.lay(name, s, k, { evidence: found })));
     answer({ ...found, grids, combined: m.lay("combined", s, 9, { lam: 2, evidence: found }) });"""
-    found = node(script, name=name)
+    found = node(script, name=name, scale=scale)
     g = jacobians.flatten(2).norm(dim=2).mean(1).numpy()[::-1]
     np.testing.assert_allclose(found["g"], g, rtol=1e-7)
     factors = allocation.gradient_step(g, 2)
@@ -153,6 +199,61 @@ def test_the_error_at_the_end_is_the_library_s(name):
         for grid, error in zip(grids, errors, strict=True):
             ends = follow(eps(data), points, SCHEDULE, grid).end
             assert abs(error - float(relative_distance(ends, goal).mean())) < 1e-6
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("scale", [1, 7.5, 12])
+@pytest.mark.parametrize("name", DATA["mixtures"])
+def test_guidance_is_the_library_s(name, scale, cap):
+    """The error at the end, each step's scale, and its factor: the law's, for the largest κ."""
+    grids = [timesteps(CONFIG, k, allocation=n) for n in ("trailing", "karras") for k in (1, 6, 13)]
+    grids += [[657, 455, 317, 212, 120, 55]]
+    script = """const { points, ends } = problem(given.name), mixture = data.mixtures[given.name];
+    const [fine, model] = [Infinity, given.cap || Infinity].map((cap) =>
+      m.guided(mixture, data.cloud, given.scale, cap));
+    const guided = points.map((x) => m.exactEnd(fine, s, x));
+    answer(given.grids.map((grid) => {
+      const sigmas = m.levels(s, grid);
+      return [m.endError(model, s, grid, points, guided, m.spread(ends)),
+        grid.map((_, k) => m.stepScale(model, sigmas[k], sigmas[k + 1])),
+        m.stepFactors(model, s, grid, points)];
+    }));"""
+    found = node(script, name=name, scale=scale, cap=cap, grids=grids)
+    data = Guided(name, scale)
+    for grid, (error, scales, factors) in zip(grids, found, strict=True):
+        path, expected, plan = guided_path(name, grid, scale, cap)
+        assert error == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        np.testing.assert_allclose(scales, plan)
+        sigmas = np.append(SCHEDULE.sigmas[grid], 0.0)
+        for k, t in enumerate(grid):
+            bar = float(BARS[t])  # σ ∂ε/∂y is √(1 − ᾱ) ∂ε/∂x
+            matrices = (1 - bar) ** 0.5 * data.jacobian(path.samples[k], bar, plan[k])
+            kappa = float(torch.linalg.eigvalsh(matrices).max())
+            law = propagation(sigmas[k + 1] / sigmas[k], kappa)[0, 0]
+            assert factors[k] == pytest.approx(law, rel=1e-5, abs=1e-6)
+
+
+def test_at_scale_one_guidance_changes_nothing():
+    script = """const mixture = data.mixtures["Three clusters"];
+    answer([m.guided(mixture, data.cloud, 1, 1.5) === mixture, m.stepScale(mixture, 5, 1)]);"""
+    assert node(script) == [True, 1]
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_a_guided_step_s_errors_add_up_to_the_end(cap):
+    """With a cap too: the exact path is that of the full scale."""
+    script = """const mixture = data.mixtures[given.name], { points } = problem(given.name);
+    const [fine, model] = [Infinity, given.cap || Infinity].map((cap) =>
+      m.guided(mixture, data.cloud, 7.5, cap));
+    answer(points.map((x) => {
+      const ends = [m.exactEnd(fine, s, x)];
+      const { carried } = m.stepErrors(model, s, given.grid, [x], ends, 1);
+      return [m.endError(model, s, given.grid, [x], ends, 1), carried];
+    }));"""
+    found = node(script, name="Three clusters", grid=[812, 640, 377, 90], cap=cap)
+    for end, carried in found:
+        assert max(carried) <= end + sum(carried) - max(carried) + 1e-4, "a polygon that closes"
+        assert end <= sum(carried) + 1e-4
 
 
 def test_a_step_s_errors_are_the_solver_s_and_add_up_to_the_end():
@@ -222,7 +323,12 @@ def test_the_chapter_s_numbers_are_so():
     expected = [carried[-1], sum(carried[:-1]), error(measured), error(even)]
     expected += [error(half), error(one), error(two), error(even), error(searched)]
     expected += [error(searched, points=others), error(measured, points=others)]
-    expected += [error(searched, gauss), error(even, gauss), error(half), error(even)]
+    expected += [error(searched, gauss), error(even, gauss)]
+    guided = [
+        guided_path(name, even, 7.5, cap)[1] for name in DATA["mixtures"] for cap in (None, 1.5)
+    ]
+    assert f"the error is {guided[0]:.3f}" in CHAPTER
+    expected += [guided[1], *guided[-2:], error(half), error(even)]
     assert re.findall(r"0\.\d{3}", CHAPTER) == [f"{value:.3f}" for value in expected]
     assert error(two) > 2 * error(even)
     assert (searched[0], even[-1], sum(t < 50 for t in two)) == (657, 166, 4)
@@ -256,7 +362,7 @@ def test_the_chapter_s_claims_are_so():
 
 def test_the_figure_is_small_and_asks_nobody():
     text = editor.figure()
-    assert len(text.encode()) < 40_000
+    assert len(text.encode()) < 48_000
     assert not re.search(r"https?:|//\w|import\s|\bfetch\(|url\(", text)
     assert "{editor}" in CHAPTER
     page = editor.editor_page()

@@ -1,5 +1,6 @@
 """The grid editor in a browser, opened as a file: mouse, finger, keyboard, phone and dark."""
 
+import itertools
 import json
 import re
 
@@ -11,10 +12,13 @@ from asddim_lib.levels import noise_schedule
 from asddim_lib.metrics.distance import relative_distance
 from experiments.mixtures import GaussianMixture, follow
 from tests.pages import opening
+from tests.test_editor import guided_path
 
 # one browser serves all tests of this file
 pytestmark = [pytest.mark.site, pytest.mark.xdist_group("editor")]
 TICK = "#grid-editor [role=slider]"
+SAID = "document.querySelector('[aria-live]').innerText"
+STRIPES, WRONG = "[data-part=factors] path", ".ge-unstable"
 
 
 @pytest.fixture
@@ -50,6 +54,22 @@ def moved(page, act):
 def shown(page):
     """The error at the end, as the page shows it."""
     return page.locator("[data-part=end]").inner_text()
+
+
+def guide(page, scale):
+    """Opens the part on guidance, and sets the scale."""
+    if not page.locator("#grid-editor details[open]").count():
+        page.locator("#grid-editor summary").click()
+    page.get_by_label("Scale w").fill(str(scale))
+    page.wait_for_function(f"/w = {scale}/.test(document.querySelector('summary').innerText)")
+
+
+def picture(page):
+    """All that is drawn, and said in numbers, once the page has said what it has drawn."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    page.wait_for_function(f"{SAID}.includes(document.querySelector('[data-part=end]').innerText)")
+    parts = ("plane", "bars", "ticks", "scores", "end", "said")
+    return [page.locator(f"[data-part={part}]").inner_html() for part in parts]
 
 
 def middle(page, k):
@@ -179,6 +199,55 @@ def test_the_best_is_kept_and_a_search_is_not_the_reader_s(opened):
     assert "your best" in page.locator("[data-part=scores]").inner_text()
 
 
+def test_guidance_is_folded_away_and_at_scale_one_nothing_is_changed(opened):
+    page = opened()
+    page.get_by_role("button", name="karras").click()
+    before = picture(page)
+    assert page.get_by_label("Scale w").is_hidden()
+    assert page.locator("[data-part=law]").is_hidden()
+    guide(page, 7.5)
+    page.get_by_label("Cap the scale").check()
+    page.wait_for_function(f"{SAID}.includes('Unstable: 0 of 6 steps.')")
+    assert all(new != old for old, new in zip(before, picture(page), strict=True))
+    page.get_by_label("Scale w").fill("1")  # the cap, which is still on, has nothing to lower
+    page.locator("#grid-editor summary").click()
+    page.wait_for_function("document.querySelector('[data-part=law]').hidden")
+    assert picture(page) == before
+
+
+def test_the_keyboard_sets_the_scale_and_the_cap_and_the_page_says_which_steps_are_unstable(opened):
+    page = opened()
+    page.get_by_role("slider", name="Steps").focus()
+    for key in ("Tab", "Enter", "Tab", *["ArrowRight"] * 13):
+        page.keyboard.press(key)
+    page.wait_for_function(f"{SAID}.includes('Unstable: 1 of 6 steps (number 6).')")
+    even = grid(page)
+    free, capped = (guided_path("Three clusters", even, 7.5, cap)[1] for cap in (None, 1.5))
+    assert shown(page) == f"{free:.3f}"
+    assert page.locator(f"{STRIPES}, text{WRONG}").count() == 2
+    assert page.locator(TICK).nth(5).get_attribute("aria-valuetext").startswith("timestep 166, fa")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.wait_for_function(f"{SAID}.includes('Unstable: 0 of 6 steps.')")
+    assert shown(page) == f"{capped:.3f}"
+    gain = page.locator("[data-part=gain]").inner_text()
+    assert re.findall(r"\d\.\d{3}", gain) == [f"{free:.3f}", f"{capped:.3f}"]
+    assert not page.locator(f"{STRIPES}, text{WRONG}").count()
+    assert grid(page) == even
+
+
+def test_the_reader_s_own_grid_stays_when_the_scale_changes(opened):
+    page = opened()
+    own = moved(page, lambda: page.locator(TICK).nth(5).press("PageDown"))
+    before = shown(page)
+    guide(page, 3)
+    assert grid(page) == own
+    assert shown(page) != before
+    measured = moved(page, page.get_by_role("button", name="dual-weighted").click)
+    guide(page, 7.5)
+    assert grid(page) != measured, "the measured grid is the guided data's"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_lines_are_seen_against_the_ground(opened, scheme):
     """Three to one, as WCAG asks of what is drawn."""
@@ -195,22 +264,38 @@ def test_lines_are_seen_against_the_ground(opened, scheme):
 
     ground = light(colour("body", "backgroundColor"))
     assert (ground < 0.1) == (scheme == "dark")
-    lines = ["[data-part=bars] rect[stroke]", "[data-part=bars] line"]
-    for selector in [*lines, "[data-part=plane] path[stroke-width='1.5']"]:
-        levels = sorted([ground, light(colour(selector, "stroke"))])
-        assert (levels[1] + 0.05) / (levels[0] + 0.05) > 3, selector
+    lines = ["[data-part=bars] rect[stroke]", "[data-part=bars] line", STRIPES]
+    marks = [(selector, "stroke", 3) for selector in lines]
+    marks += [("[data-part=plane] path[stroke-width='1.5']", "stroke", 3)]
+    marks += [("[data-part=factors] rect:nth-of-type(3)", "fill", 3)]
+    marks += [(f"[data-part=factors] text{unstable}", "fill", 4.5) for unstable in ("", WRONG)]
+    guide(page, 7.5)
+    for selector, name, least in marks:
+        levels = sorted([ground, light(colour(selector, name))])
+        assert (levels[1] + 0.05) / (levels[0] + 0.05) > least, selector
 
 
-def test_on_a_phone_the_figure_fits_and_is_read(opened):
+@pytest.mark.parametrize(("width", "steps"), [(390, 0), (360, 6), (360, 10)])
+def test_on_a_phone_the_figure_fits_and_is_read(opened, width, steps):
     page = opened(has_touch=True, is_mobile=True)
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function("document.querySelector('[data-part=bars]').clientWidth < 390")
+    page.set_viewport_size({"width": width, "height": 844})
+    page.wait_for_function(f"document.querySelector('[data-part=bars]').clientWidth < {width}")
+    if steps:
+        page.get_by_role("slider", name="Steps").fill(str(steps))
+        guide(page, 12)
+        page.get_by_label("Cap the scale").check()
+        page.wait_for_function(f"{SAID}.includes('Unstable: 0 of {steps} steps.')")
     page.wait_for_timeout(100)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    texts = page.locator("[data-part=factors] text").all()
+    assert len(texts) == {0: 0, 6: 12, 10: 10}[steps], "numbers where there is room"
+    boxes = sorted((t.bounding_box() for t in texts), key=lambda box: (box["y"], box["x"]))
+    for one, other in itertools.pairwise(boxes):
+        assert one["y"] < other["y"] or one["x"] + one["width"] < other["x"], "numbers overlap"
     sizes = page.locator("svg text").evaluate_all(
         "all => all.map(e => e.getBoundingClientRect().height)"
     )
     assert min(sizes) >= 12
-    width, boxes = 390, [t.bounding_box() for t in page.locator(TICK).all()]
+    boxes = [t.bounding_box() for t in page.locator(TICK).all()]
     assert all(box["width"] >= 22 and box["height"] >= 36 for box in boxes)
     assert all(-11 <= box["x"] <= width for box in boxes)

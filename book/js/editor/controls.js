@@ -15,33 +15,41 @@
     measured: ["equidistributed", "dual-weighted"],
   };
   const MEASURED = "dual-weighted", RIVALS = ["trailing", MEASURED];
+  const CAP = 1.5; // GuidancePlan.capped()'s
   const USES = { noise: ["p"], combined: ["p", "lambda"] };
 
   // `name` is null once the grid is no named one; `last` is the last that was. `helped`: by the search.
   const state = { name: "", last: "", steps: 6, p: 0.5, lam: 1, grid: [], helped: false };
-  let top = 0; // the error at the top of the strip: bars must not be rescaled under a drag
+  Object.assign(state, { scale: 1, capped: false });
+  // The error at the top of the strip, the factor at the foot: no bar is rescaled under a drag.
+  let top = 0, foot = 0;
   const bests = {}; // the reader's best grid, by data and number of steps
   const problems = {};
 
-  /* All that depends on the data alone, computed when it is first chosen. */
-  function problemOf(name) {
-    if (problems[name]) return problems[name];
+  /* All that depends on the data and the scale alone, computed when they are first chosen. */
+  function problemOf(name, scale) {
+    const key = `${name} ${scale}`;
+    if (problems[key]) return problems[key];
     const mixture = data.mixtures[name], judged = data.drawn + data.measured;
+    const model = maths.guided(mixture, data.cloud, scale);
     const drawn = data.points.slice(0, data.drawn), others = data.points.slice(judged);
     const high = schedule.sigmas[size - 1];
     const exact = drawn.map((x) => {
       const path = [x];
       const keep = (y, sigma) => path.push(shrink(y, sigma));
-      maths.solve(mixture, maths.begin(x, high), high, 0, 0.1, keep);
+      maths.solve(model, maths.begin(x, high), high, 0, 0.1, keep);
       return path;
     });
-    const ends = (points) => points.map((x) => maths.exactEnd(mixture, schedule, x));
-    return (problems[name] = {
-      name, mixture, drawn, others, exact,
-      box: boxOf(mixture, exact.flat()),
-      ends: ends(drawn),
-      otherEnds: ends(others),
-      evidence: maths.measure(mixture, schedule, data.points.slice(data.drawn, judged)),
+    const ends = (points) => points.map((x) => maths.exactEnd(model, schedule, x));
+    const drawnEnds = ends(drawn), otherEnds = ends(others);
+    const plain = scale > 1 && problemOf(name, 1);
+    return (problems[key] = {
+      name, mixture, model, drawn, others, exact, otherEnds,
+      ends: drawnEnds,
+      // Guidance changes neither the picture's frame nor the unit of errors.
+      box: plain ? plain.box : boxOf(mixture, exact.flat()),
+      units: plain ? plain.units : [drawnEnds, otherEnds].map(maths.spread),
+      evidence: maths.measure(model, schedule, data.points.slice(data.drawn, judged)),
     });
   }
 
@@ -60,15 +68,18 @@
   }
 
   const shrink = (y, sigma) => y.map((value) => value / Math.sqrt(1 + sigma * sigma));
-  const problem = () => problemOf(part("data").value);
-  const place = () => `${problem().name} ${state.steps}`;
-  const errorOf = (grid) => {
-    const { mixture, drawn, ends } = problem();
-    return maths.endError(mixture, schedule, grid, drawn, ends);
+  const problem = () => problemOf(part("data").value, state.scale);
+  const place = () => [problem().name, state.steps, state.scale, state.capped].join(" ");
+  /* The model that DDIM is run on: with the cap, its steps have scales of their own. */
+  const sampled = (capped = state.capped) =>
+    maths.guided(problem().mixture, data.cloud, state.scale, capped ? CAP : Infinity);
+  const errorOf = (grid, capped) => {
+    const { drawn, ends, units } = problem();
+    return maths.endError(sampled(capped), schedule, grid, drawn, ends, units[0]);
   };
   const otherErrorOf = (grid) => {
-    const { mixture, others, otherEnds } = problem();
-    return maths.endError(mixture, schedule, grid, others, otherEnds);
+    const { others, otherEnds, units } = problem();
+    return maths.endError(sampled(), schedule, grid, others, otherEnds, units[1]);
   };
   function layNamed(name) {
     const { p, lam, steps } = state;
@@ -89,21 +100,42 @@
   }
 
   function draw() {
-    const { mixture, drawn, ends, exact, box, evidence, name } = problem(), { grid } = state;
-    const sigmas = maths.levels(schedule, grid), error = errorOf(grid);
-    const sampled = drawn.map((x) =>
-      maths.sample(mixture, schedule, grid, x).map((y, k) => shrink(y, sigmas[k])),
+    const { mixture, drawn, ends, exact, box, units, evidence, name } = problem();
+    const { grid } = state, sigmas = maths.levels(schedule, grid), error = errorOf(grid);
+    const model = sampled(), cloud = state.scale > 1 && data.cloud;
+    const paths = drawn.map((x) =>
+      maths.sample(model, schedule, grid, x).map((y, k) => shrink(y, sigmas[k])),
     );
-    const paths = `${drawn.length} paths from noise to the data (${name})`;
-    const label = `${paths}, exact and by DDIM in ${grid.length} steps`;
-    view.plane(part("plane"), { mixture, exact, sampled, box, label });
-    const errors = maths.stepErrors(mixture, schedule, grid, drawn, ends);
+    const told = `${drawn.length} paths from noise to the data (${name})`;
+    const label = `${told}, exact and by DDIM in ${grid.length} steps`;
+    view.plane(part("plane"), { mixture, cloud, exact, sampled: paths, box, label });
+    const errors = maths.stepErrors(model, schedule, grid, drawn, ends, units[0]);
     const sentence = worst(errors);
-    const density = evidence.densities[MEASURED], told = `The error of each step. ${sentence}`;
-    top = view.bars(part("bars"), { ...errors, grid, size, density, least: top, label: told });
-    drawTicks();
+    const density = evidence.densities[MEASURED], bars = `The error of each step. ${sentence}`;
+    top = view.bars(part("bars"), { ...errors, grid, size, density, least: top, label: bars });
+    const law = drawLaw(model, sigmas);
+    drawTicks(law.factors);
     score(error);
-    say(`This grid ends ${three(error)} from the exact samples. ${sentence}`);
+    say(`This grid ends ${three(error)} from the exact samples. ${sentence}${law.sentence}`);
+  }
+
+  /* Each step's factor, once the reader has opened the part on guidance. */
+  function drawLaw(model, sigmas) {
+    const { grid, scale, capped } = state, shown = part("guidance").open || scale > 1;
+    const setting = `: w = ${scale}${capped ? ", capped" : ""}`;
+    part("setting").textContent = scale > 1 ? setting : "";
+    part("law").hidden = !shown;
+    if (!shown) return { sentence: "" };
+    const [without, within] = [false, true].map((cap) => three(errorOf(grid, cap)));
+    part("gain").textContent = `Error at the end: ${without} without the cap, ${within} with it.`;
+    const factors = maths.stepFactors(model, schedule, grid, problem().drawn);
+    const scales = capped && grid.map((_, k) => maths.stepScale(model, sigmas[k], sigmas[k + 1]));
+    const wrong = grid.map((_, k) => k + 1).filter((k) => view.unstable(factors[k - 1]));
+    const which = wrong.length ? ` (number ${wrong.join(", ")})` : "";
+    const sentence = ` Unstable: ${wrong.length} of ${grid.length} steps${which}.`;
+    const label = `What each step multiplies an error by.${sentence}`;
+    foot = view.factors(part("factors"), { factors, scales, grid, size, least: foot, label });
+    return { factors, sentence };
   }
 
   /* The step whose error reaches the end most, in words. */
@@ -115,7 +147,7 @@
     return `${what} adds most: ${three(carried[k])}.`;
   }
 
-  function drawTicks() {
+  function drawTicks(factors) {
     const ticks = part("ticks"), { grid } = state, last = grid.length - 1;
     while (ticks.children.length > grid.length) ticks.lastChild.remove();
     while (ticks.children.length < grid.length) {
@@ -128,7 +160,9 @@
       tick.style.left = `${view.pixel(t, ticks.clientWidth, size)}px`;
       tick.title = `t = ${t}`;
       const told = { valuemin: last - k, valuemax: size - 1 - k, valuenow: t };
-      Object.assign(told, { label: `Step ${k + 1} of ${last + 1}`, valuetext: `timestep ${t}` });
+      const factor = factors ? `, factor ${view.signed(factors[k], 2)}` : "";
+      told.valuetext = `timestep ${t}${factor}`;
+      told.label = `Step ${k + 1} of ${last + 1}`;
       for (const [key, value] of Object.entries(told)) tick.setAttribute(`aria-${key}`, value);
     });
   }
@@ -170,7 +204,7 @@
   function choose(name) {
     Object.assign(state, { name, last: name, grid: layNamed(name), helped: false });
     press(name);
-    top = 0;
+    top = foot = 0;
     const uses = USES[name] || [];
     part("exponents").hidden = !uses.length;
     part("lambda").hidden = !uses.includes("lambda");
@@ -245,12 +279,23 @@
       list.append(button);
     }
   }
-  // The reader's own grid stays where it is when the data change.
-  part("data").addEventListener("change", () => {
-    top = 0;
+  // The reader's own grid stays where it is when the data or the guidance change.
+  function renew() {
+    top = foot = 0;
     if (state.name) choose(state.name);
     else redraw();
+  }
+  part("data").addEventListener("change", renew);
+  part("scale").addEventListener("input", ({ target }) => {
+    state.scale = Number(target.value);
+    target.nextElementSibling.textContent = target.value;
+    renew();
   });
+  part("cap").addEventListener("change", ({ target }) => {
+    state.capped = target.checked;
+    renew();
+  });
+  part("guidance").addEventListener("toggle", redraw);
   for (const name of ["steps", "p", "lam"]) follow(name, part(name));
   part("back").addEventListener("click", () => show(bests[place()], false));
   part("search").addEventListener("click", () => {

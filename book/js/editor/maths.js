@@ -188,7 +188,7 @@ const editorMaths = (() => {
   }
 
   /* E[ε | y]: −σ times the score. A component's own score is (μ_i − y) / (c_i² + σ²). */
-  function noise(mixture, y, sigma) {
+  function mixtureNoise(mixture, y, sigma) {
     weigh(mixture, y, sigma);
     let sx = 0, sy = 0;
     for (let i = 0; i < mixture.length; i++) {
@@ -200,7 +200,7 @@ const editorMaths = (() => {
   }
 
   /* ∂ε/∂y as [xx, xy, yy]; the matrix is symmetric. */
-  function jacobian(mixture, y, sigma) {
+  function mixtureJacobian(mixture, y, sigma) {
     weigh(mixture, y, sigma);
     let sx = 0, sy = 0, xx = 0, xy = 0, yy = 0, inverse = 0;
     mixture.forEach(({ mean: [a, b], std }, i) => {
@@ -215,6 +215,46 @@ const editorMaths = (() => {
     return [xx - sx * sx - inverse, xy - sx * sy, yy - sy * sy - inverse].map((h) => -sigma * h);
   }
 
+  // ---- Guidance: ε_w = ε_u + w (ε_c − ε_u)
+
+  /* A model is a mixture, or two of them: what the prompt asks for, and all data, of which that is
+  a tenth and a wide cloud the rest. At scale 1 only the first counts. */
+  function guided(prompted, cloud, scale, cap = Infinity) {
+    const tenth = prompted.map((part) => ({ ...part, weight: 0.1 * part.weight }));
+    const all = [...tenth, { ...cloud, weight: 0.9 }];
+    return scale === 1 ? prompted : { prompted, all, scale, cap };
+  }
+
+  function combine(values, model, y, sigma, scale) {
+    if (Array.isArray(model)) return values(model, y, sigma);
+    const without = values(model.all, y, sigma), within = values(model.prompted, y, sigma);
+    return without.map((value, i) => value + scale * (within[i] - value));
+  }
+  /* ε and ∂ε/∂y of a model, at its own scale or at another. */
+  const noise = (model, y, sigma, scale = model.scale) =>
+    combine(mixtureNoise, model, y, sigma, scale);
+  const jacobian = (model, y, sigma, scale = model.scale) =>
+    combine(mixtureJacobian, model, y, sigma, scale);
+
+  /* A step's scale: at most c / (1 − σ′/σ), and no less than 1. */
+  const stepScale = ({ scale = 1, cap }, from, to) =>
+    scale === 1 ? 1 : Math.max(1, Math.min(scale, cap / (1 - to / from)));
+
+  /* By what each step multiplies an error, 1 − κ (1 − σ′/σ). κ is the largest eigenvalue of
+  σ ∂ε/∂y at any point from which the step starts on DDIM's paths. */
+  function stepFactors(model, schedule, grid, points) {
+    const sigmas = levels(schedule, grid);
+    const paths = points.map((x) => sample(model, schedule, grid, x));
+    return grid.map((_, k) => {
+      const [from, to] = [sigmas[k], sigmas[k + 1]], scale = stepScale(model, from, to);
+      const kappas = paths.map((path) => {
+        const [xx, xy, yy] = jacobian(model, path[k], from, scale);
+        return from * ((xx + yy) / 2 + Math.hypot((xx - yy) / 2, xy));
+      });
+      return 1 - Math.max(...kappas) * (1 - to / from);
+    });
+  }
+
   // ---- Paths
 
   const KNEE = 0.1; // the size of the smallest cluster: below it the path is nearly straight in σ
@@ -222,12 +262,12 @@ const editorMaths = (() => {
 
   /* The exact path from y at σ = `from` down to `to`: Runge–Kutta in u = asinh(σ / KNEE). Steps are
   at most `length` long in u. With `visit`, each point on the way is handed to it. */
-  function solve(mixture, y, from, to, length = 0.1, visit = null) {
+  function solve(model, y, from, to, length = 0.1, visit = null) {
     const start = Math.asinh(from / KNEE), stop = Math.asinh(to / KNEE);
     const count = Math.max(Math.ceil(Math.abs(stop - start) / length), 1);
     const h = (stop - start) / count;
     const slope = (u, a, b) => {
-      const [x, z] = noise(mixture, [a, b], KNEE * Math.sinh(u)), scale = KNEE * Math.cosh(u);
+      const [x, z] = noise(model, [a, b], KNEE * Math.sinh(u)), scale = KNEE * Math.cosh(u);
       return [scale * x, scale * z];
     };
     let [a, b] = y;
@@ -247,8 +287,8 @@ const editorMaths = (() => {
   const begin = (x, sigma) => x.map((value) => value * Math.sqrt(1 + sigma * sigma));
 
   /* One step of DDIM (Eq 3). */
-  function ddimStep(mixture, y, from, to) {
-    const [a, b] = noise(mixture, y, from);
+  function ddimStep(model, y, from, to) {
+    const [a, b] = noise(model, y, from, stepScale(model, from, to));
     return [y[0] + (to - from) * a, y[1] + (to - from) * b];
   }
 
@@ -256,17 +296,17 @@ const editorMaths = (() => {
   const levels = (schedule, grid) => [...grid.map((t) => schedule.sigmas[t]), NOISE_FREE];
 
   /* The points of DDIM's path over a grid, from pure noise x. */
-  function sample(mixture, schedule, grid, x) {
+  function sample(model, schedule, grid, x) {
     const sigmas = levels(schedule, grid), path = [begin(x, sigmas[0])];
     for (let k = 0; k < grid.length; k++)
-      path.push(ddimStep(mixture, path[k], sigmas[k], sigmas[k + 1]));
+      path.push(ddimStep(model, path[k], sigmas[k], sigmas[k + 1]));
     return path;
   }
 
   /* Where the exact path from the noisiest timestep ends. */
-  function exactEnd(mixture, schedule, x) {
+  function exactEnd(model, schedule, x) {
     const high = schedule.sigmas[schedule.size - 1];
-    return solve(mixture, begin(x, high), high, NOISE_FREE, 0.03);
+    return solve(model, begin(x, high), high, NOISE_FREE, 0.03);
   }
 
   const distance = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
@@ -277,38 +317,39 @@ const editorMaths = (() => {
     return Math.sqrt(mean(points.map((p) => distance(p, centre) ** 2)));
   }
 
-  /* The mean distance of DDIM's ends from the exact ones, over those ends' spread. */
-  function endError(mixture, schedule, grid, points, ends) {
+  /* The mean distance of DDIM's ends from the exact ones, over those ends' spread. Guidance draws
+  the ends together: then `unit` is the spread without it. */
+  function endError(model, schedule, grid, points, ends, unit = spread(ends)) {
     const sigmas = levels(schedule, grid);
     let total = 0;
     points.forEach((x, n) => {
       let y = begin(x, sigmas[0]);
-      for (let k = 0; k < grid.length; k++) y = ddimStep(mixture, y, sigmas[k], sigmas[k + 1]);
+      for (let k = 0; k < grid.length; k++) y = ddimStep(model, y, sigmas[k], sigmas[k + 1]);
       total += distance(y, ends[n]);
     });
-    return total / points.length / spread(ends);
+    return total / points.length / unit;
   }
 
   /* What each step adds. `made` is the mean distance between a step and the exact path from the
   same point. `carried` is what that difference has become when both are followed exactly to the
   end: as vectors, these add up to the error at the end. Number 0 is the stretch that a grid leaves
   out when it begins below the noisiest timestep; number k is step k. Both over the ends' spread. */
-  function stepErrors(mixture, schedule, grid, points, ends) {
+  function stepErrors(model, schedule, grid, points, ends, unit = spread(ends)) {
     const sigmas = levels(schedule, grid), high = schedule.sigmas[schedule.size - 1];
     const made = sigmas.map(() => 0), carried = sigmas.map(() => 0);
-    const unit = points.length * spread(ends);
+    const total = points.length * unit;
     points.forEach((x, n) => {
       let y = begin(x, sigmas[0]), before = ends[n];
       const add = (k, exact, reached, sigma) => {
-        const end = solve(mixture, reached, sigma, NOISE_FREE);
-        made[k] += distance(exact, reached) / unit;
-        carried[k] += distance(end, before) / unit;
+        const end = solve(model, reached, sigma, NOISE_FREE);
+        made[k] += distance(exact, reached) / total;
+        carried[k] += distance(end, before) / total;
         before = end;
       };
-      if (sigmas[0] < high) add(0, solve(mixture, begin(x, high), high, sigmas[0]), y, sigmas[0]);
+      if (sigmas[0] < high) add(0, solve(model, begin(x, high), high, sigmas[0]), y, sigmas[0]);
       for (let k = 0; k < grid.length; k++) {
-        const next = ddimStep(mixture, y, sigmas[k], sigmas[k + 1]);
-        add(k + 1, solve(mixture, y, sigmas[k], sigmas[k + 1]), next, sigmas[k + 1]);
+        const next = ddimStep(model, y, sigmas[k], sigmas[k + 1]);
+        add(k + 1, solve(model, y, sigmas[k], sigmas[k + 1]), next, sigmas[k + 1]);
         y = next;
       }
     });
@@ -319,11 +360,11 @@ const editorMaths = (() => {
 
   /* The sensitivity g(t) (Eq 8: the Frobenius norm of ∂ε/∂x), and the best densities of steps: by
   the error where a step makes it, and by what of it reaches the end. */
-  function measure(mixture, schedule, points) {
+  function measure(model, schedule, points) {
     const { size, sigmas } = schedule, g = sigmas.map(() => 0);
     const made = new Array(size).fill(0), carried = new Array(size).fill(0);
     for (const x of points) {
-      const along = follow(mixture, sigmas, x);
+      const along = follow(model, sigmas, x);
       along.forEach(({ norm }, t) => (g[t] += norm / points.length));
       let [a, b, c, d] = [1, 0, 0, 1]; // what becomes of an error at the end: a 2 × 2 matrix
       for (let t = 0; t < size - 1; t++) {
@@ -345,13 +386,13 @@ const editorMaths = (() => {
   }
 
   /* ε, ∂ε/∂y and ‖∂ε/∂x‖ at each timestep of DDIM's path through all of them. */
-  function follow(mixture, sigmas, x) {
+  function follow(model, sigmas, x) {
     const along = new Array(sigmas.length);
     let y = begin(x, sigmas[sigmas.length - 1]);
     for (let t = sigmas.length - 1; t >= 0; t--) {
-      const sigma = sigmas[t], matrix = jacobian(mixture, y, sigma), [xx, xy, yy] = matrix;
+      const sigma = sigmas[t], matrix = jacobian(model, y, sigma), [xx, xy, yy] = matrix;
       const norm = Math.sqrt((xx * xx + 2 * xy * xy + yy * yy) * (1 + sigma * sigma));
-      along[t] = { noise: noise(mixture, y, sigma), matrix, norm };
+      along[t] = { noise: noise(model, y, sigma), matrix, norm };
       const change = (t ? sigmas[t - 1] : NOISE_FREE) - sigma;
       y = [y[0] + change * along[t].noise[0], y[1] + change * along[t].noise[1]];
     }
@@ -387,7 +428,7 @@ const editorMaths = (() => {
   return {
     noiseSchedule, noiseWeights, normalize, stepsPerTimestep, gradientStep, stepSizes, allocate,
     lay, noise, jacobian, solve, begin, sample, exactEnd, endError, stepErrors, measure, move,
-    search, spread, levels, betaQuantile,
+    search, spread, levels, betaQuantile, guided, stepScale, stepFactors,
   };
 })();
 if (typeof module !== "undefined") module.exports = editorMaths;

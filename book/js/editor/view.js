@@ -31,6 +31,10 @@ const editorView = (() => {
         dot(mean, rounded(times * std * scale), { fill: "var(--ge-quiet)", opacity: 0.12 }),
       ),
     );
+    if (shown.cloud) {
+      const dashed = { fill: "none", stroke: "var(--ge-quiet)", "stroke-dasharray": "5 4" };
+      parts.push(dot(shown.cloud.mean, rounded(shown.cloud.std * scale), dashed));
+    }
     for (const exact of shown.exact) parts.push(path(exact, "--ge-quiet", 1.2, { opacity: 0.75 }));
     for (const [first, ...rest] of shown.sampled) {
       parts.push(path([first, ...rest], "--ge-path", 1.5));
@@ -95,6 +99,53 @@ const editorView = (() => {
     return top;
   }
 
+  /* Each step's factor as a bar over the timesteps it spans, and as a number above it where there
+  is room. Grey is where a step is stable; a step below it is striped. `shown.scales` are written
+  below the steps if a cap has chosen them. Gives back the foot, `shown.least` or lower. */
+  function factors(svg, shown) {
+    const width = svg.clientWidth, foot = 104, { grid, size, scales } = shown;
+    const height = foot + (scales ? 18 : 4), most = Math.max(2, ...shown.factors.map((f) => -f));
+    const high = 1.5, low = Math.min(-ceiling(most), shown.least);
+    const at = (t) => rounded(pixel(t, width, size));
+    const y = (value) => {
+      const inside = Math.min(Math.max(value, low), high);
+      return rounded(TOP + ((high - inside) / (high - low)) * (foot - TOP));
+    };
+    const right = at(size - 1), wide = right - at(-1), band = { x: at(-1), width: wide };
+    Object.assign(band, { y: y(1), height: rounded(y(-1) - y(1)) });
+    const parts = [tag("rect", { ...band, fill: "var(--ge-quiet)", opacity: 0.16 })];
+    shown.factors.forEach((factor, k) => {
+      const x = at(k + 1 < grid.length ? grid[k + 1] : -1), span = rounded(at(grid[k]) - x);
+      const [top, bottom] = [y(factor), y(0)].sort((a, b) => a - b), wrong = unstable(factor);
+      const bar = { x, y: top, width: Math.max(span - 1, 1), height: rounded(bottom - top) };
+      const filled = { fill: "var(--ge-path)", opacity: 0.85 };
+      const framed = { fill: "none", stroke: "var(--ge-error)", "stroke-width": 1.5 };
+      parts.push(tag("rect", { ...bar, ...(wrong ? framed : filled) }));
+      let stripes = "";
+      for (let at = top + 3; wrong && at < bottom; at += 4) stripes += `M${x} ${at}h${bar.width}`;
+      if (stripes) parts.push(tag("path", { ...framed, d: stripes }));
+      const written = { x: rounded(x + span / 2), "text-anchor": "middle" };
+      const digits = span < 44 ? 1 : 2, label = { ...written, y: TOP - 6 };
+      if (wrong) label.class = "ge-unstable";
+      if (span >= 34) parts.push(tag("text", label, signed(factor, digits)));
+      const name = span < 40 ? "" : span < 60 ? "w " : "w = ";
+      const scale = scales && `${name}${scales[k].toFixed(1)}`;
+      if (scales && span >= 24) parts.push(tag("text", { ...written, y: height - 4 }, scale));
+    });
+    const zero = { x1: at(-1), x2: right, y1: y(0), y2: y(0), stroke: "var(--ge-quiet)" };
+    parts.push(tag("line", zero));
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.style.height = `${height}px`;
+    svg.innerHTML = parts.join("");
+    svg.setAttribute("aria-label", shown.label);
+    return low;
+  }
+
+  /* A step that enlarges an error although the exact path shrinks it. (Above 1 both enlarge it.) */
+  const unstable = (factor) => factor < -1;
+  const signed = (value, digits) =>
+    (Number(value.toFixed(digits)) + 0).toFixed(digits).replace("-", "−"); // no −0
+
   /* A pale area under the density. Its peak near clean data is cut off: it would flatten the rest. */
   function wanted(density, at, foot) {
     const sorted = [...density].sort((a, b) => a - b);
@@ -119,5 +170,5 @@ const editorView = (() => {
     ].join("");
   }
 
-  return { plane, bars, pixel, timestep };
+  return { plane, bars, factors, unstable, signed, pixel, timestep };
 })();
