@@ -93,6 +93,7 @@ guidance: .venv/.ready ## guidance plans beside constant guidance, on both model
 	$(ON_FLOW)
 	mkdir -p $(PLANS)/flow-2m/images && cp $(PLANS)/flow/images/*-k100-* $(PLANS)/flow-2m/images
 	$(ON_FLOW)-2m --solvers dpm++
+	$(BIN)/python -m tests.factors
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers
