@@ -201,7 +201,7 @@ def test_the_error_at_the_end_is_the_library_s(name):
             assert abs(error - float(relative_distance(ends, goal).mean())) < 1e-6
 
 
-@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("scale", [1, 7.5, 12])
 @pytest.mark.parametrize("name", DATA["mixtures"])
 def test_guidance_is_the_library_s(name, scale, cap):
@@ -235,11 +235,11 @@ def test_guidance_is_the_library_s(name, scale, cap):
 
 def test_at_scale_one_guidance_changes_nothing():
     script = """const mixture = data.mixtures["Three clusters"];
-    answer([m.guided(mixture, data.cloud, 1, 1.5) === mixture, m.stepScale(mixture, 5, 1)]);"""
+    answer([m.guided(mixture, data.cloud, 1, 2) === mixture, m.stepScale(mixture, 5, 1)]);"""
     assert node(script) == [True, 1]
 
 
-@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("cap", [None, 2.0])
 def test_a_guided_step_s_errors_add_up_to_the_end(cap):
     """With a cap too: the exact path is that of the full scale."""
     script = """const mixture = data.mixtures[given.name], { points } = problem(given.name);
@@ -325,7 +325,7 @@ def test_the_chapter_s_numbers_are_so():
     expected += [error(searched, points=others), error(measured, points=others)]
     expected += [error(searched, gauss), error(even, gauss)]
     guided = [
-        guided_path(name, even, 7.5, cap)[1] for name in DATA["mixtures"] for cap in (None, 1.5)
+        guided_path(name, even, 7.5, cap)[1] for name in DATA["mixtures"] for cap in (None, 2.0)
     ]
     assert f"the error is {guided[0]:.3f}" in CHAPTER
     expected += [guided[1], *guided[-2:], error(half), error(even)]

@@ -222,7 +222,7 @@ def test_the_keyboard_sets_the_scale_and_the_cap_and_the_page_says_which_steps_a
         page.keyboard.press(key)
     page.wait_for_function(f"{SAID}.includes('Unstable: 1 of 6 steps (number 6).')")
     even = grid(page)
-    free, capped = (guided_path("Three clusters", even, 7.5, cap)[1] for cap in (None, 1.5))
+    free, capped = (guided_path("Three clusters", even, 7.5, cap)[1] for cap in (None, 2.0))
     assert shown(page) == f"{free:.3f}"
     assert page.locator(f"{STRIPES}, text{WRONG}").count() == 2
     assert page.locator(TICK).nth(5).get_attribute("aria-valuetext").startswith("timestep 166, fa")

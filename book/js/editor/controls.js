@@ -15,7 +15,7 @@
     measured: ["equidistributed", "dual-weighted"],
   };
   const MEASURED = "dual-weighted", RIVALS = ["trailing", MEASURED];
-  const CAP = 1.5; // GuidancePlan.capped()'s
+  const CAP = 2; // GuidancePlan.capped()'s
   const USES = { noise: ["p"], combined: ["p", "lambda"] };
 
   // `name` is null once the grid is no named one; `last` is the last that was. `helped`: by the search.
