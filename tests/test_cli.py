@@ -338,3 +338,10 @@ def test_no_home_is_no_traceback(home, tmp_path):
     done = subprocess.run([sys.executable, *command, *arguments.split()], **how)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_no_chapter_calls_a_command_as_a_function():
+    """An option that is not given is Typer's object there, and counts as true."""
+    for file in (Path(__file__).parents[1] / "book" / "chapters").glob("*.md"):
+        for names in re.findall(r"from asddim_lib\.cli\.\w+ import (.*)", file.read_text()):
+            assert not {*names.split(", ")} & {*COMMANDS}, file.name

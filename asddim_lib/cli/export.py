@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
@@ -35,14 +36,30 @@ def export(
         "diffusers",
         "--format",
         help="diffusers (JSON), comfyui (for ManualSigmas) or a1111 (for Extra Schedulers' custom "
-        "list).",
+        "list). With a guidance plan: a module in Python, a workflow, or the script CFG "
+        "Scheduling's line beside the list.",
+    ),
+    guidance_plan: str = typer.Option(
+        "",
+        help="A plan to write with the grid: capped, interval-sdxl or another plan's name, or a "
+        "folder with one.",
+        show_default="none",
+    ),
+    guidance_scale: float | None = typer.Option(
+        None, help="The plan's own scale.", show_default="7.5, or that of a tuned folder"
+    ),
+    solver: str = typer.Option(
+        "",
+        help="The solver whose steps a plan's cap is for: euler (also DDIM), dpm++ (2M), unipc, "
+        "heun or ancestral.",
+        show_default="that of the model's scheduler",
     ),
     listed: bool = typer.Option(
         False, "--list", help="Print every allocation, what it needs and what it does."
     ),
     as_json: bool = opt.JSON,
 ) -> None:
-    """Prints a grid for another program: diffusers, ComfyUI or AUTOMATIC1111.
+    """Prints a grid, or a guidance plan, for diffusers, ComfyUI or AUTOMATIC1111.
 
     Sigmas of a flow-matching model are printed before the scheduler's shift for
     diffusers, which applies it, and after the shift for the others.
@@ -56,31 +73,44 @@ def export(
     check(mu is None or -20 <= mu <= 20, "mu", mu, remedy)
     if steps is not None:
         check_whole("steps", steps, 1, 1000)
+    for option, given in (("guidance_scale", guidance_scale), ("solver", solver or None)):
+        check(bool(guidance_plan) or given is None, option, given, "give a guidance_plan, too")
 
     from asddim_lib.configs import completed, with_fixed_shift
     from asddim_lib.evidence.profile import Profile
     from asddim_lib.grids.grid import sigmas, timesteps
+    from asddim_lib.guidance import elsewhere
+    from asddim_lib.guidance.plan import check_scale, saved_or_named
     from asddim_lib.levels import Levels
-    from asddim_lib.models.load import load_scheduler_config
+    from asddim_lib.models.load import load_scheduler_config, tuned_setting
 
     config = with_fixed_shift(completed(load_scheduler_config(model)), mu)
     steps = steps or len(config.get("grid") or range(10))
     levels = Levels.from_diffusers(config)
     measured = Profile.load(profile, schedule=levels) if profile else None
-    name, after = allocation or None, form != "diffusers"
-    values = sigmas(config, steps, allocation=name, order=order, profile=measured, shifted=after)
+    chosen: dict[str, Any] = {"allocation": allocation or None, "order": order, "profile": measured}
+    # Without an allocation a pipeline's scheduler sets the grid itself.
+    own = bool(guidance_plan) and not allocation and "allocation" not in config
+    others = form != "diffusers"
+    values = sigmas(config, steps, shifted=others or own, **chosen)
     values = [round(value, 6) for value in values]
-    if after:
+    if others:
         values[-1] = 0.0  # their samplers end there
-    if form == "comfyui":
-        typer.echo(", ".join(map(str, values)))
-    elif form == "a1111":
-        typer.echo(json.dumps(values))
-    elif levels.kind != "vp":
-        typer.echo(json.dumps({"sigmas": values}))
-    else:
-        grid = timesteps(config, steps, allocation=name, order=order, profile=measured)
-        typer.echo(json.dumps({"timesteps": grid, "sigmas": values}))
+    grid: dict[str, Any] = {"num_inference_steps": steps} if own else {}
+    if levels.kind == "vp":
+        grid["timesteps"] = timesteps(config, steps, **chosen)
+    grid["sigmas"] = values
+    text = json.dumps(values if others else grid)
+    if guidance_plan:
+        scale = tuned_setting(model).get("guidance_scale", 7.5)
+        scale = scale if guidance_scale is None else guidance_scale
+        check_scale("guidance_scale", scale)
+        used = values if others or own else sigmas(config, steps, shifted=True, **chosen)
+        plan = saved_or_named(guidance_plan)
+        text = elsewhere.written(form, plan, config, used, scale, solver or None, grid)
+    elif form == "comfyui":
+        text = elsewhere.listed(values)
+    typer.echo(text)
     return None
 
 
