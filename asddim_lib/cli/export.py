@@ -36,17 +36,19 @@ def export(
         "diffusers",
         "--format",
         help="diffusers (JSON), comfyui (for ManualSigmas) or a1111 (for Extra Schedulers' custom "
-        "list). With a guidance plan: a module in Python, a workflow, or the script CFG "
-        "Scheduling's line beside the list.",
+        "list). With a guidance plan: a module in Python, a workflow, or the list and a line for "
+        "the script CFG Scheduling.",
     ),
     guidance_plan: str = typer.Option(
         "",
-        help="A plan to write with the grid: capped, interval-sdxl or another plan's name, or a "
-        "folder with one.",
+        help="A plan to write with the grid: capped, capped-measured (with --profile), "
+        "interval-sdxl or another plan's name, or a folder with one.",
         show_default="none",
     ),
     guidance_scale: float | None = typer.Option(
-        None, help="The plan's own scale.", show_default="7.5, or that of a tuned folder"
+        None,
+        help="The guidance scale that the plan starts from.",
+        show_default="7.5, or that of a tuned folder",
     ),
     solver: str = typer.Option(
         "",
@@ -79,6 +81,7 @@ def export(
     from asddim_lib.configs import completed, with_fixed_shift
     from asddim_lib.evidence.profile import Profile
     from asddim_lib.grids.grid import sigmas, timesteps
+    from asddim_lib.grids.table import method_of
     from asddim_lib.guidance import elsewhere
     from asddim_lib.guidance.plan import check_scale, saved_or_named
     from asddim_lib.levels import Levels
@@ -88,15 +91,20 @@ def export(
     steps = steps or len(config.get("grid") or range(10))
     levels = Levels.from_diffusers(config)
     measured = Profile.load(profile, schedule=levels) if profile else None
-    chosen: dict[str, Any] = {"allocation": allocation or None, "order": order, "profile": measured}
-    # Without an allocation a pipeline's scheduler sets the grid itself.
-    own = bool(guidance_plan) and not allocation and "allocation" not in config
+    # The plan capped-measured may be all that the profile is for.
+    unused = "measured" in guidance_plan and not (
+        allocation and method_of(allocation).needs == "profile"
+    )
+    chosen: dict[str, Any] = {"allocation": allocation or None, "order": order}
+    chosen["profile"] = None if unused else measured
+    # Without an allocation a pipeline's scheduler sets the grid by itself.
+    itself = bool(guidance_plan) and not allocation and "allocation" not in config
     others = form != "diffusers"
-    values = sigmas(config, steps, shifted=others or own, **chosen)
+    values = sigmas(config, steps, shifted=others or itself, **chosen)
     values = [round(value, 6) for value in values]
     if others:
         values[-1] = 0.0  # their samplers end there
-    grid: dict[str, Any] = {"num_inference_steps": steps} if own else {}
+    grid: dict[str, Any] = {"num_inference_steps": steps} if itself else {}
     if levels.kind == "vp":
         grid["timesteps"] = timesteps(config, steps, **chosen)
     grid["sigmas"] = values
@@ -105,8 +113,8 @@ def export(
         scale = tuned_setting(model).get("guidance_scale", 7.5)
         scale = scale if guidance_scale is None else guidance_scale
         check_scale("guidance_scale", scale)
-        used = values if others or own else sigmas(config, steps, shifted=True, **chosen)
-        plan = saved_or_named(guidance_plan)
+        used = values if others or itself else sigmas(config, steps, shifted=True, **chosen)
+        plan = saved_or_named(guidance_plan, "", measured)
         text = elsewhere.written(form, plan, config, used, scale, solver or None, grid)
     elif form == "comfyui":
         text = elsewhere.listed(values)

@@ -1,6 +1,6 @@
 """A guidance plan for other programs: the scale of each step, written in their terms.
 
-What depends on the picture (a gate), or adds nothing to it (`zero_steps`), cannot be written so.
+A gate depends on the picture, and `zero_steps` add nothing to it: neither can be written so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def guided(pipe, **call):
     """Calls a pipeline that begins with pure noise: guided(pipe, prompt="a red boot").images[0]"""
     guider = getattr(pipe, "guider", None)
     if guider is not None:  # a modular pipeline
-        own = guider.guidance_scale
+        before = guider.guidance_scale
 
         def set_state(step, **state):
             type(guider).set_state(guider, step=step, **state)
@@ -47,7 +47,7 @@ def guided(pipe, **call):
             return pipe(**GRID, **call)
         finally:
             del guider.set_state
-            guider.guidance_scale = own
+            guider.guidance_scale = before
     if "self.guidance_scale * (" not in inspect.getsource(type(pipe).__call__):
         name = type(pipe).__name__
         raise TypeError(f"{{name}} reads its scale once: use asddim_lib's GuidancePlan, .on(pipe)")
