@@ -26,6 +26,8 @@ from asddim_lib.models import load
 from tests import tiny, zoo
 from tests.refusals import refuses
 from tests.test_guidance_rows import GUIDED
+from tests.test_kappa import with_kappa
+from tests.test_profile import SD
 from tests.zoo.entry import entry
 
 C = GuidancePlan.capped().c
@@ -125,7 +127,23 @@ def test_a_flow_model_s_scales_follow_its_noise_over_signal(tmp_path):
     levels = [9.0, 3.0, 1.0, 0.0]  # the first σ is infinite
     caps = [C, *(C / (1 - b / a) for a, b in itertools.pairwise(levels))]
     assert space["SCALES"] == pytest.approx(caps, abs=1e-5)
-    assert [node["cfg"] for node in of("CFGGuider", comfyui(folder, *given))] == pytest.approx(caps)
+    pieces = followed(comfyui(folder, *given))
+    each = [cfg for levels, cfg, _ in pieces for _ in levels[1:]]
+    assert each == pytest.approx(caps, abs=1e-5)
+
+
+@pytest.mark.parametrize("more", [[], ["--allocation", "trailing"]])
+def test_a_measured_cap_takes_the_profile_that_the_grid_does_not(more, tmp_path):
+    folder = scheduler_of(tmp_path, DDIMScheduler(**SD))
+    with_kappa([3.0] * 24, 7.5).save(tmp_path / "profile.json")
+    given = ["--steps", 4, "--profile", tmp_path / "profile.json", *more]
+    scales = module(export(folder, *given, "--guidance-plan", "capped-measured"))["SCALES"]
+    sigmas = json.loads(export(folder, "--steps", 4, *more))["sigmas"]
+    plan = GuidancePlan.capped(profile=with_kappa([3.0] * 24, 7.5))
+    assert scales == pytest.approx(plan.at(sigmas, 7.5), abs=1e-4)
+    assert (
+        scales != module(export(folder, "--steps", 4, *more, "--guidance-plan", "capped"))["SCALES"]
+    )
 
 
 def test_heun_has_a_scale_for_each_evaluation(tmp_path):

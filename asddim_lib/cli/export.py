@@ -115,6 +115,7 @@ def export(
         check_scale("guidance_scale", scale)
         used = values if others or itself else sigmas(config, steps, shifted=True, **chosen)
         plan = saved_or_named(guidance_plan, "", measured)
+        assert plan is not None
         text = elsewhere.written(form, plan, config, used, scale, solver or None, grid)
     elif form == "comfyui":
         text = elsewhere.listed(values)
