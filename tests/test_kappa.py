@@ -24,6 +24,7 @@ from asddim_lib.sensitivity import largest_eigenvalue
 from experiments.mixtures import GaussianMixture
 from tests.refusals import refuses
 from tests.test_profile import PROFILE
+from tests.zoo import ZOO
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground", "a pink dress"]
 SIGMAS = np.geomspace(20, 0.05, 24)
@@ -318,6 +319,20 @@ def test_a_plan_of_it_draws(small):
     plan = GuidancePlan.capped(1.0, profile=profile)
     run = Run(small, PROMPTS[:1], [0], 4.0, guidance_plan=plan)
     assert run.pictures(num_inference_steps=3).finite.all()
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("z-image", 6.0), ("qwen-image", 4.0), ("flux-dev", 1.0)]
+)
+def test_its_scale_is_that_of_the_formula_whatever_the_pipeline_calls_it(name, scale):
+    """Z-Image adds 1, Qwen-Image has a second scale, and FLUX's guidance is distilled."""
+    pipe, options = ZOO[name]()
+    how = {"num_steps": 2, "estimator": "path", "progress": False}
+    profile = calibrate(pipe, PROMPTS[0], **how, kappa_probes=2, **options)
+    assert profile.kappa["scale"] == scale
+    if scale == 1:
+        with refuses("kappa_scale"):
+            GuidancePlan.capped(profile=profile)
 
 
 def test_growth_agrees_with_largest_kappa():
