@@ -377,3 +377,11 @@ def test_the_command_s_measured_cap_needs_a_profile_of_this_scale(preloaded_smal
         error = CliRunner().invoke(app, arguments).exception
         assert isinstance(error, WrongUse)
         assert str(error).startswith("profile ")
+
+
+def test_a_measured_cap_keeps_a_margin_that_the_closed_form_has_by_itself():
+    profile = with_kappa([5.0] * 24, 7.5)
+    assert GuidancePlan.capped(profile=profile) == GuidancePlan.capped(1.5, profile=profile)
+    assert GuidancePlan.named("capped-measured", profile).c == 1.5
+    assert GuidancePlan.named("capped-measured-2", profile).c == 2
+    assert GuidancePlan.capped() == GuidancePlan.named("capped") == GuidancePlan.capped(2)

@@ -137,13 +137,16 @@ class GuidancePlan:
 
     @classmethod
     def capped(
-        cls, c: float = 2.0, above: float = 0.0, profile: Profile | None = None
+        cls, c: float | None = None, above: float = 0.0, profile: Profile | None = None
     ) -> GuidancePlan:
         """The pipeline's own scale, at most what a step bears.
 
-        A `profile` gives the κ that `calibrate(…, kappa_probes=6)` measured. Raises WrongUse for
-        one without.
+        A `profile` gives the κ that `calibrate(…, kappa_probes=6)` measured. `c` is 2 by default,
+        and 1.5 with a profile: few pictures have a κ of w, and that is a margin which a measured κ
+        does not leave. Raises WrongUse for a profile without κ.
         """
+        if c is None:
+            c = 2.0 if profile is None else 1.5
         if profile is None:
             return cls(c=c, above=above)
         remedy = "calibrate again with kappa_probes=6"
@@ -176,8 +179,8 @@ class GuidancePlan:
         if capped:
             remedy = f"guidance_plan {name} needs one: run asddim calibrate --kappa-probes 6"
             check(profile is not None or not capped[1], "profile", "not given", remedy)
-            c = {} if capped[2] is None else {"c": float(capped[2])}
-            return cls.capped(**c, profile=profile if capped[1] else None)
+            c = None if capped[2] is None else float(capped[2])
+            return cls.capped(c, profile=profile if capped[1] else None)
         plans = {
             "constant": cls(),
             "linear": cls(ramp="linear"),
