@@ -77,22 +77,35 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 	$(BIN)/python -m tests.effort
 	$(BIN)/asddim tune --model bundled-flow --steps 8 --guidance-scale 6 --call '{"max_sequence_length": 1}' --out results/tuned-flow
 
-GUIDED := --grids trailing --count 128 --steps 5,8,10,20 --reference-steps 100 --guidance-plans capped-1,capped-1.5,capped-2,interval-sdxl,linear
 PLANS := results/guidance-plans
-ON_UNET = $(BIN)/python -m experiments compare $(GUIDED) --batch-size 32 --guidance-scale 2,3,5,7.5,12 --out $(PLANS)/unet
-ON_FLOW = $(BIN)/python -m experiments compare $(GUIDED) --batch-size 16 $(FLOW) --guidance-scale 2,3,4,6,9 --out $(PLANS)/flow
+GUIDED := $(BIN)/python -m experiments compare --grids trailing --reference-steps 0
+# $(1) the folders' name, $(2) model and solver, $(3) the scales that plans are for, $(4) lower ones
+# beside them, $(5) the model's usual one, $(6) a further plan, $(7) more options. Plans and scales are chosen on tuning prompts.
+define GUIDANCE
+	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --prompts bundled-tune --count 128 --guidance-plans capped-1,capped-1.5,capped-2 --out $(PLANS)/choice/$(1) $(7)
+	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(4) --prompts bundled-tune --count 128 --out $(PLANS)/choice/$(1)-scales $(7)
+	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1) $(7)
+	$(GUIDED) $(2) --steps 50 --guidance-scale $(3) --count 1000 --out $(PLANS)/thousand/$(1)-fifty $(7)
+	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale 2$(,)4 --count 1000 --out $(PLANS)/thousand/$(1)-scales $(7)
+	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(3) --prompts $(PLANS)/noises.csv --count 256 --guidance-plans capped-2 --out $(PLANS)/noises/$(1) $(7)
+	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(5) --count 128 --guidance-plans interval-sdxl,linear,cosine,gated$(6) --out $(PLANS)/others/$(1) $(7)
+
+endef
+GUIDED_UNET := --batch-size 32
+GUIDED_FLOW := --batch-size 16 --model bundled-flow --call '{"max_sequence_length": 1}'
+define GUIDANCES
+	$(call GUIDANCE,unet,$(GUIDED_UNET),3$(,)7.5$(,)12,1.5$(,)2$(,)4$(,)5,7.5,,$(1))
+	$(call GUIDANCE,flow,$(GUIDED_FLOW) --solvers euler,3$(,)6$(,)9,1.5$(,)2$(,)4,6,$(,)zero-start,$(1))
+	$(call GUIDANCE,unet-2m,$(GUIDED_UNET) --solvers dpm++,3$(,)7.5$(,)12,1.5$(,)2$(,)4$(,)5,7.5,,$(1))
+	$(call GUIDANCE,flow-2m,$(GUIDED_FLOW) --solvers dpm++,3$(,)6$(,)9,1.5$(,)2$(,)4,6,$(,)zero-start,$(1))
+endef
+, := ,
 
 guidance: .venv/.ready ## guidance plans beside constant guidance, on both models, of first order and with 2M; prints its cost first, goes on where it was stopped
-	$(ON_UNET) --plan
-	$(ON_UNET)-2m --solvers dpm++ --plan
-	$(ON_FLOW) --plan
-	$(ON_FLOW)-2m --solvers dpm++ --plan
-	$(ON_UNET)
-	mkdir -p $(PLANS)/unet-2m/images && cp $(PLANS)/unet/images/*-k100-* $(PLANS)/unet-2m/images
-	$(ON_UNET)-2m --solvers dpm++
-	$(ON_FLOW)
-	mkdir -p $(PLANS)/flow-2m/images && cp $(PLANS)/flow/images/*-k100-* $(PLANS)/flow-2m/images
-	$(ON_FLOW)-2m --solvers dpm++
+	mkdir -p $(PLANS)
+	$(BIN)/python -c "import pandas; pandas.read_csv('data/prompts.csv').drop_duplicates('prompt')[:32].loc[lambda t: t.index.repeat(8)].to_csv('$(PLANS)/noises.csv', index=False)"
+	$(call GUIDANCES,--plan)
+	$(call GUIDANCES)
 	$(BIN)/python -m tests.factors
 
 REFERENCE ?=# a folder of real pictures
