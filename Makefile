@@ -84,6 +84,7 @@ GUIDED := $(BIN)/python -m experiments compare --grids trailing --reference-step
 define GUIDANCE
 	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --prompts bundled-tune --count 128 --guidance-plans capped-1,capped-1.5,capped-2 --out $(PLANS)/choice/$(1) $(7)
 	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(4) --prompts bundled-tune --count 128 --out $(PLANS)/choice/$(1)-scales $(7)
+	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(5) --prompts bundled-tune --count 128 $(MEASURED) --guidance-plans capped-measured-2,capped-measured-1.5 --out $(PLANS)/choice/$(1)-measured $(7)
 	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1) $(7)
 	$(GUIDED) $(2) --steps 50 --guidance-scale $(3) --count 1000 --out $(PLANS)/thousand/$(1)-fifty $(7)
 	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale 2$(,)4 --count 1000 --out $(PLANS)/thousand/$(1)-scales $(7)
@@ -107,6 +108,8 @@ guidance: .venv/.ready ## guidance plans beside constant guidance, on both model
 	$(call GUIDANCES,--plan)
 	$(call GUIDANCES)
 	$(BIN)/python -m tests.factors
+	$(BIN)/python -m tests.switch
+	$(BIN)/python -m tests.bench guidance
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers

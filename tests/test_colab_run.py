@@ -45,6 +45,7 @@ CHANGED = {
     "flow": {"steps": 10},
     "goal": {"count": 4, "fine_steps": 10, "measured_on": 1, "steps": 4},
     "grids": {"model": TINY, "steps": 5},
+    "capped": {"few": [8]},
     "guidance": {"steps": 4, "c": 1.5},
     "judging": {"repeats": 3, "sizes": [250, 500, 1000]},
     "local-error": {"strips": 6},

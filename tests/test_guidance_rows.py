@@ -21,11 +21,14 @@ GUIDED = [name for name in ENTRIES if name not in DISTILLED]
 def test_a_constant_plan_is_the_plain_pipeline_bit_for_bit(name):
     one = entry(name)
     plain = zoo.draw(one.pipe, one.options)
+    own, known = one.pipe.scheduler, set(vars(one.pipe.scheduler))
     with GuidancePlan.constant().on(one.pipe) as rows:
         first, second = (zoo.draw(one.pipe, one.options) for _ in range(2))
     assert torch.equal(plain, first)
     assert torch.equal(plain, second)
     assert rows.skipped == 0
+    assert one.pipe.scheduler is own
+    assert set(vars(own)) == known
     assert torch.equal(plain, zoo.draw(one.pipe, one.options))
     assert not any("forward" in vars(part) for part in networks(one.pipe))
 

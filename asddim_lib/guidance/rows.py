@@ -298,8 +298,9 @@ def guided_by(guided: Guided) -> Iterator[Rows]:
         return type(own).step(self, guided.arrived(model_output, sample), timestep, sample, *a, **k)
 
     how = "under a guidance plan"
-    pipe.scheduler = intercepted(own, how, set_timesteps=set_timesteps, step=step)
-    setattr(pipe.scheduler, MARK, guided)
+    drawing = intercepted(own, how, set_timesteps=set_timesteps, step=step)
+    setattr(drawing, MARK, guided)
+    pipe.scheduler = drawing
     undo = [_answered_by(guided, module) for module in networks(pipe)]
     setattr(pipe, MARK, guided)
     try:
@@ -308,6 +309,9 @@ def guided_by(guided: Guided) -> Iterator[Rows]:
         delattr(pipe, MARK)
         for one in reversed(undo):
             one()
+        # The pipeline's scheduler has the timesteps of the last run, as after any drawing.
+        delattr(drawing, MARK)
+        vars(own).update(vars(drawing))
         pipe.scheduler = own
 
 
