@@ -299,7 +299,7 @@ def test_pictures_of_a_plan_that_meant_something_else_are_refused(small, planned
         ("c", {"guidance_plans": ("capped-3",)}),
         ("guidance_plans", {"guidance_plans": ()}),
         ("guidance_plans", {"guidance_plans": ("linear", "linear")}),
-        ("guidance_plans", {"guidance_plans": ("capped", "capped-1.5")}),
+        ("guidance_plans", {"guidance_plans": ("capped", "capped-2")}),
         ("guidance_scale", {"guidance_plans": ("linear",), "guidance_scales": (1.0,)}),
     ],
 )

@@ -20,7 +20,7 @@ from experiments import grids as finder
 from experiments import score as scoring
 from experiments import setting as design
 from experiments.draw import weights_hash
-from experiments.intervals import proportion_interval
+from experiments.intervals import effective_size, proportion_interval
 from experiments.pictures import draw
 from experiments.records import read_records
 from tests.dmn import check_as_good
@@ -39,7 +39,8 @@ def opened(folder):
             for key, value in said["setting"].items()
         }
     )
-    prompts = "bundled-tune" if folder.name.startswith("tune") else "bundled"
+    early = "bundled-tune" if folder.name.startswith("tune") else "bundled"
+    prompts = said.get("prompts_from", early)
     table = load_prompts(prompts, said["prompts"])
     return said, setting, table, read_records(folder)
 
@@ -75,9 +76,10 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
         row = summary.loc[tuple(getattr(cell, key) for key in KEYS)]
         assert row["n"] == len(part)
         seconds = part["seconds"].drop_duplicates()
-        # Summaries were written before intervals were clustered, and with a KID of subsets.
-        plain = scoring.figures(part.drop(columns=["prompt", "kid_share"], errors="ignore"))
-        figures = plain | {
+        # Early summaries were written before intervals were clustered, and with a KID of subsets.
+        clustered = "guidance-plans" in folder.parts
+        early = part.drop(columns=["prompt", "kid_share"], errors="ignore")
+        figures = scoring.figures(part if clustered else early) | {
             "seconds": seconds.median(),
             "seconds_ci": metrics.mean_interval(seconds)[1],
         }
@@ -87,13 +89,16 @@ def test_a_record_holds_what_its_setting_says_and_its_table_says_what_it_holds(f
             assert row[name] == pytest.approx(value, rel=1e-9), name
         for name in ("clip", "distance"):
             if name in figures:
+                texts = part["prompt"] if clustered else None
                 assert (row[name], row[f"{name}_ci"]) == pytest.approx(
-                    metrics.mean_interval(part[name]), rel=1e-9
+                    metrics.mean_interval(part[name], texts), rel=1e-9
                 )
         hits = int(part["right_all"].sum())
         assert row["right"] == hits / len(part)
+        size = effective_size(part["right_all"].to_numpy(float), part["prompt"])
+        total = size if clustered else len(part)
         assert (row["right_low"], row["right_high"]) == pytest.approx(
-            proportion_interval(hits, len(part)), rel=1e-9
+            proportion_interval(hits / len(part) * total, total), rel=1e-9
         )
         for name in ("right_ci", "clip_ci", "seconds_ci"):
             assert row[name] > 0, f"{name} claims certainty"

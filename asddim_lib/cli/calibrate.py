@@ -6,7 +6,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
 from asddim_lib.cache import cache_folder, check_writable
@@ -120,6 +119,8 @@ def _cache() -> Path | None:
 
 def _stability(profile: Any, run: Any, steps: int) -> dict[str, Any]:
     """The scale of each of the scheduler's K steps, and the largest one that is stable."""
+    import numpy as np
+
     from asddim_lib.grids.grid import sigmas
     from asddim_lib.guidance.plan import GuidancePlan
     from asddim_lib.guidance.steps import law_of

@@ -55,7 +55,7 @@ def guided(pipe, **call):
 
     def next_scale(pipe, step, timestep, tensors):
         if pipe.num_timesteps != len(scales):
-            raise ValueError(f"the run has {{pipe.num_timesteps}} evaluations, not {{len(scales)}}")
+            raise IndexError(f"the run has {{pipe.num_timesteps}} evaluations, not {{len(scales)}}")
         pipe._guidance_scale = scales[min(step + 1, len(scales) - 1)]
         return tensors
 
