@@ -13,8 +13,11 @@ from diffusers.pipelines.ideogram4.pipeline_ideogram4 import _logit_normal_sigma
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from asddim_lib import ASDDIMScheduler
+from asddim_lib.grids.table import METHODS
 from asddim_lib.guidance.law import SOLVERS, growth
 from asddim_lib.guidance.plan import PUBLISHED, GuidancePlan
+from asddim_lib.guidance.steps import steps_of
 from asddim_lib.pipeline.run import Run
 from tests import tiny
 from tests.refusals import refuses
@@ -23,6 +26,9 @@ SIGMAS = [14.6, 6.0, 2.2, 0.9, 0.2, 0.0]
 falling = st.lists(st.floats(0.01, 150), min_size=2, max_size=12, unique=True).map(
     lambda levels: [*sorted(levels, reverse=True), 0.0]
 )
+
+
+GRIDS = [one.name for one in METHODS.values() if one.needs == "nothing" and one.kind != "flow"]
 
 
 def test_without_arguments_it_is_the_pipeline_s_own_scale():
@@ -61,6 +67,19 @@ def test_a_higher_c_caps_less_for_each_solver(solver):
     low, high = (GuidancePlan.capped(c).at(SIGMAS, 7.5, solver) for c in (1.0, 2.0))
     assert all(a <= b for a, b in zip(low, high, strict=True))
     assert low != high
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("allocation", GRIDS)
+def test_each_grid_takes_a_cap_also_where_its_last_step_stays_at_one_sigma(allocation, alone):
+    """diffusers' DDIM ends at its lowest σ unless `set_alpha_to_one`, and some grids reach it."""
+    scheduler = ASDDIMScheduler(allocation=allocation, set_alpha_to_one=alone)
+    for steps in (2, 5, 20):
+        scheduler.set_timesteps(steps)
+        set_steps = steps_of(scheduler)
+        for solver in SOLVERS:
+            scales = GuidancePlan.capped().at(set_steps.sigmas, 7.5, solver)
+            assert len(scales) == steps and all(1 <= scale <= 7.5 for scale in scales)
 
 
 def test_an_interval_is_in_sigma_whatever_the_grid():

@@ -244,6 +244,9 @@ class GuidancePlan:
         ]
         caps = []
         for k, ratio in enumerate(ratios):
+            if ratio == 1:  # a scheduler whose data begin at its lowest σ ends there, and stays
+                caps.append(math.inf)
+                continue
             before = ratios[k - 1] if k else None
             one_step = k == 0 and solver in ("dpm++", "unipc")
             law = "euler" if one_step or (ratio == 0 and solver != "ancestral") else solver
