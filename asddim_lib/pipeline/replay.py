@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from asddim_lib.errors import check
-from asddim_lib.guidance.formula import formula_of, guidance_scales, near
+from asddim_lib.guidance.formula import formula_of, guidance_scales, near, predictions
 from asddim_lib.models.load import Pipeline, device_of, networks
 
 #: ε from a sample as the pipeline has it, and the guided output of the network.
@@ -174,7 +174,7 @@ class Replay:
         for call in (*self._calls, *controls):
             what = f"{self._kind}, whose network is given other samples than its scheduler"
             check(self._was_given(call.sample), "pipe", what, REMEDY)
-        outputs = [part for call in self._calls for part in self._parts(call.output)]
+        outputs = [p for call in self._calls for p in predictions(call.output, visit.sample)]
         scales = guidance_scales(pipe, capture.options)
         self.formula = formula_of(pipe, scales, outputs, visit.model_output, REMEDY)
 
@@ -199,7 +199,7 @@ class Replay:
                     answer = call.control.again(self._filled(sample, call.control.sample))
                     changes = {name: answer[place] for name, place in call.answers.items()}
                 output = call.again(self._filled(sample, call.sample), **changes)
-                yield from self._parts(_tensor(output, self._capture.pipe))
+                yield from predictions(_tensor(output, self._capture.pipe), self._visit.sample)
         finally:
             self._capture.busy = False
 
@@ -213,18 +213,6 @@ class Replay:
             return [one.reshape(like.shape).to(like) for one, like in zip(copies, old, strict=True)]
         rest = old[:, x.shape[1] :]
         return torch.cat([copies.to(old.dtype), rest], 1) if rest.shape[1] else copies.to(old.dtype)
-
-    def _parts(self, output: Tensor) -> list[Tensor]:
-        """One output for each kind of guidance, without what the pipeline cuts off.
-
-        That is a learned variance, or the tokens of a picture that is edited.
-        """
-        sample = self._visit.sample
-        if output.ndim == sample.ndim + 1:  # Z-Image's dimension for frames
-            output = output.reshape(len(output), *sample.shape[1:])
-        if output.ndim == sample.ndim:
-            output = output[:, : sample.shape[1]]
-        return list(output.chunk(max(1, len(output) // len(sample))))
 
     def _was_given(self, given: Any) -> bool:
         """Whether a network's input is the visit's sample, in copies."""
