@@ -37,7 +37,7 @@ GRID = [960, 520, 130]
 POINTS = [999, 749, 499, 249, 0]
 
 
-#: What each checkpoint is called, by its name in the zoo; and three more pipelines, each of which
+#: What each checkpoint is called, by its name in the zoo; and four more pipelines, each of which
 #: is refused something.
 MODELS = {
     "sd15": "Stable Diffusion 1.5",
@@ -63,6 +63,7 @@ MODELS = {
     "flux-kontext": "FLUX.1-Kontext",
     "flux-2": "FLUX.2 [klein]",
     "modular-flux": "FLUX.1-dev, modular",
+    "ideogram-4": "Ideogram 4",
     "chroma": "Chroma1-HD",
     "qwen-image": "Qwen-Image",
     "z-image": "Z-Image",

@@ -18,6 +18,11 @@ BLOCKS = {
     for kind in ("StableDiffusionXL", "Flux")
 }
 PLAN = "guidance plan"
+IDEOGRAM = {
+    **dict.fromkeys(COLUMNS, "pipe is Ideogram4Pipeline; it sets levels of its own"),
+    **dict.fromkeys(["path recorded", "g", "adjoint"], "pipe is Ideogram4Pipeline; its scales"),
+    **dict.fromkeys(["draws", PLAN], WORKS),
+}
 DISTILLED = {
     name: {**ALL, PLAN: f"pipe is {kind}; its guidance is distilled into the network"}
     for name, kind in {
@@ -52,6 +57,7 @@ EXPECTED = {
     "flux-kontext": DISTILLED["flux-kontext"],
     "flux-2": ALL,
     "modular-flux": {**DISTILLED["modular-flux"], "decoded": BLOCKS["Flux"]},
+    "ideogram-4": IDEOGRAM,
     "chroma": ALL,
     "qwen-image": ALL,
     "z-image": ALL,

@@ -16,31 +16,35 @@ from torch import Tensor
 from asddim_lib.errors import WrongUse
 from asddim_lib.models.calls import parameters
 
-#: The guided prediction from a step's predictions, one for each kind of guidance.
-Combine = Callable[[list[Tensor]], Tensor]
+#: The guided prediction from a step's predictions, one for each kind of guidance, and a scale.
+Guide = Callable[[list[Tensor], Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A pipeline's guidance: `combine` of a step's predictions, and the scale in it.
+    """A pipeline's guidance: `guide`, of a step's predictions and a scale, and its own `scale`.
 
     The predictions of numbers `without` and `prompt` are u and c, and the guided one is
     u + scale · (c − u), perhaps rescaled, and with other terms. `scale` is None where there are no
-    two such predictions. With `moves_prompt` another term contains u, so that only c may be changed
-    for another scale.
+    two such predictions; a tensor of scales broadcasts to them. With `moves_prompt` another term
+    contains u, so that only c may be changed for another scale.
     """
 
-    combine: Combine
+    guide: Guide
     scale: float | None = None
     without: int = 0
     prompt: int = 0
     moves_prompt: bool = False
 
+    def combine(self, parts: list[Tensor]) -> Tensor:
+        """The guided prediction as the pipeline makes it."""
+        return self.guide(parts, self.scale)
+
     def rescaled(self, without: Tensor, prompt: Tensor, scale: float | Tensor) -> Tensor:
         """What to give in place of u (of c with `moves_prompt`) so that `scale` is drawn with.
 
         Computed in float32 and returned in the predictions' dtype. At scale 1 it is c itself in
-        place of u. A tensor of scales broadcasts to the predictions.
+        place of u.
         """
         assert self.scale is not None
         u, c = without.float(), prompt.float()
@@ -117,8 +121,8 @@ def predictions(output: Tensor, sample: Tensor) -> list[Tensor]:
 
 
 def _negated(formula: Formula) -> Formula:
-    combine = formula.combine
-    return replace(formula, combine=lambda parts: -combine(parts))
+    guide = formula.guide
+    return replace(formula, guide=lambda parts, scale: -guide(parts, scale))
 
 
 def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Formula]:
@@ -128,7 +132,7 @@ def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Formula]:
         yield from _of_guider(guider, count)
         return
     if count == 1:
-        yield Formula(lambda p: p[0])
+        yield Formula(lambda p, _: p[0])
     if count == 2:
         for scale in scales:
             for without, prompt in ((0, 1), (1, 0)):
@@ -138,7 +142,7 @@ def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Formula]:
         if hasattr(pipe, "image_guidance_scale"):  # InstructPix2Pix
             image = float(pipe.image_guidance_scale)
             yield Formula(
-                lambda p: p[2] + scale * (p[0] - p[1]) + image * (p[1] - p[2]),
+                lambda p, s: p[2] + s * (p[0] - p[1]) + image * (p[1] - p[2]),
                 scale,
                 without=1,
                 prompt=0,
@@ -147,7 +151,7 @@ def _known(pipe: Any, scales: list[float], count: int) -> Iterator[Formula]:
         if hasattr(pipe, "pag_scale"):  # perturbed attention as well as classifier-free guidance
             perturbed = float(pipe.pag_scale)
             yield Formula(
-                lambda p: p[0] + scale * (p[1] - p[0]) + perturbed * (p[1] - p[2]), scale, 0, 1
+                lambda p, s: p[0] + s * (p[1] - p[0]) + perturbed * (p[1] - p[2]), scale, 0, 1
             )
 
 
@@ -157,35 +161,32 @@ def _of_guider(guider: Any, count: int) -> Iterator[Formula]:
     One that changes the network while it answers (skipped layers, perturbed attention) cannot be
     repeated by calling the network.
     """
-    plain = type(guider).prepare_models is BaseGuidance.prepare_models
-    if not plain or guider.num_conditions != count:
+    repeats = type(guider).prepare_models is BaseGuidance.prepare_models
+    if not repeats or guider.num_conditions != count:
         return
-    now = copy.deepcopy(guider)
-
-    def combine(p: list[Tensor]) -> Tensor:
-        return now.forward(*p).pred
-
     if count == 2 and type(guider) is ClassifierFreeGuidance:
         added = 1.0 if guider.use_original_formulation else 0.0
-        yield Formula(combine, guider.guidance_scale + added, without=1, prompt=0)
+        plain, other, *_ = _classifier_free(guider, guider.guidance_scale + added, 1, 0)
+        yield other if guider.guidance_rescale else plain
     else:
-        yield Formula(combine)
+        now = copy.deepcopy(guider)
+        yield Formula(lambda p, _: now.forward(*p).pred)
 
 
 def _classifier_free(pipe: Any, scale: float, without: int, prompt: int) -> Iterator[Formula]:
     """Classifier-free guidance: plain, with its spread rescaled, or with its norm kept."""
 
-    def plain(p: list[Tensor]) -> Tensor:
-        return p[without] + scale * (p[prompt] - p[without])
+    def plain(p: list[Tensor], s: Any) -> Tensor:
+        return p[without] + s * (p[prompt] - p[without])
 
-    def normed(p: list[Tensor]) -> Tensor:  # Qwen-Image, Lumina 2
-        guided = plain(p)
+    def normed(p: list[Tensor], s: Any) -> Tensor:  # Qwen-Image, Lumina 2
+        guided = plain(p, s)
         wanted, found = (torch.norm(q, dim=-1, keepdim=True) for q in (p[prompt], guided))
         return guided * (wanted / found)
 
     rescale = float(getattr(pipe, "guidance_rescale", 0.0) or 0.0)
     yield Formula(plain, scale, without, prompt)
     if rescale:
-        spread = lambda p: rescale_noise_cfg(plain(p), p[prompt], rescale)  # noqa: E731
+        spread = lambda p, s: rescale_noise_cfg(plain(p, s), p[prompt], rescale)  # noqa: E731
         yield Formula(spread, scale, without, prompt)
     yield Formula(normed, scale, without, prompt)

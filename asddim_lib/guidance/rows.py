@@ -7,14 +7,16 @@ and the network is not asked for u. No pipeline is edited; its rescaling and its
 
 How a pipeline guides is found in the first step that it draws: all predictions are made as it asks
 for them, and a known formula has to give what arrives at its scheduler (`formula.formula_of`).
-Further runs with the same number of rows and the same scales need no such step.
+The formula then gives that step at w. Further runs with the same number of rows and the same scales
+need no such step. Each step is one where g is not known while the network is asked (Ideogram 4's
+schedule), or is near 1.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +88,14 @@ class Guided:
         self.layouts: dict[nn.Module, Layout] = {}
         self.stated: Any = None  # by the pipeline, when the layouts were learned
         self.fitted = False  # whether it does not state its scale, as PixArt
+        self.late = False  # whether this run's scale counts only after the network's calls
         self.begin()
 
     def begin(self) -> None:
         """A run begins: its scheduler has set its steps."""
-        if self.fitted:  # this run's scale may be another
+        if self.fitted or self.late:  # this run's scale may be another
             self.layouts.clear()
+        self.late = False
         self.cached = any(map(_keeps_states, networks(self.pipe)))
         self.evaluation = 0
         self.scales: dict[float, list[float]] = {}  # of each step, by the pipeline's own scale
@@ -99,7 +103,7 @@ class Guided:
         self._next()
 
     def _next(self) -> None:
-        self.module: nn.Module | None = None
+        self.module: nn.Module | None = None  # the first that is called
         self.unguided = False  # the pipeline itself asks for fewer predictions in this step
         self.outputs: list[Tensor] = []  # the predictions of each call of this step
         self.parts: list[Tensor] = []  # one by one, where the layout is known
@@ -111,28 +115,33 @@ class Guided:
         same = getattr(self.pipe.scheduler, MARK, None) is self
         what = f"another {type(self.pipe.scheduler).__name__} than the plan was put on with"
         check(same, "pipe.scheduler", what, "set it first, and put the plan on after that")
-        total = len(args[0] if args else kwargs[next(n for n in SAMPLES if n in kwargs)])
-        if not self.outputs and self.stated != self._states():
+        given = args[0] if args else kwargs[next(n for n in SAMPLES if n in kwargs)]
+        total, call = len(given), len(self.outputs)
+        if not call and (self.late or self.stated != self._states()):
             self.layouts.clear()
             self.stated = self._states()
-        self.module, call = module, len(self.outputs)
-        layout = self.layouts.get(module)
+        self.module = self.module or module
+        if module is not self.module:  # Ideogram 4, whose text stands before the picture in c
+            self.outputs = [one[:, -given.shape[1] :] for one in self.outputs]
+            self.parts = [one[:, -given.shape[1] :] for one in self.parts]
+        layout = self.layouts.get(self.module)
         if layout is not None and not self.evaluation and total != layout.rows(call):
             self.layouts.clear()  # another number of pictures
             layout = None
         self.unguided |= layout is not None and total != layout.rows(call)
+
+        def make(rows: Tensor | None = None) -> Any:
+            self.rows.count += total if rows is None else len(rows)
+            if rows is None:
+                return run(*args, **kwargs)
+            return run(*selected(args, total, rows), **selected(kwargs, total, rows))
+
         if layout is None or self.unguided:
-            output = run(*args, **kwargs)
-            self.rows.count += total
+            output = make()
             self.outputs.append(prediction(output))
             return output
         scales, first = self._of_pictures(layout), len(self.parts)
-
-        def some(rows: Tensor) -> Any:
-            return run(*selected(args, total, rows), **selected(kwargs, total, rows))
-
-        whole = functools.partial(run, *args, **kwargs)
-        output = self._made(layout, total, scales, whole, some)
+        output = self._made(layout, total, scales, make)
         made = prediction(output)
         self.outputs.append(made)
         self.parts += made.chunk(layout.calls[call])
@@ -140,27 +149,19 @@ class Guided:
         moved = self._moved(layout.formula, first, scales) if {*scales} - free else None
         return output if moved is None else replaced(output, moved)
 
-    def _made(
-        self,
-        layout: Layout,
-        total: int,
-        scales: list[float],
-        whole: Callable[[], Any],
-        some: Callable[[Tensor], Any],
-    ) -> Any:
+    def _made(self, layout: Layout, total: int, scales: list[float], make: Callable) -> Any:
         """A call's output, in which c stands for u where the scale is 1, and u is not made."""
         formula, count, first = layout.formula, layout.count, len(self.parts)
         begin = (formula.without - first) * count
         here = self._skips(layout) and 0 <= begin < total
         idle = [begin + k for k, scale in enumerate(scales) if scale == 1] if here else []
         self.rows.skipped += len(idle)
-        self.rows.count += total - len(idle)
         if not idle:
-            self.last = whole()
+            self.last = make()
             return self.last
         kept = torch.tensor(sorted({*range(total)} - {*idle}), dtype=torch.long, device="cpu")
         if len(kept):
-            self.last = some(kept)
+            self.last = make(kept)
             fewer = prediction(self.last)
             made = fewer.new_empty(total, *fewer.shape[1:])
             made[kept.to(made.device)] = fewer
@@ -172,7 +173,7 @@ class Guided:
         return replaced(self.last, made)
 
     def _skips(self, layout: Layout) -> bool:
-        return layout.skips and not self.cached
+        return layout.skips and not self.cached and not self.late
 
     def _moved(self, formula: Formula, first: int, scales: list[float]) -> Tensor | None:
         """The predictions from the number `first` on, one of them changed to give these scales.
@@ -180,14 +181,12 @@ class Guided:
         None where that one is not among them, or needs a later one.
         """
         assert formula.scale is not None
-        parts, target = list(self.parts), formula.without
-        if formula.moves_prompt:
-            target = formula.prompt
+        parts = list(self.parts)
+        target = formula.prompt if formula.moves_prompt else formula.without
         if max(formula.prompt, formula.without) >= len(parts) or target < first:
             return None
         u, c = parts[formula.without], parts[formula.prompt]
-        wanted = torch.tensor(scales, dtype=torch.float32, device="cpu")
-        wanted = wanted.reshape(-1, *[1] * (u.ndim - 1)).to(u.device)
+        wanted = _column(scales, u)
         moved = formula.rescaled(u, c, wanted)
         parts[target] = torch.where(wanted == formula.scale, parts[target], moved)
         return torch.cat(parts[first:])
@@ -201,15 +200,15 @@ class Guided:
         if module is None:
             raise WrongUse(f"pipe is {kind}, which steps without a network call; {REMEDY}")
         layout = self.layouts.get(module)
+        same = layout is None or self.stated == self._states()
+        check(same, "pipe", kind, f"it changes its scale within a step: {REMEDY}")
         if layout is None:
             layout = self._learn(model_output, sample)
-            self.parts = [p for one in self.outputs for p in predictions(one, sample)]
             scales = self._of_pictures(layout)
             self.rows.learned += scales.count(1.0) if self._skips(layout) else 0
             if any(scale != layout.formula.scale for scale in scales):
-                moved = self._moved(layout.formula, 0, scales)
-                assert moved is not None
-                model_output = layout.formula.combine(list(moved.chunk(len(self.parts))))
+                guided = layout.formula.guide(self.parts, _column(scales, model_output))
+                model_output = guided.to(model_output.dtype)
         if self.plan.gate is not None and not self.unguided:
             self._gate(layout.formula, self._of_pictures(layout))
         if self.evaluation < self.plan.zero_steps:
@@ -222,7 +221,8 @@ class Guided:
         """How the pipeline guides, by the step that it has just made."""
         assert self.module is not None
         parts = [predictions(one, sample) for one in self.outputs]
-        flat, kind = [p for some in parts for p in some], type(self.pipe).__name__
+        self.parts = flat = [p for some in parts for p in some]
+        kind = type(self.pipe).__name__
         distilled = len(flat) == 1 and embeds_guidance(self.pipe)
         remedy = "its guidance is distilled into the network, which makes one prediction"
         check(not distilled, "pipe", kind, f"{remedy}: {REMEDY}")
@@ -234,7 +234,10 @@ class Guided:
         formula = formula_of(self.pipe, scales, flat, arrived, REMEDY)
         remedy = f"its guidance has no scale that a plan could change: {REMEDY}"
         check(formula.scale is not None, "pipe", kind, remedy)
+        assert formula.scale is not None
         calls = tuple(len(some) for some in parts)
+        # Near 1, another u would have to be very large.
+        self.late |= self.stated != self._states() or abs(formula.scale - 1) < 0.1
         if len(calls) > 1 and formula.without < formula.prompt:  # u is given before c is known
             formula = replace(formula, moves_prompt=True)
         layout = Layout(formula, calls, len(sample))
@@ -262,7 +265,8 @@ class Guided:
             remedy = "how much guidance its steps bear is not known: use DDIM, Euler, 2M or UniPC"
             known = self.plan.c is None or solver is not None
             check(known, "pipe.scheduler", type(self.pipe.scheduler).__name__, remedy)
-            self.scales[own] = steps.each(self.plan.at(steps.sigmas, own, solver, steps.times))
+            scales = self.plan.at(steps.sigmas, own, solver, steps.times)
+            self.scales[own] = [scales[step] for step in steps.of_evaluation]
         scale = self.scales[own][self.evaluation]
         return [1.0 if k in self.gated else scale for k in range(layout.count)]
 
@@ -301,22 +305,23 @@ def guided_by(guided: Guided) -> Iterator[Rows]:
     drawing = intercepted(own, how, set_timesteps=set_timesteps, step=step)
     setattr(drawing, MARK, guided)
     pipe.scheduler = drawing
-    undo = [_answered_by(guided, module) for module in networks(pipe)]
     setattr(pipe, MARK, guided)
     try:
-        yield guided.rows
+        with ExitStack() as stack:
+            for module in networks(pipe):
+                stack.enter_context(_answered_by(guided, module))
+            yield guided.rows
     finally:
         delattr(pipe, MARK)
-        for one in reversed(undo):
-            one()
         # The pipeline's scheduler has the timesteps of the last run, as after any drawing.
         delattr(drawing, MARK)
         vars(own).update(vars(drawing))
         pipe.scheduler = own
 
 
-def _answered_by(guided: Guided, module: nn.Module) -> Callable[[], None]:
-    """Lets a plan answer for a network; the result undoes that."""
+@contextmanager
+def _answered_by(guided: Guided, module: nn.Module) -> Iterator[None]:
+    """Within it, a plan answers for a network."""
     before = vars(module).get(SEAM)
     run = before or module._call_impl
 
@@ -327,13 +332,18 @@ def _answered_by(guided: Guided, module: nn.Module) -> Callable[[], None]:
     setattr(answer, MARK, guided)
     # Not by setattr, which a compiled module passes on to the one that was compiled.
     vars(module)[SEAM] = answer
-
-    def undo() -> None:
+    try:
+        yield
+    finally:
         if vars(module).get(SEAM) is answer:  # and not compiled since
             del vars(module)[SEAM]
             vars(module).update({} if before is None else {SEAM: before})
 
-    return undo
+
+def _column(scales: list[float], like: Tensor) -> Tensor:
+    """A scale for each picture, which broadcasts to a prediction."""
+    values = torch.tensor(scales, dtype=torch.float32, device="cpu")
+    return values.reshape(-1, *[1] * (like.ndim - 1)).to(like.device)
 
 
 def _keeps_states(module: nn.Module) -> bool:
@@ -341,7 +351,3 @@ def _keeps_states(module: nn.Module) -> bool:
     registries = (getattr(part, "_diffusers_hook", None) for part in module.modules())
     hooks = (hook for one in registries if one is not None for hook in one.hooks.values())
     return any(hook._is_stateful for hook in hooks)
-
-
-def _rows(given: Any, total: int, rows: Tensor | None) -> Any:
-    return given if rows is None else selected(given, total, rows)

@@ -19,10 +19,6 @@ class Steps(NamedTuple):
     times: np.ndarray
     of_evaluation: list[int]
 
-    def each(self, values: list[float]) -> list[float]:
-        """What each evaluation has of the steps' values."""
-        return [values[step] for step in self.of_evaluation]
-
 
 def steps_of(scheduler: Any) -> Steps:
     """The steps that a scheduler makes from where it begins (image-to-image begins later)."""

@@ -108,6 +108,8 @@ def rows(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, Any
         named = (given for name, given in options.items() if name.startswith("negative_prompt"))
         negative = any(given is not None for given in named)  # an empty one is one, too
         return 2 if value("true_cfg_scale") > 1 and negative else 1
+    if "guidance_schedule" in known:  # Ideogram 4 makes both predictions at any scale
+        return 2
     scale = value("guidance_scale") if guidance_scale is None else guidance_scale
     least = 0 if type(pipe).__name__.startswith(FROM_ZERO) else 1
     guided = scale > least and not embeds_guidance(pipe)

@@ -275,8 +275,12 @@ def network(pipe: Pipeline) -> Any:
 
 
 def networks(pipe: Pipeline) -> list[Any]:
-    """All networks that predict the noise: one, or one for high and one for low noise (Wan 2.2)."""
-    parts = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
+    """All networks that predict the noise: mostly one.
+
+    Wan 2.2 has another for low noise, and Ideogram 4 another for predictions without the prompt.
+    """
+    names = ("unet", "transformer", "transformer_2", "unconditional_transformer")
+    parts = (getattr(pipe, name, None) for name in names)
     found = [part for part in parts if part is not None]
     check(bool(found), "pipe", type(pipe).__name__, "give a pipeline with a UNet or a transformer")
     return found

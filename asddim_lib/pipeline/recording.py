@@ -15,7 +15,7 @@ from asddim_lib.errors import check, check_whole
 from asddim_lib.evidence.path import Trajectory, carry_back
 from asddim_lib.grids.rules import uniform
 from asddim_lib.levels import LARGEST_SIGMA, Levels, fingerprint
-from asddim_lib.models.calls import one_step_more, swapped
+from asddim_lib.models.calls import one_step_more, parameters, swapped
 from asddim_lib.pipeline.replay import Capture, Replay, Visit, replayed
 from asddim_lib.schedulers.ddim import ASDDIMScheduler
 from asddim_lib.schedulers.flow import ASFlowScheduler
@@ -135,6 +135,9 @@ def record_path(
     """What `Run.path` returns."""
     check_steps(run, steps)
     check_whole("adjoint_probes", adjoint_probes, 0)
+    listed, what = "guidance_schedule" in parameters(run.pipe), type(run.pipe).__name__
+    remedy = "its scales are as many as its steps, and a path has one more: it is not recorded"
+    check(not listed, "pipe", what, remedy)
     planned, remedy = run.guidance_plan is not None, "a path is recorded without: leave it out"
     check(not planned, "guidance_plan", run.guidance_plan, remedy)
     with torch.inference_mode(False), torch.no_grad(), frozen(replayed(run.pipe)):

@@ -1,4 +1,4 @@
-"""A tiny pipeline of the zoo as the library calls it, beside three that are refused something."""
+"""A tiny pipeline of the zoo as the library calls it, beside four that are refused something."""
 
 import functools
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from asddim_lib.pipeline.run import Run
 from asddim_lib.schedulers.place import drawing
 from tests import tiny, zoo
 from tests.zoo.first import built
+from tests.zoo.flow import ideogram_4
 
 PROMPTS = ["a red boot", "a blue bag"]
 
@@ -30,7 +31,12 @@ def guess():
     return pipe, {**options, "image": tiny.PICTURE, "guess_mode": True}
 
 
-MORE = {"sd15-inpaint": inpaint_4, "sd15-guess": guess, "sdxl-base": tiny.sdxl_base}
+MORE = {
+    "sd15-inpaint": inpaint_4,
+    "sd15-guess": guess,
+    "sdxl-base": tiny.sdxl_base,
+    "ideogram-4": ideogram_4,
+}
 ENTRIES = [*zoo.ZOO, *MORE]
 
 

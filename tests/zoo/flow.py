@@ -15,6 +15,8 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    Ideogram4Pipeline,
+    Ideogram4Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     QwenImagePipeline,
@@ -139,17 +141,20 @@ def flux_kontext():
     return FluxKontextPipeline(**flux_parts()), options
 
 
-def flux_2():
-    """FLUX.2 Klein: its shift depends on the number of steps as well as on the tokens."""
-    tokenizer = words.qwen_words()
+def flux_2_vae():
     torch.manual_seed(2)
-    autoencoder = AutoencoderKLFlux2(
+    return AutoencoderKLFlux2(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=4,
-    )
+    ).eval()
+
+
+def flux_2():
+    """FLUX.2 Klein: its shift depends on the number of steps as well as on the tokens."""
+    tokenizer = words.qwen_words()
     torch.manual_seed(4)
     transformer = Flux2Transformer2DModel(
         in_channels=16,
@@ -164,12 +169,39 @@ def flux_2():
     )
     pipe = Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
-        vae=autoencoder.eval(),
+        vae=flux_2_vae(),
         text_encoder=words.qwen3_writer(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer.eval(),
     )
     return pipe, {**SIZE, **LETTERS, "text_encoder_out_layers": (1, 2, 3)}
+
+
+def ideogram_4():
+    """Another network predicts without the prompt, and the text's tokens stand before the
+    picture's. Its schedule is its own, whatever its scheduler's shift."""
+    tokenizer = words.qwen_words()
+    made = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "adaln_dim": 16,
+        "llm_features_dim": 13 * 16,  # of 13 layers of the text encoder
+        "mrope_section": (3, 3, 2),
+    }
+    torch.manual_seed(4)
+    networks = [Ideogram4Transformer2DModel(**made).eval() for _ in range(2)]
+    pipe = Ideogram4Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=flux_2_vae(),
+        text_encoder=words.qwen3_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=networks[0],
+        unconditional_transformer=networks[1],
+    )
+    return pipe, {**SIZE, **LETTERS, "guidance_schedule": None}
 
 
 def chroma():

@@ -14,6 +14,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -116,6 +118,19 @@ def qwen_vl(tokenizer):
         vision_config={**eyes, "out_hidden_size": 16},
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwen3_vl(tokenizer):
+    """Qwen 3 with eyes, as Ideogram 4 reads with it: it needs all of its 36 layers."""
+    torch.manual_seed(5)
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    layers = {"num_hidden_layers": 36, "head_dim": 8, "rope_parameters": rope}
+    config = Qwen3VLConfig(
+        text_config=decoder(tokenizer, **layers),
+        vision_config={**eyes, "out_hidden_size": 16, "deepstack_visual_indexes": []},
+    )
+    return Qwen3VLModel(config).eval()
 
 
 def t5():
