@@ -83,7 +83,7 @@ def state(scheduler):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(plan=plans, steps=st.integers(1, 6))
 def test_before_within_and_after_a_run_the_scheduler_is_as_without_a_plan(name, plan, steps):
     own = SCHEDULERS[name]()
