@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from asddim_lib.metrics.encoders import Encoder, embed
+from asddim_lib.metrics.kid import mean_kernel
 from asddim_lib.models.load import data_folder
 from experiments.judge import Judge
-from experiments.kid import mean_kernel
 
 
 def load_judge(device: str = "cpu") -> Judge:

@@ -18,8 +18,7 @@ import yaml
 
 from asddim_lib import metrics
 from asddim_lib.errors import check
-from asddim_lib.metrics.intervals import Better
-from experiments.intervals import holm
+from asddim_lib.metrics.intervals import Better, holm
 from experiments.records import by_plan, read_records
 
 #: What names a cell: the solver, the guidance scale and the number of steps.

@@ -22,12 +22,12 @@ from asddim_lib import metrics
 from asddim_lib.cache import short_hash, unseal, write_whole
 from asddim_lib.errors import WrongUse, check
 from asddim_lib.metrics.encoders import Encoder, load_encoder
+from asddim_lib.metrics.real import picture_files
 from asddim_lib.models.load import Pipeline, data_folder, device_of, network
 from asddim_lib.models.prompts import check_prompts, load_prompts
 from experiments import attributes
 from experiments.draw import file_hash, generate, weights_hash
 from experiments.grids import find_grids, find_plans, grid_file
-from experiments.real import picture_files
 from experiments.records import read_records
 from experiments.score import has_attributes, real_figures, score_pictures, summarize
 from experiments.setting import (

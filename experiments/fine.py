@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asddim_lib.metrics.distance import relative_distance
-from experiments.kid import kid_shares
+from asddim_lib.metrics.kid import kid_shares
 
 
 class Observed(NamedTuple):

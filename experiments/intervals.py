@@ -78,18 +78,3 @@ def bootstrap_interval(
         for _ in range(resamples)
     ]
     return float(stats.t.ppf((1 + LEVEL) / 2, resamples - 1)) * float(np.std(values, ddof=1))
-
-
-def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
-    """p-values (m,) adjusted by Holm's step-down procedure (1979): float64, in the order given.
-
-    The chance of even one false finding among the m comparisons is at most the level, whatever
-    their dependence. Raises WrongUse for values outside [0, 1].
-    """
-    array = np.asarray(p_values, np.float64)
-    check(bool(((array >= 0) & (array <= 1)).all()), "p_values", array, "give values in [0, 1]")
-    order = array.argsort()
-    remaining = len(array) - np.arange(len(array))
-    adjusted = np.empty_like(array)
-    adjusted[order] = np.minimum(np.maximum.accumulate(remaining * array[order]), 1)
-    return adjusted

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from asddim_lib import metrics
 from asddim_lib.metrics.encoders import Encoder, embed, load_encoder
+from asddim_lib.metrics.kid import kid, kid_shares
+from asddim_lib.metrics.real import real_features
 from asddim_lib.models.load import Pipeline, device_of
 from experiments import attributes
 from experiments.diversity import NEIGHBOUR, covered, spreads
 from experiments.fid import fid_infinity, fid_interval
 from experiments.fine import Observed, beside_fine, concatenated
 from experiments.intervals import effective_size, proportion_half_width, proportion_interval
-from experiments.kid import kid, kid_shares
-from experiments.real import real_features
 from experiments.setting import (
     Batch,
     Cell,

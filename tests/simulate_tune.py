@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from asddim_lib.metrics.intervals import ALPHA
+from asddim_lib.metrics.intervals import ALPHA, holm
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT
-from experiments.intervals import holm, proportion_interval
+from experiments.intervals import proportion_interval
 
 Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 RUNS = 2000

@@ -10,8 +10,8 @@ import yaml
 from scipy import stats
 
 from asddim_lib import metrics
+from asddim_lib.metrics.intervals import holm
 from experiments import contest
-from experiments.intervals import holm
 from tests.refusals import refuses
 
 MEANS = {"trailing": 5.0, "karras": 4.0, "beta": 4.5, "near": 3.5, "far": 6.0}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from asddim_lib.errors import WrongUse
 from asddim_lib.metrics.encoders import embed
 from experiments.cli import app
-from experiments.real import load_dinov2
+from experiments.dinov2 import load_dinov2
 from tests.refusals import refuses
 from tests.runs import COMMAND
 

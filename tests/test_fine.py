@@ -11,10 +11,10 @@ from scipy import stats
 from torchmetrics.image.kid import maximum_mean_discrepancy
 
 from asddim_lib import metrics
+from asddim_lib.metrics.kid import kid, kid_shares, mean_kernel
 from experiments.contest import paired
 from experiments.fid import fid_infinity, fid_interval
 from experiments.fine import Observed, beside_fine, concatenated, own_kid_shares
-from experiments.kid import kid, kid_shares, mean_kernel
 from tests.refusals import refuses
 
 

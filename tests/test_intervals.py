@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from asddim_lib import metrics
+from asddim_lib.metrics.kid import kid
 from experiments.intervals import (
     bootstrap_interval,
     effective_size,
@@ -18,7 +19,6 @@ from experiments.intervals import (
     proportion_half_width,
     proportion_interval,
 )
-from experiments.kid import kid
 from tests.refusals import refuses
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)

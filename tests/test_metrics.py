@@ -6,10 +6,10 @@ import torch
 
 from asddim_lib import metrics
 from asddim_lib.metrics import clip
+from asddim_lib.metrics.kid import kid
 from asddim_lib.models.prompts import load_prompts
 from experiments import attributes
 from experiments.fid import fid_infinity, fid_interval
-from experiments.kid import kid
 
 
 def normal(*shape, seed=0):

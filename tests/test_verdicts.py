@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from asddim_lib import metrics
+from asddim_lib.metrics.intervals import holm
 from asddim_lib.models.prompts import load_prompts
 from experiments import contest, fine
 from experiments import score as scoring
-from experiments.intervals import holm, proportion_interval
+from experiments.intervals import proportion_interval
 from tests.refusals import refuses
 
 

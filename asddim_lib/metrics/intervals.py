@@ -112,3 +112,18 @@ def prompts_needed(change: np.ndarray) -> int | None:
     spread = change.std(ddof=1) / abs(change.mean())
     level, power = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(POWER)
     return max(2, math.ceil(((level + power) * spread) ** 2 + level**2 / 2))
+
+
+def holm(p_values: np.ndarray | list[float]) -> np.ndarray:
+    """p-values (m,) adjusted by Holm's step-down procedure (1979): float64, in the order given.
+
+    The chance of even one false finding among the m comparisons is at most the level, whatever
+    their dependence. Raises WrongUse for values outside [0, 1].
+    """
+    array = np.asarray(p_values, np.float64)
+    check(bool(((array >= 0) & (array <= 1)).all()), "p_values", array, "give values in [0, 1]")
+    order = array.argsort()
+    remaining = len(array) - np.arange(len(array))
+    adjusted = np.empty_like(array)
+    adjusted[order] = np.minimum(np.maximum.accumulate(remaining * array[order]), 1)
+    return adjusted

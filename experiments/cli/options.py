@@ -93,7 +93,8 @@ class RealOptions:
         Raises WrongUse for encoders without real pictures, and for a folder without any.
         """
         from asddim_lib.metrics.encoders import load_inception
-        from experiments.real import load_dinov2, picture_files
+        from asddim_lib.metrics.real import picture_files
+        from experiments.dinov2 import load_dinov2
 
         if not self.reference:
             alone = bool(self.inception or self.dinov2)
