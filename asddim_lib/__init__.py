@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from asddim_lib.schedulers import ASFlowScheduler as ASFlowScheduler
     from asddim_lib.schedulers import DPMSolverGridScheduler as DPMSolverGridScheduler
     from asddim_lib.schedulers import UniPCGridScheduler as UniPCGridScheduler
+    from asddim_lib.tuning.find import find_recipe as find_recipe
+    from asddim_lib.tuning.recipe import Recipe as Recipe
     from asddim_lib.tuning.tune import tune as tune
 
 __version__ = "0.3.0"
@@ -32,9 +34,11 @@ _HOMES = {
     "DPMSolverGridScheduler": "asddim_lib.schedulers",
     "GuidancePlan": "asddim_lib.guidance.plan",
     "Profile": "asddim_lib.evidence.profile",
+    "Recipe": "asddim_lib.tuning.recipe",
     "Run": "asddim_lib.pipeline.run",
     "UniPCGridScheduler": "asddim_lib.schedulers",
     "calibrate": "asddim_lib.calibration",
+    "find_recipe": "asddim_lib.tuning.find",
     "load_pipeline": "asddim_lib.models.load",
     "record": "asddim_lib.calibration",
     "sigmas": "asddim_lib.grids.grid",

@@ -21,7 +21,7 @@ from asddim_lib.schedulers.solvers import FLOW_SOLVERS, SOLVERS
 from tests.tiny import sd, sd3
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["generate", "calibrate", "tune", "compare", "export"]
+COMMANDS = ["generate", "calibrate", "tune", "recipe", "compare", "export"]
 #: A command, and the argument that its refusal names.
 WRONG_USE = [
     ("calibrate p.json --dtype float8", "dtype is float8"),
@@ -70,6 +70,10 @@ WRONG_USE = [
     ("export --allocation magic", "allocation is magic"),
     ("export --allocation comfy-sigmas", "allocation is comfy-sigmas"),
     ("export --allocation combined --profile no.json", "profile is 'no.json'"),
+    ("recipe --evaluations 3", "evaluations is 3"),
+    ("recipe --batch-size 0", "batch_size is 0"),
+    ("recipe --model elsewhere", "prompts is not given"),
+    ("recipe --count 9", "prompts is"),
     ("tune --goal beauty", "goal is beauty"),
     ("tune --solver heun", "solver is heun"),
     ("tune --steps 0", "steps is 0"),
@@ -114,7 +118,7 @@ def names_in(text):
     return set(re.findall(r"[\w+-]+", text))
 
 
-def test_there_are_five_commands_and_each_shows_an_example():
+def test_there_are_six_commands_and_each_shows_an_example():
     assert [one.callback.__name__ for one in app.registered_commands] == COMMANDS
     for command in COMMANDS:
         assert "Example: asddim " + command in help_of(command)

@@ -41,6 +41,7 @@ CHANGED = {
     "clock": {"repeats": 2, "steps": [2, 4]},
     "ddim": {"samples": 100},
     "equations": {"contract": "./book/equations.yml"},
+    "evaluations": {"runs": 100},
     "experiment": {"model": TINY, "steps": [4], "count": 8},
     "flow": {"steps": 10},
     "goal": {"count": 4, "fine_steps": 10, "measured_on": 1, "steps": 4},

@@ -43,6 +43,12 @@ def test_the_cap_is_c_over_the_step_s_shrinking():
     assert above == pytest.approx([*wanted[:3], 7.5, 7.5])
 
 
+def test_a_late_plan_is_not_guided_above_its_sigma_and_capped_below():
+    sigmas = [10.0, 4.0, 1.5, 1.0, 0.0]
+    plan = GuidancePlan.named("late-1.5")
+    assert plan.at(sigmas, 7.5) == [1, 1, *GuidancePlan.capped().at(sigmas, 7.5)[2:]]
+
+
 def test_a_name_may_have_the_cap_s_c():
     for name, c in (("capped", 2.0), ("capped-1", 1.0), ("capped-1.5", 1.5), ("capped-2", 2.0)):
         assert GuidancePlan.named(name) == GuidancePlan.capped(c)

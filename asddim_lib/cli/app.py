@@ -12,6 +12,7 @@ from asddim_lib.cli.calibrate import calibrate
 from asddim_lib.cli.compare import compare
 from asddim_lib.cli.export import export
 from asddim_lib.cli.generate import generate
+from asddim_lib.cli.recipe import recipe
 from asddim_lib.cli.tune import tune
 from asddim_lib.errors import WrongUse
 
@@ -33,6 +34,7 @@ app = app_of(
     generate,
     calibrate,
     tune,
+    recipe,
     compare,
     export,
     help="Training-free step allocation for diffusion samplers.",

@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,9 +172,13 @@ class GuidancePlan:
         """The plan of a name: constant, capped, linear, cosine, gated, zero-start or ideogram-4.
 
         Those of `PUBLISHED` have names too. capped-C has the number C as its `c`, such as
-        capped-1.5. capped-measured takes κ from the `profile`, and capped-measured-C too. Raises
-        WrongUse for another name, and for capped-measured without a profile.
+        capped-1.5. capped-measured takes κ from the `profile`, and capped-measured-C too. late-S is
+        not guided above σ = S, and capped below it. Raises WrongUse for another name, and for
+        capped-measured without a profile.
         """
+        late = re.fullmatch(r"late-(\d+(?:\.\d+)?)", name)
+        if late:
+            return replace(cls.interval(float(late[1])), c=2.0)
         capped = re.fullmatch(r"capped(-measured)?(?:-(\d+(?:\.\d+)?))?", name)
         if capped:
             remedy = f"guidance_plan {name} needs one: run asddim calibrate --kappa-probes 6"
@@ -190,7 +194,7 @@ class GuidancePlan:
             "ideogram-4": cls(scales=IDEOGRAM, stretched=True),
         } | {key: cls(bands=bands) for key, bands in PUBLISHED.items()}
         known = ", ".join(plans)
-        remedy = f"use capped, capped-C, capped-measured or one of {known}"
+        remedy = f"use capped, capped-C, capped-measured, late-S or one of {known}"
         check(name in plans, "guidance_plan", name, remedy)
         return plans[name]
 

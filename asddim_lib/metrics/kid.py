@@ -23,21 +23,27 @@ def kid(features: Tensor, reference: Tensor, clusters: Clusters = None) -> tuple
 
 
 def kid_shares(
-    features: Tensor, reference: Tensor, reference_kernel: Tensor | None = None
+    features: Tensor,
+    reference: Tensor,
+    reference_kernel: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Tensor:
     """Each image's share in the KID of features (n × d) from a reference (m × d): (n,), float64.
 
     Their mean is the KID, and their spread that of the images' influence on it (Hoeffding's first
     projection), so that two methods can be compared image by image. With the kernel k, image i's
     share is 2 mean_j k(xᵢ, xⱼ) − 2 mean_j k(xᵢ, yⱼ) − mean k(x, x') + mean k(y, y').
-    `reference_kernel` is the last term, `mean_kernel(reference)`, if it is known. Raises WrongUse
-    for fewer than 2 images on either side.
+    `reference_kernel` is the last term, `mean_kernel(reference)`, if it is known. `skip` (n × m,
+    bool) leaves pairs out of the second, such as those of one prompt: k(xᵢ, xⱼ) has none of them.
+    Raises WrongUse for fewer than 2 images on either side.
     """
     x, y = features.double(), reference.double()
     for name, values in (("features", x), ("reference", y)):
         check(len(values) > 1, name, f"{len(values)} images", "give at least 2")
     among = _among(x)
-    cross = torch.cat([_kernel(part, y).mean(1) for part in x.split(ROWS)])
+    used = torch.ones(len(x), len(y), dtype=torch.float64) if skip is None else (~skip).double()
+    parts = zip(x.split(ROWS), used.split(ROWS), strict=True)
+    cross = torch.cat([(_kernel(part, y) * w).sum(1) / w.sum(1) for part, w in parts])
     within = mean_kernel(y) if reference_kernel is None else reference_kernel
     return 2 * among - among.mean() - 2 * cross + within
 
