@@ -245,6 +245,6 @@ def chosen(search: Search, run: Run, rows: int) -> tuple[Form, dict[str, Form]]:
 
 
 def _solvers(builder: Builder) -> list[str]:
-    """The first-order solver and DPM-Solver++ (2M), unless the pipeline's own is the same."""
+    """The first-order solver, and DPM-Solver++ (2M)."""
     flow = is_flow(builder.run.pipe.scheduler)
     return ["euler" if flow else "ddim", "dpm++"]
