@@ -79,26 +79,39 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 
 PLANS := results/guidance-plans
 GUIDED := $(BIN)/python -m experiments compare --grids trailing --reference-steps 0
-# $(1) the folders' name, $(2) model and solver, $(3) the scales that plans are for, $(4) lower ones
-# beside them, $(5) the model's usual one, $(6) a further plan, $(7) more options. Plans and scales are chosen on tuning prompts.
+STABLE := $(BIN)/python -m experiments compare --grids stable --reference-steps 0
+# Plans and scales are chosen on tuning prompts. $(1) names the records, $(2) has the model and its
+# solver, $(3) three scales from moderate to high, $(4) lower ones, $(5) the usual high one, $(6) is
+# --plan or nothing.
 define GUIDANCE
-	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --prompts bundled-tune --count 128 --guidance-plans capped-1,capped-1.5,capped-2 --out $(PLANS)/choice/$(1) $(7)
-	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(4) --prompts bundled-tune --count 128 --out $(PLANS)/choice/$(1)-scales $(7)
-	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(5) --prompts bundled-tune --count 128 $(MEASURED) --guidance-plans capped-measured-2,capped-measured-1.5 --out $(PLANS)/choice/$(1)-measured $(7)
-	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1) $(7)
-	$(GUIDED) $(2) --steps 50 --guidance-scale $(3) --count 1000 --out $(PLANS)/thousand/$(1)-fifty $(7)
-	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale 2$(,)4 --count 1000 --out $(PLANS)/thousand/$(1)-scales $(7)
-	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(3) --prompts $(PLANS)/noises.csv --count 256 --guidance-plans capped-2 --out $(PLANS)/noises/$(1) $(7)
-	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(5) --count 128 --guidance-plans interval-sdxl,linear,cosine,gated$(6) --out $(PLANS)/others/$(1) $(7)
+	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(3) --prompts bundled-tune --count 128 --guidance-plans capped-1,capped-1.5,capped-2 --out $(PLANS)/choice/$(1) $(6)
+	$(GUIDED) $(2) --steps 5,8,10,20 --guidance-scale $(4) --prompts bundled-tune --count 128 --out $(PLANS)/choice/$(1)-scales $(6)
+	$(GUIDED) $(2) --steps 5,8,20 --guidance-scale $(5) --prompts bundled-tune --count 128 $(MEASURED) --guidance-plans capped-measured-2,capped-measured-1.5 --out $(PLANS)/choice/$(1)-measured $(6)
+	$(GUIDED) $(2) --steps 5,8 --guidance-scale $(3) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1) $(6)
+	$(GUIDED) $(2) --steps 10 --guidance-scale 3$(,)$(5) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1)-ten $(6)
+	$(GUIDED) $(2) --steps 20 --guidance-scale $(5) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1)-twenty $(6)
+	$(GUIDED) $(2) --steps 50 --guidance-scale 3$(,)$(5) --count 1000 --out $(PLANS)/thousand/$(1)-fifty $(6)
+	$(GUIDED) $(2) --steps 5,8 --guidance-scale 2$(,)4 --count 1000 --out $(PLANS)/thousand/$(1)-scales $(6)
+	$(GUIDED) $(2) --steps 5,8 --guidance-scale $(3) --prompts $(PLANS)/noises.csv --count 256 --guidance-plans capped-2 --out $(PLANS)/noises/$(1) $(6)
+
+endef
+# By DPM-Solver++ (2M): $(3) has a moderate and a very high scale, $(5) the usual high one.
+define GUIDANCE_2M
+	$(GUIDED) $(2) --solvers dpm++ --steps 5,8,10,20 --guidance-scale $(5) --prompts bundled-tune --count 128 --guidance-plans capped-1,capped-1.5,capped-2 --out $(PLANS)/choice/$(1) $(6)
+	$(GUIDED) $(2) --solvers dpm++ --steps 5,8,10 --guidance-scale $(5) --count 1000 --guidance-plans capped-2 --out $(PLANS)/thousand/$(1) $(6)
+	$(GUIDED) $(2) --solvers dpm++ --steps 5,20 --guidance-scale $(3) --count 128 --guidance-plans capped-2 --out $(PLANS)/others/$(1) $(6)
 
 endef
 GUIDED_UNET := --batch-size 32
 GUIDED_FLOW := --batch-size 16 --model bundled-flow --call '{"max_sequence_length": 1}'
 define GUIDANCES
-	$(call GUIDANCE,unet,$(GUIDED_UNET),3$(,)7.5$(,)12,1.5$(,)2$(,)4$(,)5,7.5,,$(1))
-	$(call GUIDANCE,flow,$(GUIDED_FLOW) --solvers euler,3$(,)6$(,)9,1.5$(,)2$(,)4,6,$(,)zero-start,$(1))
-	$(call GUIDANCE,unet-2m,$(GUIDED_UNET) --solvers dpm++,3$(,)7.5$(,)12,1.5$(,)2$(,)4$(,)5,7.5,,$(1))
-	$(call GUIDANCE,flow-2m,$(GUIDED_FLOW) --solvers dpm++,3$(,)6$(,)9,1.5$(,)2$(,)4,6,$(,)zero-start,$(1))
+	$(call GUIDANCE,unet,$(GUIDED_UNET),3$(,)7.5$(,)12,1.5$(,)2$(,)4$(,)5,7.5,$(1))
+	$(call GUIDANCE,flow,$(GUIDED_FLOW) --solvers euler,3$(,)6$(,)9,1.5$(,)2$(,)4,6,$(1))
+	$(GUIDED) $(GUIDED_UNET) --steps 5,8 --guidance-scale 7.5 --count 128 --guidance-plans interval-sdxl,linear,cosine,gated --out $(PLANS)/others/unet $(1)
+	$(GUIDED) $(GUIDED_UNET) --steps 5,8 --guidance-scale 7.5 --count 1000 $(MEASURED) --guidance-plans capped-2,capped-measured-1.5 --out $(PLANS)/thousand/unet-measured $(1)
+	$(STABLE) $(GUIDED_UNET) --steps 5,8 --guidance-scale 7.5 --count 128 $(MEASURED) --guidance-plans capped-2 --out $(PLANS)/others/unet-stable $(1)
+	$(call GUIDANCE_2M,unet-2m,$(GUIDED_UNET),3$(,)12,,7.5,$(1))
+	$(call GUIDANCE_2M,flow-2m,$(GUIDED_FLOW),3$(,)9,,6,$(1))
 endef
 , := ,
 

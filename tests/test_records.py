@@ -41,6 +41,7 @@ def opened(folder):
     )
     early = "bundled-tune" if folder.name.startswith("tune") else "bundled"
     prompts = said.get("prompts_from", early)
+    prompts = RESULTS / "guidance-plans" / prompts if prompts == "noises.csv" else prompts
     table = load_prompts(prompts, said["prompts"])
     return said, setting, table, read_records(folder)
 
