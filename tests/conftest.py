@@ -201,7 +201,7 @@ def real_pictures(tmp_path):
 @pytest.fixture
 def no_cache(monkeypatch, tmp_path):
     """No test finds the features of real pictures that another has kept."""
-    from experiments import real
+    from asddim_lib.metrics import real
 
     monkeypatch.setattr(real, "cache_folder", lambda: tmp_path / "cache")
 

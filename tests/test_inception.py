@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from asddim_lib import metrics
 from asddim_lib.errors import WrongUse
+from asddim_lib.metrics import real
 from asddim_lib.metrics.encoders import PREPARATIONS, embed, load_inception
 from asddim_lib.metrics.kid import kid
 from asddim_lib.metrics.real import real_features
-from experiments import real
 from experiments.cli import app
 from experiments.evaluate import commit
 from tests.refusals import refuses

@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 
 from asddim_lib import calibrate
 from asddim_lib.levels import noise_schedule
-from asddim_lib.metrics import encoders
+from asddim_lib.metrics import encoders, real
 from asddim_lib.models.load import HUB, load_pipeline
-from experiments import real
 from experiments.cli import app
 from experiments.records import read_records
 from tests.refusals import refuses
