@@ -11,11 +11,11 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from asddim_lib import metrics
+from asddim_lib.metrics.intervals import holm
 from asddim_lib.metrics.kid import kid
 from experiments.intervals import (
     bootstrap_interval,
     effective_size,
-    holm,
     proportion_half_width,
     proportion_interval,
 )
