@@ -32,6 +32,7 @@ from asddim_lib import (
     tune,
 )
 from asddim_lib.evidence.profile import KINDS as KINDS_OF_ERROR
+from asddim_lib.metrics.encoders import encoder_for
 from asddim_lib.models.load import BUNDLED
 from asddim_lib.sensitivity import COST, gradient_norm
 from asddim_lib.tuning.proposals import Plan
@@ -413,7 +414,10 @@ def there():
     """The bundled pipelines on the pretend device, by name."""
     pipes = {name: load_pipeline(name) for name in BUNDLED}
     with no_float64() as device:
-        return {name: pipe.to(device) for name, pipe in pipes.items()}
+        moved = {name: pipe.to(device) for name, pipe in pipes.items()}
+        for pipe in moved.values():
+            encoder_for(pipe)  # kept: transformers loads none where "meta" is the default device
+        return moved
 
 
 #: As torch's default device or not; tuning takes long, and is tried as the default alone.
