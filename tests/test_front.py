@@ -115,7 +115,7 @@ def test_the_footer_links_to_the_repository_if_it_is_public(address, monkeypatch
 def test_every_part_of_the_sidebar_has_a_name():
     parts = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())["parts"]
     captions = [part["caption"] for part in parts]
-    assert captions == ["Learn", "Measure", "Use", "Appendices"]
+    assert captions == ["Learn", "Play", "Measure", "Use", "Appendices"]
 
 
 def test_the_landing_page_types_no_figure():
