@@ -79,7 +79,6 @@ pictures: .venv/.ready ## every grid's pictures beside the model's own fine ones
 
 PLANS := results/guidance-plans
 GUIDED := $(BIN)/python -m experiments compare --grids trailing --reference-steps 0
-STABLE := $(BIN)/python -m experiments compare --grids stable --reference-steps 0
 # Plans and scales are chosen on tuning prompts. $(1) names the records, $(2) has the model and its
 # solver, $(3) three scales from moderate to high, $(4) lower ones, $(5) the usual high one, $(6) is
 # --plan or nothing.
@@ -109,7 +108,6 @@ define GUIDANCES
 	$(call GUIDANCE,flow,$(GUIDED_FLOW) --solvers euler,3$(,)6$(,)9,1.5$(,)2$(,)4,6,$(1))
 	$(GUIDED) $(GUIDED_UNET) --steps 5,8 --guidance-scale 7.5 --count 128 --guidance-plans interval-sdxl,linear,cosine,gated --out $(PLANS)/others/unet $(1)
 	$(GUIDED) $(GUIDED_UNET) --steps 5,8 --guidance-scale 7.5 --count 1000 $(MEASURED) --guidance-plans capped-2,capped-measured-1.5 --out $(PLANS)/thousand/unet-measured $(1)
-	$(STABLE) $(GUIDED_UNET) --steps 5,8 --guidance-scale 7.5 --count 128 $(MEASURED) --guidance-plans capped-2 --out $(PLANS)/others/unet-stable $(1)
 	$(call GUIDANCE_2M,unet-2m,$(GUIDED_UNET),3$(,)12,,7.5,$(1))
 	$(call GUIDANCE_2M,flow-2m,$(GUIDED_FLOW),3$(,)9,,6,$(1))
 endef

@@ -45,7 +45,6 @@ FAMILIES: dict[str, dict[str, str]] = {
         "chosen": "#00939c",
         "dual-weighted": "#5a6ee0",
         "feature-weighted": "#2d7599",
-        "stable": "#3f6fb5",
         "dual-path": "#568be0",
         "direct": "#156da3",
         "tuned": "#1a66d8",

@@ -82,7 +82,6 @@ def calibration(pipe: Pipeline, setting: Setting) -> int:
         setting.calibrate_steps,
         adjoint_probes=setting.adjoint_probes,
         feature_probes=setting.feature_probes,
-        kappa_probes=setting.kappa_probes,
     )
     kappa = Measurement(setting.calibrate_steps, estimator="path", kappa_probes=KAPPA_PROBES)
     capped = {cell.guidance_scale for cell in cells(setting) if is_measured(cell.guidance_plan)}

@@ -126,7 +126,6 @@ def _profile(
             num_steps=setting.calibrate_steps,
             adjoint_probes=setting.adjoint_probes,
             feature_probes=setting.feature_probes,
-            kappa_probes=setting.kappa_probes,
             encoder=(setting.encoder or None) if setting.feature_probes else None,
             seed=setting.tuning_seed,
             truncate=setting.truncate,

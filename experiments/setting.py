@@ -150,11 +150,6 @@ class Setting:
         return any(needs(method) == "profile" for method in self.methods)
 
     @property
-    def kappa_probes(self) -> int:
-        """Products by which its profiles measure κ, which the grid `stable` needs."""
-        return KAPPA_PROBES if "stable" in self.methods else 0
-
-    @property
     def options(self) -> dict[str, Any]:
         """What the pipeline is given beside prompts, seeds and guidance."""
         negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}

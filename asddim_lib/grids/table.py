@@ -19,7 +19,6 @@ from asddim_lib.grids import rules
 from asddim_lib.grids.published import rule_of
 from asddim_lib.grids.rules import Rule, in_share, in_sigma
 from asddim_lib.grids.searched import gits, tors
-from asddim_lib.grids.stable import stable
 from asddim_lib.levels import Levels
 from asddim_lib.paper import allocate, gradient_step, noise_weights, step_sizes
 
@@ -133,18 +132,6 @@ def measured(levels: Levels, steps: int, options: Options, kind: str) -> list[in
     return allocate(density**-exponent, steps)
 
 
-def guided(levels: Levels, steps: int, options: Options) -> list[int]:
-    """`stable.stable`, by a profile's κ."""
-    profile = _profile(options)
-    profile.check_schedule(levels)
-    remedy = "calibrate again with kappa_probes=6"
-    check(profile.kappa is not None, "profile", "without kappa", remedy)
-    kappa: dict[str, Any] = profile.kappa or {}
-    sigmas = options.cut(levels.finite_sigmas)
-    ends = float(sigmas[-1]), float(sigmas[0])
-    return levels.nearest(stable(*ends, steps, kappa["sigmas"], kappa["values"]))
-
-
 def _profile(options: Options) -> Profile:
     assert options.profile is not None  # `timesteps_of` has checked what the method needs
     return options.profile
@@ -168,8 +155,6 @@ _TABLE = (
     Method("feature-weighted", "profile",
            "each step's error, as an image encoder sees it in the picture, is the same",
            partial(measured, kind="feature")),
-    Method("stable", "profile", "guided steps, all as far from unstable, by the profile's κ",
-           guided),
     Method("leading", "nothing",
            "evenly spaced from 0 up, plus the offset (Stable Diffusion's DDIM)",
            partial(spaced, spacing="leading")),
