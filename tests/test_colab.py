@@ -177,7 +177,7 @@ def test_citations_name_authors_and_years(tmp_path, monkeypatch):
         "% a comment",
         "$$\na\n$$ (eq-none)",
         "a[^1]\n\n[^1]: b",
-        "[peers](peers.md)",
+        "[noise](noise.md)",
         "![a](a.png)",
         "[nowhere](nowhere.ipynb)",
         "{{ version }}",

@@ -2,7 +2,7 @@
 
 Nearness in latents is the goal of a faithful preview. A grid can end nearer to the fine solution
 and draw worse pictures, by attributes that a judge reads: an image encoder's embedding ranks grids
-more as that judge does (page "What should a grid be near to?").
+more as KID does (page "Nearer is not better").
 """
 
 from __future__ import annotations
