@@ -8,7 +8,7 @@ import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from scipy.stats import beta
 
-from asddim_lib import timesteps
+from asddim_lib import sigmas, timesteps
 from asddim_lib.grids.table import METHODS, Options, timesteps_of
 from asddim_lib.levels import Levels, sigma_of
 from experiments import rivals as rivals  # its grids are in the table then
@@ -206,3 +206,15 @@ def test_bong_tangent_begins_where_sigma_is_1():
     first = timesteps(CONFIG, 8, allocation="comfy-bong-tangent")[0]
     assert SCHEDULES["sd"].sigmas[first] == pytest.approx(1, rel=2e-3)
     assert timesteps_of("comfy-bong-tangent", SCHEDULES["flow"], 8, Options())[0] == 999
+
+
+@pytest.mark.parametrize("steps", [5, 8, 10, 20])
+def test_what_the_book_says_to_choose_in_comfyui(steps):
+    """sgm_uniform is diffusers' trailing, to a timestep; simple is a flow model's even steps."""
+    even, theirs = (
+        timesteps(SCHEDULERS["sd"], steps, allocation=name)
+        for name in ("trailing", "comfy-sgm-uniform")
+    )
+    assert max(abs(a - b) for a, b in zip(even, theirs, strict=True)) <= 1
+    flow = sigmas(SCHEDULERS["flow"], steps, allocation="comfy-simple")
+    np.testing.assert_allclose(flow, 1 - np.arange(steps) / steps, atol=2e-3)

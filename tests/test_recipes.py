@@ -22,6 +22,7 @@ CHAPTERS = ROOT / "book" / "chapters"
 #: What the recipes load, and the pipeline of the zoo that stands for it.
 STAND_INS = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/stable-diffusion-3.5-medium": "sd3",
     "black-forest-labs/FLUX.1-dev": "flux-dev",
 }
 CLIP = "openai/clip-vit-large-patch14"
@@ -85,6 +86,8 @@ def check_drawn(code, names):
     assert names["image"].size[0] > 0
     said = re.search(r"num_inference_steps=(\d+)", code)
     steps = int(said[1]) if said else 10
+    if "**call" in code:
+        steps = names["call"]["num_inference_steps"]
     assert len(names["pipe"].scheduler.timesteps) == steps
 
 
