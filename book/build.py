@@ -41,14 +41,13 @@ from chapter import (
 )
 from editor import editor_page
 from provenance import status_page
-from reference import reference_page
+from reference import contents, reference_pages
 from support import support_page
 
 from asddim_lib.errors import WrongUse, check
 
 STAGE, EXECUTED = BUILD / "book", BUILD / "executed"
 STATIC = (
-    "_toc.yml",
     "references.bib",
     "sources.py",
     "_static/blind.css",
@@ -74,9 +73,11 @@ def main(context: typer.Context) -> None:
     execute_missing(executed)
     for file in STATIC:
         write_if_changed(STAGE / file, (BOOK / file).read_text())
+    write_if_changed(STAGE / "_toc.yml", contents((BOOK / "_toc.yml").read_text()))
     write_if_changed(STAGE / "_config.yml", links.footer((BOOK / "_config.yml").read_text()))
+    reference = reference_pages()
     generated = {
-        "api": reference_page,
+        "api": partial(reference.pop, "api"),
         "editor": editor_page,
         "live": live.page,
         "status": partial(status_page, executed),
@@ -89,6 +90,8 @@ def main(context: typer.Context) -> None:
         else:
             text = generated[name]() if name in generated else source
             write_if_changed(file.with_suffix(".md"), text)
+    for name, text in reference.items():
+        write_if_changed(STAGE / "chapters" / f"{name}.md", text)
     jupyter_book()
     lighten(STAGE / "_build" / "html")
     if "live" in links.pages():

@@ -1,6 +1,7 @@
 """What a newcomer meets first: README, landing page, recipes, citation, changelog and footer."""
 
 import base64
+import csv
 import io
 import re
 import shlex
@@ -53,6 +54,14 @@ def test_what_the_readme_names_is_there():
     for file in re.findall(r"`([\w/]+\.(?:md|py|cff))`", README):
         assert (ROOT / file).is_file(), file
     assert README.index("pip install") < README.index("![")
+
+
+def test_the_readme_counts_the_pipelines_that_take_a_plan():
+    with (ROOT / "data" / "support.csv").open(newline="") as file:
+        plans = [row["guidance plan"] == "✓" for row in csv.DictReader(file)]
+    numbers = re.search(r"on (\d+) of the (\d+)\s+pipelines tried", README)
+    assert numbers
+    assert [int(one) for one in numbers.groups()] == [sum(plans), len(plans)]
 
 
 def test_the_makefile_gives_commands_the_options_that_they_have():

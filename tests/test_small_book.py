@@ -140,10 +140,12 @@ def test_no_page_asks_anybody_else_or_for_the_icons_script(built):
             assert not ICONS.search(address)
 
 
-def test_the_pages_that_are_made_have_their_tables(pages):
+def test_the_pages_that_are_made_have_their_tables(built, pages):
     status = pages["status"].get_text()
     assert re.search(r"The step\s+size = 5\s+\d+ s", status)
-    assert "ddim_step" in pages["api"].get_text()
+    (link,) = [a for a in pages["api"].select("article a") if a.get_text() == "asddim_lib.paper"]
+    assert link["href"].startswith("api/asddim_lib.html#")
+    assert "ddim_step" in read(built / "chapters" / "api" / "asddim_lib.html").get_text()
     assert "StableDiffusionPipeline" in pages["support"].get_text()
     for page in pages.values():
         assert not re.search(r"^\{\w+\}$", page.get_text(), re.MULTILINE), "a mark is left"
