@@ -41,7 +41,9 @@ MODULES = (
     "judge.js",
     "main.js",
     "model.js",
+    "plan.js",
     "prompt.js",
+    "race.js",
     "sample.js",
     "studio.js",
     "worker.js",
@@ -142,7 +144,7 @@ def recorded() -> Path:
         ROOT / "asddim_lib",
         BOOK / "live_record.py",
         BOOK / "live_models.py",
-        *[model.profile for model in live_models.MODELS.values()],
+        *[file for model in live_models.MODELS.values() for file in (model.profile, model.recipe)],
     )
     return _made("recorded", own, live_record.record)
 

@@ -1,6 +1,6 @@
 """The bundled models as ONNX files for browsers.
 
-Two files for each model: the network for the two rows of one guided evaluation, and the text
+Two files for each model: the network for one row, of which a guided step needs two, and the text
 encoders for an empty prompt and a prompt. Both models' files take the same inputs. Two more are
 shared: the VAE's decoder, which is the same in both models, and the bundled judge, each for one
 picture. The weights lie there as float16, as which they were saved, so that no digit is lost; the
@@ -53,9 +53,9 @@ def model_calls(pipe: Any) -> list[tuple[Any, Any, tuple[Any, ...]]]:
     texts = torch.nn.ModuleList(encoders)
     told, predict = (_told_both, _predict_flow) if flow else (_told, _predict)
     ids = torch.zeros(2, pipe.tokenizer.model_max_length, dtype=torch.int64)
-    latents = torch.zeros(2, network.config.in_channels, *[network.config.sample_size] * 2)
+    latents = torch.zeros(1, network.config.in_channels, *[network.config.sample_size] * 2)
     with torch.no_grad():
-        context = told(texts, ids)
+        context = told(texts, ids)[:1]
     return [
         (predict, network, (latents, torch.tensor([999.0]), context)),
         (told, texts, (ids,)),

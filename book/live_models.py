@@ -12,24 +12,33 @@ from chapter import ROOT
 class Model(NamedTuple):
     """A model of the page: the library's name of it, what the page calls it, and its start.
 
-    `profile` was measured on it, and makes its measured grid.
+    `profile` was measured on it, and makes its measured grid. `recipe` is the folder of the recipe
+    that was searched for it in ten evaluations.
     """
 
     pipeline: str
     label: str
     profile: Path
     guidance: float
+    recipe: Path
 
 
 RESULTS = ROOT / "results"
 #: By the name that the page's files have.
 MODELS = {
-    "unet": Model("bundled", "UNet", RESULTS / "compare" / "ddim" / "profile-g3.json", 7.5),
+    "unet": Model(
+        "bundled",
+        "UNet",
+        RESULTS / "compare" / "ddim" / "profile-g3.json",
+        7.5,
+        RESULTS / "recipes" / "unet-10",
+    ),
     "transformer": Model(
         "bundled-flow",
         "transformer",
         RESULTS / "pictures" / "bundled-flow" / "profile-g6.json",
         6.0,
+        RESULTS / "recipes" / "flow-10",
     ),
 }
 #: The named grids: what the page calls them, and the library's allocation.
@@ -57,8 +66,19 @@ def known(name: str) -> dict[str, Any]:
         "levels": levels(scheduler),
         "grids": {called: laid(scheduler, by, model.profile) for called, by in GRIDS.items()},
         "fine": grid(scheduler, "trailing", FINE),
+        "recipe": recipe(model.recipe),
         "tokens": words(pipe.tokenizer),
     }
+
+
+def recipe(folder: Path) -> dict[str, Any]:
+    """A recipe of even steps, as the page's plans are written: its scale, and bands or a cap."""
+    from asddim_lib import Recipe
+
+    found = Recipe.load(folder)
+    named = {"bands": "bands", "c": "cap"}
+    plan = {named[key]: value for key, value in found.plan.to_dict().items()}
+    return {"scale": found.guidance_scale, **plan}
 
 
 def levels(scheduler: Any) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import json
 import sys
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import live_models
 from chapter import ROOT
-from live_models import FINE
+
+if TYPE_CHECKING:
+    from asddim_lib import GuidancePlan
 
 sys.path.append(str(ROOT))  # the grammar of the prompts is the training's
 
@@ -28,41 +30,56 @@ START = {
 MODEL = "unet"
 STEPS, SEED, GUIDANCE = 5, 1, live_models.MODELS[MODEL].guidance
 SEEDS = range(1, 9)
-#: The recorded columns: the grid's name, and what stands above its picture.
-COLUMNS = {"measured": "Measured grid", "even": "Even grid", "fine": f"{FINE} even steps"}
+#: The evaluations of each recorded picture; the page's budget begins with them.
+BUDGET = 10
+#: The recorded columns: even steps at the page's scale, and what a race draws beside them.
+COLUMNS = {"constant": f"Guidance {GUIDANCE:g}", "cap": "The cap", "recipe": "The recipe"}
 
 
 def record(folder: Path) -> None:
     """Writes frames.png, recorded.json, noise.bin and known.json into `folder`.
 
     frames.png has a row of 64×64 pictures for each of `COLUMNS`: the decoded noise, the clean
-    picture predicted in each step, and the end. The fine row leaves steps out, to be as long.
+    picture predicted in each step, and the end.
     """
     import numpy as np
     import torch
     from PIL import Image
 
     from asddim_lib import load_pipeline
+    from asddim_lib.levels import Levels
 
     pipe, known = load_pipeline(live_models.MODELS[MODEL].pipeline), knowledge()
-    own = known["models"][MODEL]
     noise = torch.cat([starting_noise(seed) for seed in SEEDS])
     (folder / "noise.bin").write_bytes(noise.numpy().astype("<f4").tobytes())
     (folder / "known.json").write_text(json.dumps(known))
-    prompt = prompt_of(START)
-    rows, ends, pictures = [], [], []
-    for name in COLUMNS:
-        grid = own["fine"] if name == "fine" else own["grids"][name][str(STEPS)]
-        frames, end = path(pipe, prompt, SEED, GUIDANCE, grid)
-        rows.append(np.concatenate(frames[:: len(grid) // STEPS], axis=1))
-        ends.append(end)
-        pictures.append(torch.from_numpy(frames[-1]).permute(2, 0, 1))
-    Image.fromarray(np.concatenate(rows)).save(folder / "frames.png")
+    grid, prompt = known["models"][MODEL]["grids"]["even"][str(STEPS)], prompt_of(START)
+    rows = []
+    for scale, plan in plans().values():
+        scales = plan.at(Levels.from_diffusers(pipe.scheduler).sigmas_at(grid), scale)
+        assert sum(1 + (one > 1) for one in scales) == BUDGET
+        rows.append(path(pipe, prompt, SEED, scales, grid))
+    Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])).save(
+        folder / "frames.png"
+    )
+    pictures = [torch.from_numpy(row[-1]).permute(2, 0, 1) for row in rows]
     columns = [
-        {"name": name, "far": float((end - ends[-1]).square().mean().sqrt()), **verdict}
-        for name, end, verdict in zip(COLUMNS.values(), ends, judged(pictures), strict=True)
+        {"name": name, "evaluations": BUDGET, "wrong": verdict["wrong"]}
+        for name, verdict in zip(COLUMNS.values(), judged(pictures), strict=True)
     ]
     (folder / "recorded.json").write_text(json.dumps({"prompt": prompt, "columns": columns}))
+
+
+def plans() -> dict[str, tuple[float, GuidancePlan]]:
+    """The scale and the guidance plan of each of `COLUMNS`."""
+    from asddim_lib import GuidancePlan, Recipe
+
+    recipe = Recipe.load(live_models.MODELS[MODEL].recipe)
+    return {
+        "constant": (GUIDANCE, GuidancePlan.constant()),
+        "cap": (GUIDANCE, GuidancePlan.capped()),
+        "recipe": (recipe.guidance_scale or GUIDANCE, recipe.plan),
+    }
 
 
 def shown(folder: Path) -> dict[str, str]:
@@ -73,6 +90,7 @@ def shown(folder: Path) -> dict[str, str]:
         "frames": f"data:image/png;base64,{source}",
         "prompt": escape(one["prompt"]),
         "guidance": f"{GUIDANCE:g}",
+        "budget": str(BUDGET),
         "steps": str(STEPS),
         "recorded": escape(json.dumps({"steps": STEPS, "columns": one["columns"]})),
     }
@@ -118,7 +136,7 @@ def knowledge() -> dict[str, Any]:
         "judge": {"features": judge.num_features, "spread": features_spread(), "heads": heads},
         "shape": list(starting_noise(SEED).shape[1:]),
         "seeds": list(SEEDS),
-        "start": {**START, "steps": STEPS, "seed": SEED},
+        "start": {**START, "steps": STEPS, "seed": SEED, "budget": BUDGET},
         "choices": {
             "colour": list(compositions.COLOURS),
             "garment": list(compositions.GARMENTS),
@@ -159,10 +177,8 @@ def starting_noise(seed: int) -> Any:
     return torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
 
 
-def path(
-    pipe: Any, prompt: str, seed: int, guidance: float, grid: list[int]
-) -> tuple[list[Any], Any]:
-    """The pictures of DDIM's way over a grid, and the latents at its end.
+def path(pipe: Any, prompt: str, seed: int, scales: list[float], grid: list[int]) -> list[Any]:
+    """The pictures of DDIM's way over a grid, whose steps have guidance scales.
 
     There are len(grid) + 1 pictures (64 × 64 × 3, uint8): of the noise, of the clean latents that
     each step but the last predicts, and of the end.
@@ -175,17 +191,17 @@ def path(
     scheduler.set_timesteps(timesteps=grid)
     latents, frames = starting_noise(seed), []
     with torch.no_grad():
-        context = torch.cat(pipe.encode_prompt(prompt, "cpu", 1, guidance > 1)[::-1])
+        context = torch.cat(pipe.encode_prompt(prompt, "cpu", 1, True)[::-1])
         frames.append(picture(pipe, latents))
-        for timestep in scheduler.timesteps:
+        for timestep, scale in zip(scheduler.timesteps, scales, strict=True):
             without, known = pipe.unet(
                 torch.cat([latents, latents]), timestep, context, return_dict=False
             )[0].chunk(2)
-            out = scheduler.step(without + guidance * (known - without), timestep, latents)
+            out = scheduler.step(without + scale * (known - without), timestep, latents)
             latents = out.prev_sample
             clean = out.pred_original_sample
             frames.append(picture(pipe, latents if len(frames) == len(grid) else clean))
-    return frames, latents
+    return frames
 
 
 def picture(pipe: Any, latents: Any) -> Any:

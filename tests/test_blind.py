@@ -174,7 +174,7 @@ def test_twelve_choices_by_keyboard_end_in_the_right_count_and_no_name_is_seen_b
     assert "34 %" in said
     assert page.evaluate("document.activeElement.getAttribute('role')") == "status"
     assert test.locator("mark").count() == 10
-    assert "right" in test.locator(".blind-record").inner_text()
+    assert "correct" in test.locator(".blind-record").inner_text()
     assert page.locator(".blind-test:visible").count() == 1
     assert (
         page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0

@@ -12,7 +12,7 @@ import look
 import numpy as np
 import pytest
 
-from asddim_lib import ASDDIMScheduler, load_pipeline
+from asddim_lib import ASDDIMScheduler, GuidancePlan, Recipe, load_pipeline
 from asddim_lib.pipeline.run import Run
 
 # one browser at a time
@@ -25,7 +25,7 @@ PAGE = (
 )
 #: The pixels of one of the three pictures.
 PIXELS = """(k) => {
-  const canvas = document.querySelectorAll(".asddim-live canvas")[k];
+  const canvas = document.querySelectorAll(".asddim-live .columns > div > canvas")[k];
   return [...canvas.getContext("2d").getImageData(0, 0, 64, 64).data];
 }"""
 #: Shows the last frames, which a drawing under way may leave again at once.
@@ -35,6 +35,17 @@ LAST = """(k) => {
   slider.dispatchEvent(new Event("input", { bubbles: true }));
 """
 DRAWN = ".columns[aria-busy=false]"
+#: Counts the rows that the networks are given, as the worker is asked for them.
+COUNT = """
+  window.rows = 0;
+  const post = Worker.prototype.postMessage;
+  Worker.prototype.postMessage = function (message) {
+    window.rows += message.values?.inputs?.sample?.[1][0] ?? 0;
+    post.call(this, message);
+  };
+"""
+#: What the tests draw, which is quicker: two starting noises, and a goal of 20 steps.
+SEEDS, EACH = [1, 2], 5
 #: What the page says once a tick was moved, read before anything else can happen.
 MOVED = """(tick) => {
   tick.dispatchEvent(new KeyboardEvent("keydown", { key: "PageUp", bubbles: true }));
@@ -71,7 +82,16 @@ def page(browser, site, findings):
         browser_tool.served(site) as base,
         browser_tool.watched(browser, base, findings) as context,
     ):
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(240_000)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        context.add_init_script(COUNT)
+        known = json.loads((site / "live" / "manifest.json").read_text())
+        known["seeds"] = SEEDS
+        for model in known["models"].values():
+            assert len(model["fine"]) == live_models.FINE
+            model["fine"] = model["fine"][::EACH]
+        few = json.dumps(known)
+        context.route("**/manifest.json", lambda route: route.fulfill(body=few))
         page = context.new_page()
         page.goto(base + "chapters/live.html")
         buttons = page.locator(".load button")
@@ -107,10 +127,11 @@ def shown(page, column, pixels=PIXELS):
     return np.array(page.evaluate(pixels, column)).reshape(64, 64, 4)[..., :3]
 
 
-def drawn(pipe, prompt, seed, guidance, grid, **options):
-    """The library's picture (64 × 64 × 3)."""
-    run = Run(pipe, [prompt], [seed], guidance, options=options)
-    return run.pictures(grid).images[0].permute(1, 2, 0).numpy()
+def drawn(pipe, prompt, seed, guidance, grid, plan=None, **options):
+    """The library's picture (64 × 64 × 3), and the network evaluations that a plan spent."""
+    run = Run(pipe, [prompt], [seed], guidance, options=options, guidance_plan=plan)
+    found = run.pictures(grid)
+    return found.images[0].permute(1, 2, 0).numpy(), found.rows
 
 
 def choose(page, label, value):
@@ -118,7 +139,28 @@ def choose(page, label, value):
 
 
 def grid_of(page):
-    return [int(t) for t in page.locator(".grid output").inner_text().split(", ")]
+    ticks = page.locator(".line [role=slider]").all()
+    return [int(tick.get_attribute("aria-valuenow")) for tick in ticks]
+
+
+def plan_of(page):
+    """The guided steps, as the buttons say them and the ticks show them."""
+    buttons = page.locator(".steps button")
+    pressed = buttons.evaluate_all("all => all.map((one) => one.ariaPressed === 'true')")
+    ticks = page.locator(".line [role=slider]")
+    shown = ticks.evaluate_all("all => all.map((one) => one.classList.contains('guided'))")
+    assert pressed == shown
+    return "".join("G" if one else "·" for one in pressed)
+
+
+def left(page):
+    return page.locator(".last output").inner_text()
+
+
+def evaluations(page):
+    """The evaluations that stand below each of the three pictures."""
+    texts = page.locator(".columns > div > p").all_inner_texts()
+    return [int(re.search(r"(\d+) evaluations", text)[1]) for text in texts]
 
 
 def test_ten_guided_steps_are_the_library_s_picture(page, pipe, known):
@@ -130,7 +172,8 @@ def test_ten_guided_steps_are_the_library_s_picture(page, pipe, known):
     print(f"two pictures of ten guided steps in {time.perf_counter() - begun:.1f} s")
     prompt = live_record.prompt_of(live_record.START)
     run = Run(pipe, [prompt], [live_record.SEED], live_record.GUIDANCE)
-    grids = [known["grids"]["measured"]["10"], known["grids"]["even"]["10"], known["fine"]]
+    grids = [known["grids"]["measured"]["10"], known["grids"]["even"]["10"]]
+    grids.append(known["fine"][::EACH])
     library = [run.pictures(grid) for grid in grids]
     for column in range(3):
         ours = shown(page, column)
@@ -150,7 +193,7 @@ def test_another_prompt_seed_guidance_and_grid_are_the_library_s_too(page, pipe)
     choose(page, "How many", "3")
     choose(page, "Colour", "orange")
     choose(page, "Garment", "dress")
-    choose(page, "Starting noise", "5")
+    choose(page, "Starting noise", "2")
     guidance = page.get_by_label("Guidance", exact=True)
     guidance.press("Home")  # 1: the prompt's own prediction, without guidance
     tick = page.locator(".line [role=slider]").nth(4)
@@ -160,7 +203,9 @@ def test_another_prompt_seed_guidance_and_grid_are_the_library_s_too(page, pipe)
     picture = shown(page, 0, LAST + PIXELS.removeprefix("(k) => {"))
     prompt = "three orange dresses on a mint ground"
     assert page.locator(".prompt-text").inner_text() == f"“{prompt}”"
-    assert abs(picture - drawn(pipe, prompt, 5, 1.0, grid)).mean() <= 1
+    assert abs(picture - drawn(pipe, prompt, 2, 1.0, grid)[0]).mean() <= 1
+    assert plan_of(page) == "·" * 10, "at scale 1 no step is guided"
+    assert left(page) == "0"
 
 
 def test_the_pressed_button_and_the_measured_grid_s_distance_stay_in_sight(page):
@@ -193,19 +238,119 @@ def test_a_tick_moves_by_key_and_pointer_and_never_past_its_neighbours(page):
     page.keyboard.press("End")
     assert grid_of(page)[2] == before[1] - 1
     assert ticks.nth(2).get_attribute("aria-valuetext") == f"timestep {before[1] - 1}"
-    line = page.locator(".line")
-    line.scroll_into_view_if_needed()
-    box = line.bounding_box()
-    page.mouse.move(box["x"] + 0.05 * box["width"], box["y"] + 20)
+    tick, plan, grid = ticks.last, plan_of(page), grid_of(page)
+    tick.scroll_into_view_if_needed()
+    box, width = tick.bounding_box(), page.locator(".line").bounding_box()["width"]
+    page.mouse.move(box["x"] + box["width"] / 2 + 9, box["y"] + 20)  # a finger is wider than a tick
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 20)
+    page.mouse.move(box["x"] + box["width"] / 2 - 21, box["y"] + 20)
     page.mouse.up()
-    assert abs(grid_of(page)[-1] - 0.1 * 999) < 2
+    assert abs(grid[-1] - grid_of(page)[-1] - 30 * 999 / width) < 2
     assert grid_of(page) == sorted(set(grid_of(page)), reverse=True)
+    assert plan_of(page) == plan, "a drag toggles nothing"
+
+
+def test_a_step_is_guided_or_not_by_click_tap_and_keyboard(page):
+    page.get_by_label("Guidance", exact=True).fill("7.5")
+    page.get_by_label("Steps", exact=True).fill("5")
+    page.get_by_role("button", name="Even", exact=True).click()
+    assert (plan_of(page), left(page)) == ("GGGGG", "0")
+    ticks, buttons = page.locator(".line [role=slider]"), page.locator(".steps button")
+    factors = [text.split()[-1] for text in buttons.all_inner_texts()]
+    assert factors == ["−3.89", "−3.14", "−2.68", "−2.82", "−6.12"]
+    assert page.locator(".steps .unstable").count() == 5
+    grid = grid_of(page)
+    ticks.nth(0).press(" ")
+    assert (plan_of(page), left(page)) == ("·GGGG", "1")
+    ticks.nth(1).press("Enter")
+    buttons.nth(2).press("Enter")
+    buttons.nth(3).click()
+    ticks.nth(4).click()
+    assert (plan_of(page), left(page)) == ("·····", "5")
+    assert ticks.nth(4).get_attribute("aria-valuetext") == "timestep 199, not guided"
+    ticks.nth(4).click()
+    said = "timestep 199, guided, factor −6.12, unstable"
+    assert ticks.nth(4).get_attribute("aria-valuetext") == said
+    assert buttons.nth(4).get_attribute("aria-label") == (
+        "Guide step 5 (199): guided, factor −6.12, unstable"
+    )
+    assert grid_of(page) == grid, "a click moves nothing"
+    page.get_by_label("Steps", exact=True).fill("8")
+    assert plan_of(page) == "····GGGG", "steps that come are guided"
+    race = page.get_by_role("button", name="Race")
+    assert (left(page), race.is_disabled()) == ("2 too many", True)
+    page.get_by_label("Budget", exact=True).fill("12")
+    assert (left(page), race.is_disabled()) == ("0", False)
+    page.get_by_label("Budget", exact=True).fill("10")
+    page.get_by_label("Steps", exact=True).fill("5")
+
+
+def raced(page, pipe, prompt, seed, racers, **options):
+    """Races, and compares each picture of the chosen noise with the library's, and the rows."""
+    page.evaluate("window.rows = 0")
+    page.get_by_role("button", name="Race").click()
+    page.wait_for_selector(".result:not([hidden])")
+    spent = []
+    for column, (scale, grid, plan) in enumerate(racers):
+        ours = shown(page, column, LAST + PIXELS.removeprefix("(k) => {"))
+        library, rows = drawn(pipe, prompt, seed, scale, grid, plan, **options)
+        assert abs(ours - library).max() <= 1
+        assert ours.std() > 10, "an empty picture would prove nothing"
+        spent.append(rows)
+    assert evaluations(page) == spent
+    return spent
+
+
+def test_a_race_draws_the_library_s_pictures_and_skips_the_rows_of_unguided_steps(
+    page, pipe, known
+):
+    page.wait_for_selector(DRAWN)
+    page.get_by_role("button", name="Even", exact=True).click()
+    for k in range(5):
+        if plan_of(page)[k] != "G·GG·"[k]:
+            page.locator(".steps button").nth(k).click()
+    page.wait_for_selector(DRAWN)
+    page.evaluate("window.rows = 0")
+    page.locator(".line [role=slider]").nth(1).press("ArrowLeft")
+    page.wait_for_selector(DRAWN)
+    assert page.evaluate("window.rows") == 8, "of three drawings, one is new"
+    even, own = known["grids"]["even"]["5"], grid_of(page)
+    plan = GuidancePlan.steps([7.5, 1, 7.5, 7.5, 1])
+    racers = [(7.5, own, plan), (7.5, even, GuidancePlan.capped())]
+    recipe = Recipe.load(live_models.MODELS["unet"].recipe)
+    racers.append((recipe.guidance_scale, even, recipe.plan))
+    prompt = page.locator(".prompt-text").inner_text().strip("“”")
+    spent = raced(page, pipe, prompt, 2, racers)
+    assert spent == [8, 10, 10]
+    # The reader's picture of this noise was there already.
+    assert page.evaluate("window.rows") == sum(spent) * len(SEEDS) - 8
+    text = page.get_by_label("The result as text").input_value()
+    page.get_by_role("button", name="Copy the result").press("Enter")
+    page.wait_for_function("document.querySelector('.state').innerText == 'The result is copied.'")
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    first, mine, cap, recipe, address = text.splitlines()
+    assert first == f"A budget of 10 evaluations, UNet, “{prompt}”"
+    assert mine.endswith("Your plan: G·GG· at 7.5, 8 evaluations")
+    assert cap.endswith("The cap: GGGGG at 7.5, capped, 10 evaluations")
+    assert recipe.endswith("The recipe: GGGGG at 3, 10 evaluations")
+    assert address == page.url
+    scores = page.locator(".columns > div > p").all_inner_texts()
+    for line, score in zip((mine, cap, recipe), scores, strict=True):
+        count = re.search(r"\d of 2 correct", line)[0]
+        assert count in score
+        assert line.count("✓", 0, 2) == int(count[0])
+    assert page.locator(".heats canvas").count() == 3 * len(SEEDS)
+    page.locator(".steps button").nth(1).click()
+    assert page.locator(".result").is_hidden(), "it is another plan's result"
+    page.wait_for_selector(DRAWN)
+    assert page.locator(".heats canvas").count() == 0
 
 
 def test_the_transformer_s_pictures_are_the_library_s_too(page, models):
     """Of the prompt and the starting noise that a test above chose. What is shared comes once."""
+    page.get_by_role("button", name="Measured", exact=True).click()
+    page.locator(".steps button").nth(4).click()
+    assert plan_of(page) == "GGGGG"
     unet, transformer = page.locator(".load button").all()
     assert unet.get_attribute("aria-pressed") == "true"
     assert transformer.inner_text() == f"Load the transformer ({live.sizes()[1]['rest']} MB)"
@@ -218,25 +363,37 @@ def test_the_transformer_s_pictures_are_the_library_s_too(page, models):
     assert unet.get_attribute("aria-pressed") == "false"
     assert transformer.evaluate("button => button === document.activeElement")
     begun = time.perf_counter()
-    page.wait_for_function("document.querySelector('.state').innerText.includes('100 even')")
-    print(f"two pictures of ten guided steps in {time.perf_counter() - begun:.1f} s")
+    page.wait_for_function("document.querySelector('.state').innerText.includes('20 even')")
+    print(f"two pictures of five guided steps in {time.perf_counter() - begun:.1f} s")
     own, prompt = live_models.MODELS["transformer"], page.locator(".prompt-text").inner_text()
     flow = load_pipeline(own.pipeline)
     for column, name in enumerate(("measured", "even")):
         ours = shown(page, column, LAST + PIXELS.removeprefix("(k) => {"))
-        grid = models["transformer"]["grids"][name]["10"]
-        library = drawn(flow, prompt.strip("“”"), 5, own.guidance, grid, max_sequence_length=1)
+        grid = models["transformer"]["grids"][name]["5"]
+        asked = flow, prompt.strip("“”"), 2, own.guidance, grid
+        library, _ = drawn(*asked, max_sequence_length=1)
         assert abs(ours - library).mean() <= 1
         assert ours.std() > 10, "an empty picture would prove nothing"
+    recipe = Recipe.load(own.recipe)
+    six = models["transformer"]["grids"]["even"]["6"]
+    five = models["transformer"]["grids"]["even"]["5"]
+    measured = models["transformer"]["grids"]["measured"]["5"]
+    racers = [
+        (own.guidance, measured, GuidancePlan.steps([own.guidance] * 5)),
+        (own.guidance, five, GuidancePlan.capped()),
+        (recipe.guidance_scale, six, recipe.plan),
+    ]
+    spent = raced(page, flow, prompt.strip("“”"), 2, racers, max_sequence_length=1)
+    assert spent == [10, 10, 10]
     unet.press("Enter")
     page.wait_for_selector(".load button:nth-child(1)[aria-pressed=true]")
-    assert page.get_by_label("Guidance", exact=True).input_value() == "1", "the UNet's is kept"
-    assert grid_of(page) == models["unet"]["grids"]["measured"]["10"]
+    assert page.get_by_label("Guidance", exact=True).input_value() == "7.5", "the UNet's is kept"
+    assert grid_of(page) == models["unet"]["grids"]["measured"]["5"]
 
 
 def test_the_loaded_page_fits_a_phone_and_has_no_serious_fault(page, findings):
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert look.violations(page) == []
     assert look.focus(page) == []
     assert findings == [], "a request failed or went outside, or the console has an error"
@@ -291,8 +448,8 @@ def test_the_recorded_frames_end_in_the_library_s_pictures(pipe, known):
 
     frames = np.array(Image.open(live.recorded() / "frames.png"))
     prompt = live_record.prompt_of(live_record.START)
-    for row, name in enumerate(("measured", "even")):
-        grid = known["grids"][name][str(live_record.STEPS)]
+    grid = known["grids"]["even"][str(live_record.STEPS)]
+    for row, (scale, plan) in enumerate(live_record.plans().values()):
         last = frames[64 * row : 64 * (row + 1), -64:]
-        library = drawn(pipe, prompt, live_record.SEED, live_record.GUIDANCE, grid)
+        library, _ = drawn(pipe, prompt, live_record.SEED, scale, grid, plan)
         assert abs(last.astype(int) - library).max() <= 1

@@ -1,6 +1,7 @@
 """The live model's own scripts compute what the library does: node runs both."""
 
 import json
+import math
 
 import live
 import live_models
@@ -10,7 +11,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from asddim_lib import ASDDIMScheduler, load_pipeline
+from asddim_lib import ASDDIMScheduler, GuidancePlan, Recipe, load_pipeline
+from asddim_lib.guidance import law
+from asddim_lib.levels import Levels, sigma_of
+from asddim_lib.pipeline.run import Run
+from asddim_lib.tuning.forms import Builder, Form
 from experiments.attributes import attributes_right, load_judge
 from tests import pages
 from training.compositions import COLOURS, COUNTS, GARMENTS, GROUNDS, RELATIONS
@@ -27,7 +32,7 @@ def node(script, given):
     return pages.node(whole, given, "--input-type=module")
 
 
-MODULES = ("judge", "prompt", "sample")
+MODULES = ("judge", "plan", "prompt", "race", "sample")
 MODELS = live_models.MODELS
 
 
@@ -63,26 +68,40 @@ def test_every_prompt_and_its_tokens_are_the_library_s(pipes, known, name):
             assert ids == tokenizer(text, padding="max_length").input_ids
 
 
+def some_grids(rng, count=20):
+    """Grids of one step to twenty, with a mask of guided steps for each."""
+    for k in range(count):
+        grid = sorted(rng.choice(1000, 1 + k % 20, replace=False).tolist(), reverse=True)
+        yield grid, (rng.random(len(grid)) < 0.6).tolist()
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_any_grid_s_steps_are_the_scheduler_s(pipes, known, name):
-    """With a network that is a formula, so that many grids can be tried."""
+def test_any_plan_s_steps_are_the_scheduler_s(pipes, known, name):
+    """With a network that is a formula, so that many can be tried. Rows are what it is asked."""
     levels, config = known["models"][name]["levels"], pipes[name].scheduler.config
-    rng = np.random.default_rng(2)
     noise = torch.linspace(-2, 2, 8, dtype=torch.float64)
     runs = [
-        [sorted(rng.choice(1000, 1 + k % 20, replace=False).tolist(), reverse=True), scale]
-        for k, scale in enumerate([0.0, 1.0, 3.0, 7.5] * 10)
+        [grid, [scale if one else 1.0 for one in guided]]
+        for scale in (1.0, 3.0, 7.5)
+        for grid, guided in some_grids(np.random.default_rng(2))
     ]
     script = """async ([levels, noise, runs]) => {
-      const evaluate = (x, t) =>
-        [x.map((v) => Math.sin(v / 4)), x.map((v) => Math.cos(v / 4 + t / 1000))];
+      let rows;
+      const evaluate = (x, t, guided) => {
+        rows += guided ? 2 : 1;
+        const within = x.map((v) => Math.cos(v / 4 + t / 1000));
+        return guided ? [within, x.map((v) => Math.sin(v / 4))] : [within];
+      };
       const ends = [];
-      for (const [grid, guidance] of runs)
-        ends.push([...(await m.sample({ noise, grid, levels, guidance, evaluate }))]);
+      for (const [grid, scales] of runs) {
+        rows = 0;
+        const end = await m.sample({ noise, grid, levels, scales, evaluate });
+        ends.push([[...end], rows, m.cost(scales)]);
+      }
       return ends;
     }"""
     ends = node(script, [levels, noise.tolist(), runs])
-    for (grid, guidance), ours in zip(runs, ends, strict=True):
+    for (grid, scales), (ours, rows, cost) in zip(runs, ends, strict=True):
         if name == "unet":
             scheduler = ASDDIMScheduler.from_config(config)
             scheduler.set_timesteps(timesteps=grid)
@@ -90,12 +109,133 @@ def test_any_grid_s_steps_are_the_scheduler_s(pipes, known, name):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
             scheduler.set_timesteps(sigmas=[(t + 1) / 1000 for t in grid])
         x = noise
-        for t in scheduler.timesteps:
+        for t, scale in zip(scheduler.timesteps, scales, strict=True):
             without, with_prompt = (x / 4).sin(), (x / 4 + t / 1000).cos()
-            guided = without + guidance * (with_prompt - without)
-            x = scheduler.step(guided if guidance > 1 else with_prompt, t, x).prev_sample
+            guided = without + scale * (with_prompt - without)
+            x = scheduler.step(guided, t, x).prev_sample
         # The page keeps float32 between steps, which a small ᾱ at the first makes larger.
         torch.testing.assert_close(torch.tensor(ours).double(), x, rtol=1e-4, atol=1e-4)
+        assert rows == cost == sum(2 if scale > 1 else 1 for scale in scales)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plans_and_factors_are_the_library_s(pipes, known, name):
+    """The reader's plan, the cap and the recipe, on any grid and at any scale."""
+    model, found = known["models"][name], Recipe.load(MODELS[name].recipe)
+    own = Levels.from_diffusers(pipes[name].scheduler)
+    cases = [
+        (grid, guided, scale)
+        for scale in (1.0, 1.5, 3.0, 7.5)
+        for grid, guided in some_grids(np.random.default_rng(3))
+    ]
+    script = """([{ levels, recipe }, cases]) => cases.map(([grid, guided, scale]) => {
+      const plans = [{ scale, guided }, { scale, cap: 2 }, recipe];
+      return plans.map((plan) => {
+        const scales = m.scalesOf(levels, grid, plan);
+        const factors = m.stepsOf(levels, grid).map(({ ratio }, k) => m.factor(scales[k], ratio));
+        return [scales, factors, factors.map(m.stable)];
+      });
+    })"""
+    answers = node(script, [model, cases])
+    for (grid, guided, scale), ours in zip(cases, answers, strict=True):
+        sigmas = own.sigmas_at(grid)
+        if own.kind == "flow":
+            sigmas = sigma_of(np.minimum(sigmas, 1.0))
+        plans = [
+            (GuidancePlan.steps([scale if one else 1.0 for one in guided]), scale),
+            (GuidancePlan.capped(), scale),
+            (found.plan, found.guidance_scale),
+        ]
+        for (plan, at), (scales, factors, stable) in zip(plans, ours, strict=True):
+            np.testing.assert_allclose(scales, plan.at(sigmas, at), rtol=1e-4)
+            for k, factor in enumerate(factors):
+                ratio = sigmas[k + 1] / sigmas[k] if np.isfinite(sigmas[k]) else 0.0
+                assert factor == pytest.approx(law.propagation(ratio, scales[k])[0, 0], abs=1e-4)
+                assert stable[k] == (factor >= -1 - 1e-9)
+            assert plan != GuidancePlan.capped() or all(stable)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_race_spends_what_a_search_would(pipes, known, name):
+    """The cap and the recipe have as many even steps as `find_recipe` gives them in the budget."""
+    model, found = known["models"][name], Recipe.load(MODELS[name].recipe)
+    run = Run(pipes[name], ["a red boot"], guidance_scale=MODELS[name].guidance)
+    builder = Builder(run)
+    high, low = (math.inf, 0.0) if found.plan.bands is None else published_bands(found.plan)
+    forms = [Form(c=2.0), Form(scale=found.guidance_scale, high=high, low=low)]
+    choice = {"grid": [999, 500, 100], "guided": [True, False, True]}
+    choice |= {"guidance": MODELS[name].guidance}
+    script = """([choice, model, budgets]) => budgets.map((budget) => {
+      const all = m.racers({ ...choice, budget }, model);
+      return all.map(({ grid, scales }) => [grid, m.cost(scales), m.written(scales)]);
+    })"""
+    budgets = [6, 9, 10, 17, 30]
+    answers = node(script, [choice, model, budgets])
+    for budget, (own, *others) in zip(budgets, answers, strict=True):
+        assert own == [[999, 500, 100], 5, "G·G"]
+        for form, (grid, cost, plan) in zip(forms, others, strict=True):
+            theirs = builder.recipe(form, budget)
+            assert grid == model["grids"]["even"][str(theirs.steps)]
+            assert cost == theirs.rows <= budget
+            assert plan.count("G") == theirs.rows - theirs.steps
+    ten = answers[2][2]
+    assert len(ten[0]) == found.steps
+    assert ten[1] == found.rows == live_record.BUDGET
+
+
+def published_bands(plan):
+    (high, _), (low, _), _ = plan.bands
+    return high, low
+
+
+def test_the_page_s_claims_are_so(known):
+    """Which steps it says are striped, and what the recipes do in ten evaluations."""
+    text = (live.BOOK / "chapters" / "live.md").read_text()
+    script = """({ unet, transformer }) => {
+      const even = unet.grids.even[5], steps = m.stepsOf(unet.levels, even);
+      const striped = [7.5, 3, 2].map((scale) =>
+        steps.map(({ ratio }) => (m.stable(m.factor(scale, ratio)) ? "." : "/")).join(""));
+      const choice = { grid: even, guided: [], guidance: 6, budget: 10 };
+      return [striped, ...[unet, transformer].map((one) => m.racers(choice, one)[2].scales)];
+    }"""
+    striped, unet, transformer = node(script, known["models"])
+    assert striped == ["/////", "..../", "....."]
+    assert unet == [3] * 5
+    assert transformer == [1, 1, 3, 3, 3, 3]
+    bands = known["models"]["transformer"]["recipe"]["bands"]
+    assert bands == [[5.42, 1], [0.28, None], [0, 1]]
+    for said in (
+        "with five steps of the UNet at guidance 7.5. All steps are striped",
+        "At 3 only the last step is striped, at 2 none",
+        "six steps, of which four are guided",
+        "recipe leaves out the first two",
+        "For the UNet it is guidance 3 in each step",
+        r"it is guidance 3 where $0.28<\sigma\le5.42$, and none elsewhere",
+        f"{len(live_record.SEEDS)} starting noises".replace("8", "eight"),
+        f"{live_models.FINE} even steps",
+    ):
+        assert said in text
+
+
+def test_a_race_s_result_is_text_that_says_everything():
+    script = """(marks) => {
+      const plan = (name, title, scales, k) => ({ name, title, scales, marks: marks[k] });
+      const all = [
+        plan("Your plan", "at 7.5", [7.5, 1, 7.5], 0),
+        plan("The cap", "at 7.5, capped", [2, 3], 1),
+        plan("The recipe", "at 3", [1, 3, 1], 2),
+      ];
+      return [m.result(all, { budget: 6 }, "UNet", "a red boot", "https://a.b/c"), m.verdict(all)];
+    }"""
+    text, said = node(script, [[[], ["ground"]], [[], []], [["count"], ["count"]]])
+    assert text.splitlines() == [
+        "A budget of 6 evaluations, UNet, “a red boot”",
+        "✓✗ 1 of 2 correct. Your plan: G·G at 7.5, 5 evaluations",
+        "✓✓ 2 of 2 correct. The cap: GG at 7.5, capped, 4 evaluations",
+        "✗✗ 0 of 2 correct. The recipe: ·G· at 3, 4 evaluations",
+        "https://a.b/c",
+    ]
+    assert said == "You trail: your plan draws 1 of 2 correct, the cap 2, the recipe 0."
 
 
 def test_the_judge_s_words_are_the_library_s(known):

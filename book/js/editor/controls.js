@@ -69,7 +69,7 @@
 
   const shrink = (y, sigma) => y.map((value) => value / Math.sqrt(1 + sigma * sigma));
   const problem = () => problemOf(part("data").value, state.scale);
-  const place = () => [problem().name, state.steps, state.scale, state.capped].join(" ");
+  const situation = () => [problem().name, state.steps, state.scale, state.capped].join(" ");
   /* The model that DDIM is run on: with the cap, its steps have scales of their own. */
   const sampled = (capped = state.capped) =>
     maths.guided(problem().mixture, data.cloud, state.scale, capped ? CAP : Infinity);
@@ -169,7 +169,7 @@
 
   /* The table beside the plane. What is named there is laid anew for the data and the steps. */
   function score(error) {
-    const best = bests[place()], named = RIVALS.map((name) => [name, layNamed(name)]);
+    const best = bests[situation()], named = RIVALS.map((name) => [name, layNamed(name)]);
     const rows = [["this grid", state.grid], ...named, ...(best ? [["your best", best]] : [])];
     part("end").textContent = three(error);
     const cells = (grid) => `<td>${three(errorOf(grid))}</td><td>${three(otherErrorOf(grid))}</td>`;
@@ -183,8 +183,8 @@
   function verdict(error, measured, best) {
     if (state.helped)
       return `Searched on the 16 paths: ${compared(error, measured)}. The others say what it is worth.`;
-    if (best === undefined) return `Drag a tick below. Can you beat ${MEASURED}, the measured grid?`;
-    return `${best < measured ? "You did it" : "So far"}: ${compared(best, measured)}.`;
+    if (best === undefined) return `Drag a tick. Can you beat ${MEASURED}, the measured grid?`;
+    return `Your best has ${compared(best, measured)}.`;
   }
 
   function compared(error, measured) {
@@ -225,9 +225,16 @@
 
   /* A grid of the reader's own; it is kept if it is the best so far. */
   function own(grid) {
-    const best = bests[place()];
-    if (!state.helped && (!best || errorOf(grid) < errorOf(best))) bests[place()] = grid;
+    const best = bests[situation()];
+    if (!state.helped && (!best || errorOf(grid) < errorOf(best))) bests[situation()] = grid;
     show(grid, state.helped);
+  }
+
+  /* Moves a tick of the reader's, never past its neighbours. */
+  function place(k, t) {
+    const { grid } = state, least = (grid[k + 1] ?? -1) + 1, most = (grid[k - 1] ?? size) - 1;
+    const to = Math.round(Math.min(Math.max(t, least), most));
+    own(grid.map((old, j) => (j === k ? to : old)));
   }
 
   function drag(event) {
@@ -240,8 +247,7 @@
     children[k].focus({ preventScroll: true });
     children[k].classList.add("ge-held");
     ticks.setPointerCapture(event.pointerId);
-    // From the grid before the drag, so that neighbours that gave way come back.
-    ticks.onpointermove = (e) => own(maths.move(before, k, before[k] + at(e) - from, size));
+    ticks.onpointermove = (e) => place(k, before[k] + at(e) - from);
     ticks.onpointerup = ticks.onpointercancel = () => {
       children[k].classList.remove("ge-held");
       ticks.onpointermove = ticks.onpointerup = ticks.onpointercancel = null;
@@ -255,7 +261,7 @@
     if (k < 0 || !by || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     const times = event.shiftKey && Math.abs(by) === 1 ? 10 : 1;
-    own(maths.move(state.grid, k, state.grid[k] + by * times, size));
+    place(k, state.grid[k] + by * times);
   }
 
   /* A range input sets a number of the state, and the grid is laid anew. */
@@ -297,7 +303,7 @@
   });
   part("guidance").addEventListener("toggle", redraw);
   for (const name of ["steps", "p", "lam"]) follow(name, part(name));
-  part("back").addEventListener("click", () => show(bests[place()], false));
+  part("back").addEventListener("click", () => show(bests[situation()], false));
   part("search").addEventListener("click", () => {
     show(maths.search(state.grid, size, errorOf), true);
   });

@@ -1,14 +1,17 @@
 // The grid as ticks on a line, from the picture on the left to noise on the right, as in the book's
-// figures. A tick moves by pointer and by keyboard, never past its neighbours. The keys are the grid
-// editor's.
+// figures. A tick moves by pointer and by keyboard, never past its neighbours. A click, a tap, Space
+// or Enter guides its step, or ceases to. The keys are the grid editor's.
 
 const KEYS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -50, PageUp: 50 };
+const STILL = 3, // pixels that a click may move
+  NEAR = 24; // pixels between a tap and its tick
 
-// `onChange` is handed the grid, timesteps in decreasing order, whenever the reader moved a tick.
-export function gridLine(line, { last, onChange }) {
+// `onChange` is handed the grid, timesteps in decreasing order, whenever the reader moved a tick, and
+// `onToggle` the number of a step.
+export function gridLine(line, { last, onChange, onToggle }) {
   let grid = [],
     beside = [],
-    held = -1;
+    held = null;
   const place = (t) => `${(100 * t) / last}%`;
 
   // The least and the greatest timestep that tick k may have.
@@ -34,8 +37,6 @@ export function gridLine(line, { last, onChange }) {
       element.setAttribute("aria-valuemin", least);
       element.setAttribute("aria-valuemax", most);
       element.setAttribute("aria-valuenow", grid[k]);
-      element.setAttribute("aria-valuetext", `timestep ${grid[k]}`);
-      element.title = `step ${k + 1}: timestep ${grid[k]}`;
     });
     line.querySelectorAll("i").forEach((mark) => mark.remove());
     for (const t of beside) {
@@ -50,38 +51,45 @@ export function gridLine(line, { last, onChange }) {
     element.setAttribute("role", "slider");
     element.tabIndex = 0;
     element.addEventListener("keydown", (event) => {
+      const toggles = event.key === " " || event.key === "Enter";
       const [least, most] = room(k);
       const by = KEYS[event.key] ?? NaN,
         times = event.shiftKey && Math.abs(by) === 1 ? 10 : 1;
       const goal = { Home: least, End: most }[event.key] ?? grid[k] + times * by;
-      if (Number.isNaN(goal)) return;
+      if (!toggles && Number.isNaN(goal)) return;
       event.preventDefault();
-      move(k, goal);
+      if (!toggles) move(k, goal);
+      else if (!event.repeat) onToggle(k);
     });
     return element;
   }
 
-  const under = (event) => {
-    const box = line.getBoundingClientRect();
-    return Math.round((last * (event.clientX - box.left)) / box.width);
-  };
+  const timesteps = (pixels) => Math.round((last * pixels) / line.clientWidth);
   line.addEventListener("pointerdown", (event) => {
     // The tick nearest to the pointer: a finger is wider than a tick.
-    const t = under(event),
-      far = grid.map((own) => Math.abs(own - t));
-    held = far.indexOf(Math.min(...far));
+    const ticks = [...line.querySelectorAll("[role=slider]")],
+      far = ticks.map((one) => {
+        const { left, width } = one.getBoundingClientRect();
+        return Math.abs(left + width / 2 - event.clientX);
+      }),
+      least = Math.min(...far),
+      k = far.indexOf(least);
+    held = { k, t: grid[k], x: event.clientX, still: true, near: least < NEAR };
     line.setPointerCapture(event.pointerId);
-    line.querySelectorAll("[role=slider]")[held].focus({ preventScroll: true });
+    ticks[k].focus({ preventScroll: true });
     event.preventDefault();
-    move(held, t);
   });
   line.addEventListener("pointermove", (event) => {
-    if (held >= 0) move(held, under(event));
+    if (!held) return;
+    const by = event.clientX - held.x;
+    held.still &&= Math.abs(by) <= STILL;
+    if (!held.still) move(held.k, held.t + timesteps(by));
   });
-  for (const end of ["pointerup", "pointercancel"])
-    line.addEventListener(end, () => {
-      held = -1;
-    });
+  line.addEventListener("pointerup", () => {
+    if (held?.still && held.near) onToggle(held.k);
+    held = null;
+  });
+  line.addEventListener("pointercancel", () => (held = null));
 
   return {
     // Lays a grid, with the marks of another one below it.
@@ -89,6 +97,16 @@ export function gridLine(line, { last, onChange }) {
       grid = [...own];
       beside = marks;
       draw();
+    },
+    // Shows of each step whether it is guided, and whether it is stable.
+    mark(steps) {
+      [...line.querySelectorAll("[role=slider]")].forEach((element, k) => {
+        const { guided, unstable, said } = steps[k];
+        element.classList.toggle("guided", guided);
+        element.classList.toggle("unstable", unstable);
+        element.setAttribute("aria-valuetext", `timestep ${grid[k]}, ${said}`);
+        element.title = `step ${k + 1}: timestep ${grid[k]}, ${said}`;
+      });
     },
   };
 }

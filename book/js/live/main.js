@@ -18,21 +18,36 @@ export async function start({ root, viewer, slider, base, say }) {
   const noise = new Float32Array(await (await fetched("noise.bin")).arrayBuffer());
   const load = loader(base, manifest),
     models = {},
-    choice = { ...manifest.start, named: "measured" };
+    choice = { ...manifest.start, named: "measured", guided: [] };
   const bar = find(".drawing"),
     pictures = find(".columns"),
-    studio = new Studio({ manifest, noise, viewer, slider, say, bar, pictures });
+    paper = find(".result"),
+    studio = new Studio({ manifest, noise, viewer, slider, say, bar, pictures, paper });
+  paper.querySelector("button").addEventListener("click", () => copy(paper, say));
 
   return async (name, onProgress) => {
     models[name] ??= await load(name, onProgress);
     if (studio.model) studio.model.guidance = choice.guidance; // each model keeps its own
     const model = (studio.model = models[name]);
     choice.guidance = model.guidance;
-    controls(root, { ...manifest, ...model }, choice, () => {
+    const changed = () => {
       find(".prompt-text").textContent = `“${caption(choice)}”`;
       studio.draw(choice);
-    });
-    find(".controls").hidden = false;
+    };
+    controls(root, { ...manifest, ...model }, choice, changed, () => studio.race(choice));
+    for (const part of root.querySelectorAll(".controls")) part.hidden = false;
     studio.draw(choice, 0);
   };
+}
+
+// A browser lets a page copy where it came by https or from this machine; elsewhere the reader does.
+async function copy(paper, say) {
+  const text = paper.querySelector("textarea");
+  text.select();
+  try {
+    await navigator.clipboard.writeText(text.value);
+    say("The result is copied.");
+  } catch {
+    say("Copy the result, which is selected.");
+  }
 }

@@ -97,17 +97,20 @@ class Model {
     return this.context;
   }
 
-  // The network's answer for latents, without and with the prompt.
-  async evaluate(latents, timestep, context) {
-    const rows = new Float32Array(2 * this.size);
-    rows.set(latents);
-    rows.set(latents, this.size);
-    const out = await this.run(`${this.name}.onnx`, {
-      sample: [rows, [2, ...this.shape]],
-      timestep: [Float32Array.of(timestep), [1]],
-      context: [context, [2, context.length / 2]],
-    });
-    return [out.subarray(0, this.size), out.subarray(this.size)];
+  // The network's answer for latents with the prompt, and without it where the step is guided: each
+  // is one row, and takes one evaluation.
+  async evaluate(latents, timestep, context, guided) {
+    const half = context.length / 2,
+      answers = [];
+    for (const told of [context.slice(half), context.slice(0, half)].slice(0, guided ? 2 : 1))
+      answers.push(
+        await this.run(`${this.name}.onnx`, {
+          sample: [latents, [1, ...this.shape]],
+          timestep: [Float32Array.of(timestep), [1]],
+          context: [told, [1, half]],
+        }),
+      );
+    return answers;
   }
 
   // Latents as a picture. An ImageData clips and rounds as the library does.

@@ -17,14 +17,27 @@
     count: "number",
   };
 
-  // The lines below a picture: how far its end is from the goal, and what the judge sees in it.
-  const notes = ({ far, features, wrong }) => {
-    const lines = ["", "", ""];
-    if (far === 0) lines[0] = "the goal";
-    if (far) [lines[0], lines[1]] = [`latents ${far.toFixed(3)}`, `features ${features.toFixed(3)}`];
+  // The lines below a picture: what it cost, how far its end is from the goal or how a race stands,
+  // and what the judge sees in it.
+  const notes = ({ evaluations, score, far, features, wrong }) => {
+    let place = score ?? (far === 0 ? "the goal" : "");
+    if (far) place = `latents ${far.toFixed(3)}, features ${features.toFixed(3)}`;
     const missed = wrong?.map((head) => HEADS[head] ?? head).join(", ");
-    if (wrong) lines[2] = missed ? `✗ ${missed}` : "✓ as asked";
-    return lines;
+    return [`${evaluations} evaluations`, place, wrong ? (missed ? `✗ ${missed}` : "✓ as asked") : ""];
+  };
+
+  // A race's ends, one for each starting noise.
+  const showEnds = (box, ends) => {
+    if (ends.length < box.children.length) box.replaceChildren();
+    for (const { seed, frames, wrong } of ends.slice(box.children.length)) {
+      const heat = box.appendChild(document.createElement("span")),
+        canvas = heat.appendChild(document.createElement("canvas"));
+      canvas.width = canvas.height = 64;
+      frames.at(-1)(canvas.getContext("2d"));
+      heat.append(wrong.length ? "✗" : "✓");
+      canvas.role = "img";
+      canvas.ariaLabel = `starting noise ${seed}`;
+    }
   };
 
   // Three columns side by side. Each has a name, frames (functions that draw on a canvas), and what
@@ -44,13 +57,14 @@
           context = canvas.getContext("2d");
         columns[k].querySelector("b").textContent = column.name;
         const lines = notes(column);
-        columns[k].querySelectorAll("span").forEach((span, n) => (span.textContent = lines[n]));
+        columns[k].querySelectorAll("p span").forEach((span, n) => (span.textContent = lines[n]));
         const whole = column.whole ?? this.steps,
           place = Math.round((step / this.steps) * whole),
           frame = column.frames[Math.min(place, column.frames.length - 1)];
         if (frame) frame(context);
         else context.clearRect(0, 0, canvas.width, canvas.height);
         canvas.setAttribute("aria-label", `${column.name}, ${said} steps done`);
+        showEnds(columns[k].querySelector(".heats"), column.ends ?? []);
       });
     },
   };

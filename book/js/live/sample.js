@@ -5,18 +5,19 @@ import { flow } from "./flow.js";
 
 const RULES = { ddim, flow };
 
-// Latents are flat Float32Arrays. `evaluate(latents, told)` gives what the network answers without
-// and with the prompt. `onStep` is handed the number of steps done, the latents and the predicted
-// clean latents; where it answers false, the run stops and gives null.
-export async function sample({ noise, grid, levels, guidance, evaluate, onStep }) {
+// Latents are flat Float32Arrays. `scales` has each step's guidance scale. `evaluate(latents, told,
+// guided)` gives what the network answers with the prompt, and without it for a guided step alone.
+// `onStep` is handed the number of steps done, the latents and the predicted clean latents; where it
+// answers false, the run stops and gives null.
+export async function sample({ noise, grid, levels, scales, evaluate, onStep }) {
   const { told, predict, move } = RULES[levels.kind];
   let latents = Float32Array.from(noise);
   for (let k = 0; k < grid.length; k++) {
     const level = levels.values[grid[k]];
     // The last step ends where the scheduler's config says, which need not be number 0's level.
     const next = k + 1 < grid.length ? levels.values[grid[k + 1]] : levels.last;
-    const [without, withPrompt] = await evaluate(latents, told(grid[k], level));
-    const out = guided(without, withPrompt, guidance);
+    const [within, without] = await evaluate(latents, told(grid[k], level), scales[k] > 1);
+    const out = without ? guided(without, within, scales[k]) : within;
     const clean = predict(latents, out, level);
     latents = move({ latents, clean, out, level, next });
     if ((await onStep?.(k + 1, latents, clean)) === false) return null;
@@ -24,11 +25,9 @@ export async function sample({ noise, grid, levels, guidance, evaluate, onStep }
   return latents;
 }
 
-// Classifier-free guidance. Up to 1 diffusers does not guide, and the prompt's own row counts.
-export function guided(without, withPrompt, scale) {
-  if (scale <= 1) return withPrompt;
-  return without.map((value, i) => value + scale * (withPrompt[i] - value));
-}
+// Classifier-free guidance.
+const guided = (without, within, scale) =>
+  without.map((value, i) => value + scale * (within[i] - value));
 
 // The root of the mean squared difference of two latents, in units of the starting noise.
 export function distance(one, other) {
