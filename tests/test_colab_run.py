@@ -35,8 +35,6 @@ INSTALLED = {"_asddim_lib.pth", f"asddim_lib-{__version__}.dist-info"}
 TINY = "../../tiny"
 #: Parameters of each chapter that has any, other than they stand there.
 CHANGED = {
-    "ablation": {"count": 2},
-    "audit": {"records": "results/"},
     "blind": {"pairs": 2, "steps": 5, "fine_records": "results/guidance-3/steps-20"},
     "clock": {"repeats": 2, "steps": [2, 4]},
     "ddim": {"samples": 100},
@@ -54,6 +52,7 @@ CHANGED = {
     "noise": {"seed": 5},
     "notation": {"steps": 20},
     "one-grid": {"p": 1.0},
+    "paper": {"records": "results/"},
     "reach": {
         "prompts_live": 2,
         "reference_steps": 20,
