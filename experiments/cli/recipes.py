@@ -17,6 +17,9 @@ def recipes(
     of: str = typer.Option(..., help="Comma-separated folders that `asddim recipe` wrote."),
     model: opt.ModelOptions = CPU,
     out: Path = typer.Option(Path("results/recipes/drawn"), help="Folder for the records."),
+    leave_out: str = typer.Option(
+        "current", help="Comma-separated names of recipes that are not drawn."
+    ),
     count: int = typer.Option(1000, help="Number of prompts, of the bundled ones."),
     batch_size: int = typer.Option(32, help="Number of pictures drawn at once."),
     call: str = opt.CALL,
@@ -35,7 +38,8 @@ def recipes(
     from experiments.recipes import draw_recipes
 
     table = load_prompts("bundled", count)
-    records = draw_recipes(model.load(), table, folders, out, ("current",), batch_size, options)
+    left = opt.words("leave_out", leave_out)
+    records = draw_recipes(model.load(), table, folders, out, left, batch_size, options)
     figures = ["right_all", "kid_share", "clip", "nfe"]
     shown = records.groupby(["steps", "method", "recipe"])[figures].mean().reset_index()
     say({"records": str(out / "records.parquet"), "rows": rows(shown)}, text_of(shown, 3), as_json)
