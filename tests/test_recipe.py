@@ -454,7 +454,8 @@ def test_a_record_has_what_the_judge_sees_of_each_recipes_pictures(small, few, t
         right = attributes.attributes_right(features, {n: list(table[n]) for n in table})
         assert list(part["right_all"]) == right["all"].tolist()
         real = attributes.reference_features()
-        np.testing.assert_allclose(part["kid_share"], kid_shares(features, real), rtol=0.02)
+        shares = kid_shares(features, real, attributes.reference_kernel())
+        np.testing.assert_allclose(part["kid_share"], shares, rtol=0.02)
         assert set(part["nfe"]) == {recipe.rows}
     again = draw_recipes(small, table, [tmp_path / "found"], tmp_path / "out", batch_size=2)
     pd.testing.assert_frame_equal(records, again)
