@@ -47,32 +47,33 @@ def frontier(outcomes: Mapping[int, Outcome]) -> pd.DataFrame:
 
 
 def plot(table: pd.DataFrame) -> Any:
-    """A figure of the frontier: each measure against the evaluations, a line per method."""
-    import matplotlib.pyplot as plt
+    """A figure of the frontier: each measure against the evaluations, a line per method.
 
+    Raises ImportError where matplotlib, by which pandas plots, is not installed.
+    """
     measures = list(table["measure"].unique())
-    size = (4.2 * len(measures), 3.6)
-    figure, axes = plt.subplots(1, len(measures), figsize=size, squeeze=False, layout="constrained")
-    for axis, measure in zip(axes[0], measures, strict=True):
-        part = table[table["measure"] == measure]
-        for number, method in enumerate(METHODS):
-            line = part[part["method"] == method]
-            if len(line):
-                axis.errorbar(
-                    *(line["evaluations"], line["value"], line["half"]),
-                    color=f"C{number}",
-                    marker="o",
-                    capsize=2,
-                    label=method,
-                )
-        best = part[part["returned"]]
-        axis.plot(best["evaluations"], best["value"], "ko", ms=11, mfc="none", label="returned")
+    methods = [name for name in METHODS if name in set(table["method"])]
+    groups = [[f"{measure}, {name}" for name in methods] for measure in measures]
+    labelled = table.assign(label=table["measure"] + ", " + table["method"])
+    wide = labelled.pivot(index="of", columns="label", values=["value", "half"])
+    columns = [label for group in groups for label in group]
+    axes = wide["value"][columns].plot(
+        subplots=groups,
+        layout=(1, len(measures)),
+        figsize=(4.4 * len(measures), 3.8),
+        yerr=wide["half"][columns],
+        color=[f"C{METHODS.index(name)}" for name in methods] * len(measures),
+        style="o-",
+        capsize=2,
+        legend=False,
+    )
+    for axis, measure in zip(axes.flat, measures, strict=True):
         better = "lower" if measure == LIKENESS else "higher"
-        axis.set(
-            xlabel="network evaluations for a picture", ylabel=f"{measure} ({better} is better)"
-        )
-        axis.set_title(measure)
-    axes[0][0].legend(fontsize="small")
+        axis.set(xlabel="network evaluations for a picture", xticks=wide.index)
+        axis.set(title=measure, ylabel=f"{measure} ({better} is better)")
+    axes.flat[0].legend(methods, fontsize="small")
+    figure = axes.flat[0].figure
+    figure.set_layout_engine("constrained")
     return figure
 
 
@@ -91,7 +92,7 @@ def save(outcomes: Mapping[int, Outcome], folder: str | os.PathLike) -> pd.DataF
     write_whole(place / f"{NAME}.md", lambda part: part.write_text(page, encoding="utf-8"))
     try:
         figure = plot(table)
-    except ModuleNotFoundError:
+    except ImportError:
         return table
     write_whole(place / f"{NAME}.png", lambda part: figure.savefig(part, format="png", dpi=150))
     return table
