@@ -242,14 +242,13 @@ def search(pipe, folder, **how):
     return find_recipe(
         pipe,
         WORDS[:14],
-        evaluations=6,
         guidance_scale=4.0,
         scorers=scorers,
         encoder="bundled",
         clip="bundled",
         batch_size=7,
         folder=folder,
-        **how,
+        **{"evaluations": 6, **how},
     )
 
 
@@ -273,14 +272,15 @@ def test_a_search_that_is_stopped_ten_times_ends_at_the_same_recipe(small, few, 
     assert parts.recipe == whole.recipe
 
 
-def test_the_cost_is_said_before_anything_is_drawn_and_is_enough(small, few, tmp_path):
+@pytest.mark.parametrize("aim", [{}, {"aim": "cheaper", "evaluations": 12, "margin": 1e6}])
+def test_the_cost_is_said_before_anything_is_drawn_and_is_enough(aim, small, few, tmp_path):
     said = []
     with counted(small) as made:
 
         def note(doing, spent, total):
             said.append((spent, total, sum(made)))
 
-        outcome = search(small, tmp_path, progress=note)
+        outcome = search(small, tmp_path, progress=note, **aim)
     assert said[0][0] == said[0][2] == 0
     assert said[0][1] >= outcome.evaluations
 

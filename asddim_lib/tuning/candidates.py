@@ -132,7 +132,7 @@ class Rehearsal(Search):
 
     def losses(self, run: Run, recipe: Recipe) -> dict[str, Tensor]:
         self.seen(run, recipe)
-        return {PROMPT: torch.zeros(len(run.prompts))}
+        return {PROMPT: torch.arange(len(run.prompts), dtype=torch.float64)}
 
     def verdict(self, run: Run, recipe: Recipe) -> dict[str, Tensor]:
         return {name: by_text(v, run.prompts) for name, v in self.losses(run, recipe).items()}
