@@ -132,10 +132,12 @@ define RECIPE
 	$(BIN)/asddim recipe $(FLOW_RECIPE) $(SEARCHED) 10,16,20 --out $(RECIPES)/flow $(1)
 	for scale in 3 7.5; do $(BIN)/asddim recipe --aim cheaper --guidance-scale $$scale $(SEARCHED) 100 --out $(RECIPES)/unet-cheaper-$$scale $(1) || exit 1; done
 	$(BIN)/asddim recipe --aim cheaper $(FLOW_RECIPE) $(SEARCHED) 100 --out $(RECIPES)/flow-cheaper-6 $(1)
+	$(BIN)/asddim recipe $(FLOW_RECIPE) $(SEARCHED) 16 --reference $(RECIPES)/real --out $(RECIPES)/flow-real $(1)
 
 endef
 
 frontier: .venv/.ready ## recipes for 10, 16 and 20 evaluations and the fewest that are not worse than 100, on both models, then their pictures of 1,000 unseen prompts; prints its cost first, goes on where it was stopped
+	$(BIN)/python -m training pictures $(RECIPES)/real
 	$(call RECIPE,--plan)
 	$(call RECIPE)
 	$(BIN)/python -m experiments recipes --leave-out current,capped --of $(RECIPES)/unet/10$(,)$(RECIPES)/unet/16$(,)$(RECIPES)/unet/20 --out $(RECIPES)/thousand/unet

@@ -92,6 +92,12 @@ class Outcome:
         code = f'call = Recipe.load("{folder}").apply(pipe)\nimage = pipe(prompt, **call).images[0]'
         page += ["## Use it", f"```python\nfrom asddim_lib import Recipe\n\n{code}\n```"]
         page += ["## Recipes", _table(self._rows())]
+        if self.setting["aim"] == CHEAPER:
+            page.append(
+                "Not worse means: by these measures. CLIP's embeddings hardly see noise, blur and "
+                "fine detail, which few evaluations cost first. Look at the pictures, and search "
+                "again with a `check_encoder` or a scorer that sees them."
+            )
         page += [
             "## Every comparison",
             "Losses are lower where pictures are better: the negative of a score, or a picture's "
