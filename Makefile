@@ -6,7 +6,7 @@ FEW := --count 64 --batch-size 32# what the comparison draws; the fine solutions
 
 WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")# one more than processors: some tests wait
 
-.PHONY: book chromium colab look pdf site test coverage experiment pictures guidance full bench inception lock clean
+.PHONY: book chromium colab look pdf site test coverage experiment pictures guidance frontier full bench inception lock clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready ## execute the chapters and build the HTML into _build/book/_build/html
@@ -121,6 +121,25 @@ guidance: .venv/.ready ## guidance plans beside constant guidance, on both model
 	$(BIN)/python -m tests.factors
 	$(BIN)/python -m tests.switch
 	$(BIN)/python -m tests.bench guidance
+
+RECIPES := results/recipes
+SEARCHED := --count 192 --batch-size 16 --evaluations
+FLOW_RECIPE := --model bundled-flow --guidance-scale 6 --call '{"max_sequence_length": 1}'
+define RECIPE
+	$(BIN)/asddim recipe --guidance-scale 7.5 $(SEARCHED) 10,16,20 --out $(RECIPES)/unet $(1)
+	$(BIN)/asddim recipe $(FLOW_RECIPE) $(SEARCHED) 10,16,20 --out $(RECIPES)/flow $(1)
+	for scale in 3 7.5; do $(BIN)/asddim recipe --aim cheaper --guidance-scale $$scale $(SEARCHED) 100 --out $(RECIPES)/unet-cheaper-$$scale $(1) || exit 1; done
+	$(BIN)/asddim recipe --aim cheaper $(FLOW_RECIPE) $(SEARCHED) 100 --out $(RECIPES)/flow-cheaper-6 $(1)
+	$(BIN)/asddim recipe $(FLOW_RECIPE) $(SEARCHED) 16 --reference $(RECIPES)/real --out $(RECIPES)/flow-real $(1)
+
+endef
+
+frontier: .venv/.ready ## recipes for 10, 16 and 20 evaluations and the fewest that are not worse than 100, on both models, then their pictures of 1,000 unseen prompts; prints its cost first, goes on where it was stopped
+	$(BIN)/python -m training pictures $(RECIPES)/real
+	$(call RECIPE,--plan)
+	$(call RECIPE)
+	$(BIN)/python -m experiments recipes --leave-out current,capped --of $(RECIPES)/unet/10$(,)$(RECIPES)/unet/16$(,)$(RECIPES)/unet/20 --out $(RECIPES)/thousand/unet
+	$(BIN)/python -m experiments recipes --leave-out current,capped --model bundled-flow --call '{"max_sequence_length": 1}' --batch-size 16 --of $(RECIPES)/flow/10$(,)$(RECIPES)/flow/16$(,)$(RECIPES)/flow/20 --out $(RECIPES)/thousand/flow
 
 REFERENCE ?=# a folder of real pictures
 full: _build/inception/.ready ## the paper's experiment on its own models, on one GPU with weights, captions and a REFERENCE folder fetched: clock, pictures, and the chapter that shows them; then grids tuned on DrawBench beside their peers

@@ -19,7 +19,7 @@ from tests.test_cli import ReachedError, names_in, refused
 from tests.test_command_line import full_disk
 from tests.tiny import sd
 
-COMMANDS = {"evaluate", "compare", "report", "clock", "mlperf"}
+COMMANDS = {"evaluate", "compare", "report", "clock", "mlperf", "recipes"}
 WRONG_USE = [
     ("evaluate --methods magic", "method is magic; "),
     ("evaluate --methods ddim,ddim", "methods is 'ddim,ddim'; give each value once"),
@@ -36,6 +36,9 @@ WRONG_USE = [
     ("compare --guidance-plans caped", "guidance_plan is caped; "),
     ("compare --guidance-plans capped-3", "c is 3.0; "),
     ("compare --guidance-plans linear,linear", "guidance_plans is 'linear,linear'; "),
+    ("recipes --of /nowhere", "of is /nowhere; "),
+    ("recipes --of , --count 2", "of is ','; "),
+    ("recipes --of /nowhere --call [", "call is '['; "),
     ("report /nowhere", "folder is /nowhere, without "),
     ("clock --methods magic", "magic"),
     ("clock --steps 2,x", "steps is '2,x'; "),

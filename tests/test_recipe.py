@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,11 +18,15 @@ from asddim_lib.cli import app
 from asddim_lib.errors import WrongUse
 from asddim_lib.guidance.plan import GuidancePlan
 from asddim_lib.metrics.kid import kid_shares
+from asddim_lib.models.prompts import load_prompts
 from asddim_lib.pipeline.run import Run
-from asddim_lib.tuning import find
-from asddim_lib.tuning.acceptance import accept, beats, pairs_of
+from asddim_lib.tuning import candidates, find, frontier
+from asddim_lib.tuning.acceptance import NOT_WORSE, accept, beats, not_worse, pairs_of
 from asddim_lib.tuning.forms import Builder, Form
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT
+from experiments import attributes
+from experiments.recipes import draw_recipes
+from experiments.records import read_records
 from tests import zoo
 from tests.planted import WORDS
 from tests.refusals import refuses
@@ -72,14 +77,10 @@ def test_the_evaluations_of_a_recipe_are_those_that_are_made(builder):
     pipe = builder.run.pipe
     for form in (Form(scale=4.0), Form(scale=4.0, high=5.0), Form(c=2.0, low=0.3)):
         recipe = builder.recipe(form, 9)
-        call = recipe.apply(pipe)
-        try:
+        with recipe.on(pipe) as call:
             pipe(WORDS[0], output_type="latent", **call)  # in which it learns how pipe guides
             with counted(pipe) as made:
                 pipe(WORDS[0], output_type="latent", **call)
-        finally:
-            if recipe.plan != GuidancePlan.constant():
-                GuidancePlan.remove(pipe)
         assert sum(made) == recipe.rows
 
 
@@ -136,16 +137,60 @@ def test_a_measure_by_which_it_is_worse_forbids_a_win():
     assert beats(pairs_of("a", "b", losses)) == 1
 
 
+@pytest.mark.parametrize("worse", [-0.5, 0.0, 0.5])
+def test_not_worse_is_an_interval_inside_the_margin(worse):
+    """The level of the test: at the margin itself, it passes at most so often."""
+    passed = 0
+    for seed in range(400):
+        draw = np.random.default_rng(seed)
+        before = torch.tensor(draw.standard_normal(200))
+        after = before + 0.4 + worse + torch.tensor(draw.standard_normal(200))
+        (test,) = not_worse("a", "b", {"a": {"m": after}, "b": {"m": before}}, margin=0.4)
+        passed += test.verdict == NOT_WORSE
+    assert passed / 400 == pytest.approx({-0.5: 1, 0.0: 0.025, 0.5: 0}[worse], abs=0.02)
+
+
+def test_the_ladder_stops_at_the_first_number_that_is_not_shown(small, few, monkeypatch):
+    tried = []
+
+    def judged(search, run, recipe):
+        tried.append(recipe.rows)
+        return {"m": torch.linspace(-1, 1, 10) + (2 if recipe.rows < 11 else 0)}
+
+    monkeypatch.setattr(candidates.Search, "verdict", judged)
+    outcome = find_recipe(
+        small,
+        WORDS[:21],
+        evaluations=40,
+        aim="cheaper",
+        margin=1.0,
+        guidance_scale=4.0,
+        encoder="bundled",
+        clip="bundled",
+        batch_size=7,
+    )
+    most = [40, 32, 20, 16, 12, 10]
+    assert [most - rows in (0, 1) for most, rows in zip(most, tried, strict=True)] == [True] * 6
+    assert outcome.returned == "12 evaluations"
+    assert outcome.recipe.rows in (11, 12)
+    assert "not worse" in outcome.summary()
+    assert {"12 evaluations", "10 evaluations"} <= set(outcome.recipes)
+
+
 # The search
 
 
 @pytest.fixture
 def few(monkeypatch):
     """A search of few forms: what it finds is of no account here."""
-    monkeypatch.setattr(find, "SCALES", (3.0,))
-    monkeypatch.setattr(find, "GRIDS", ())
-    monkeypatch.setattr(find, "FLOW_GRIDS", ())
-    monkeypatch.setattr(find, "SLOW", 4)
+    monkeypatch.setattr(candidates, "solvers_of", lambda builder: [None])
+    monkeypatch.setattr(candidates, "GRIDS", ())
+    monkeypatch.setattr(candidates, "FLOW_GRIDS", ())
+    monkeypatch.setattr(candidates, "SLOW", 4)
+    scales = lambda run, others=(): [run.guidance_scale or 3.0]  # noqa: E731
+    monkeypatch.setattr(candidates, "scales_of", scales)
+    monkeypatch.setattr(find, "scales_of", scales)
+    monkeypatch.setattr(find, "solvers_of", lambda builder: [None])
 
 
 def brightness(images, prompts):
@@ -180,19 +225,15 @@ def test_a_recipe_is_found_saved_and_draws_the_same_in_another_process(name, few
         batch_size=7,
     )
     assert made.pipe.scheduler is own
-    assert set(outcome.recipes) >= {CURRENT, "constant", "capped", "interval"}
+    assert set(outcome.recipes) >= {CURRENT, "constant", "second order", "capped", "interval"}
     assert all(recipe.rows <= 6 for recipe in outcome.recipes.values())
     recipe = outcome.recipes.get(CANDIDATE, outcome.recipes["interval"])
     recipe.save(tmp_path / "recipe")
     given = [name, str(tmp_path / "recipe"), str(tmp_path / "there.pt")]
     subprocess.run([sys.executable, "-c", AGAIN, *given], check=True, capture_output=True)
-    call = recipe.apply(made.pipe)
-    try:
+    with recipe.on(made.pipe) as call:
         here = zoo.draw(made.pipe, made.options, seed=7, **call)
-    finally:
-        if recipe.plan != GuidancePlan.constant():
-            GuidancePlan.remove(made.pipe)
-        made.pipe.scheduler = own
+    assert made.pipe.scheduler is own
     assert torch.equal(here, torch.load(tmp_path / "there.pt"))
 
 
@@ -201,23 +242,22 @@ def search(pipe, folder, **how):
     return find_recipe(
         pipe,
         WORDS[:14],
-        evaluations=6,
         guidance_scale=4.0,
         scorers=scorers,
         encoder="bundled",
         clip="bundled",
         batch_size=7,
         folder=folder,
-        **how,
+        **{"evaluations": 6, **how},
     )
 
 
-def test_a_search_that_is_stopped_ends_at_the_same_recipe(small, few, tmp_path):
+def test_a_search_that_is_stopped_ten_times_ends_at_the_same_recipe(small, few, tmp_path):
     class Stopped(Exception):
         pass
 
     whole = search(small, tmp_path / "whole")
-    for limit in (50, 200, 400, 600):
+    for limit in sorted(np.random.default_rng(0).uniform(0, whole.evaluations - 20, 10)):
 
         def stop(doing, spent, total, limit=limit):
             if spent > limit:
@@ -230,6 +270,37 @@ def test_a_search_that_is_stopped_ends_at_the_same_recipe(small, few, tmp_path):
     assert sum(made) < whole.evaluations
     assert parts.report() == whole.report()
     assert parts.recipe == whole.recipe
+
+
+@pytest.mark.parametrize("aim", [{}, {"aim": "cheaper", "evaluations": 12, "margin": 1e6}])
+def test_the_cost_is_said_before_anything_is_drawn_and_is_enough(aim, small, few, tmp_path):
+    said = []
+    with counted(small) as made:
+
+        def note(doing, spent, total):
+            said.append((spent, total, sum(made)))
+
+        outcome = search(small, tmp_path, progress=note, **aim)
+    assert said[0][0] == said[0][2] == 0
+    assert said[0][1] >= outcome.evaluations
+
+
+def test_wanted_pictures_are_at_the_scale_whose_slow_pictures_fit_their_prompts(small, monkeypatch):
+    monkeypatch.setattr(candidates, "SLOW", 4)
+    fits = {7.0: 0.5, 3.0: 0.9, 6.0: 0.7}
+
+    def look(measures, run, steps):
+        count = len(run.prompts)
+        score = torch.full((count,), fits[run.guidance_scale])
+        return {"CLIP score": score, "seen": torch.randn(count, 4)}
+
+    monkeypatch.setattr(candidates.Measures, "look", look)
+    run = Run(small, WORDS[:9], range(9), 7.0)
+    measures = find.measures_of(small, "bundled", "bundled", None, {})
+    one = candidates.Search(Builder(run), measures, candidates.Work())
+    assert "scale 3" in one.want(run, None)
+    assert one.measures.wanted["seen"].shape == (9, 4)
+    assert list(one.measures.asked) == WORDS[:9]
 
 
 def test_its_folder_is_for_one_setting_and_its_files_say_what_was_found(small, few, tmp_path):
@@ -249,6 +320,8 @@ def test_its_folder_is_for_one_setting_and_its_files_say_what_was_found(small, f
         if loaded.plan != GuidancePlan.constant():
             GuidancePlan.remove(small)
     assert names["image"].size
+    for name in outcome.recipes:
+        assert Recipe.load(tmp_path / "recipes" / name.replace(" ", "-")) == outcome.recipes[name]
     with refuses("folder"):
         find_recipe(small, WORDS[:14], evaluations=8, encoder="bundled", folder=tmp_path)
 
@@ -258,6 +331,11 @@ def test_its_folder_is_for_one_setting_and_its_files_say_what_was_found(small, f
     [
         ("evaluations", {"evaluations": 3}),
         ("evaluations", {"evaluations": 8.0}),
+        ("evaluations", {"evaluations": 6, "aim": "cheaper"}),
+        ("aim", {"aim": "faster"}),
+        ("margin", {"margin": 0.0}),
+        ("margin", {"margin": float("nan")}),
+        ("prompts", {"evaluations": 12, "aim": "cheaper"}),
         ("prompts", {"prompts": WORDS[:9]}),
         ("pipe", {"guidance_scale": 0.5}),
         ("pipe", {"guidance_scale": 1.0}),
@@ -310,3 +388,77 @@ def test_the_command_writes_a_folder_that_generate_draws_with(
     assert drawn.exit_code == 0, drawn.exception
     assert f"{len(sealed(tmp_path / 'recipe' / 'tune.json')['pairs'])}" == str(len(value["rows"]))
     assert (tmp_path / "a.png").is_file()
+
+
+def test_several_numbers_give_a_frontier_whose_points_draw(
+    preloaded_small, few, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["recipe", "--evaluations", "8,6", "--guidance-scale", "4", "--count", "14", "--json"]
+    encoders = ["--encoder", "bundled", "--clip", "bundled"]
+    planned = CliRunner().invoke(app, [*words, *encoders, "--plan"])
+    assert planned.exit_code == 0, planned.exception
+    assert set(json.loads(planned.stdout)["evaluations"]) == {"6", "8"}
+    assert not list((tmp_path / "recipe").glob("drawn/*"))
+    done = CliRunner().invoke(app, [*words, *encoders])
+    assert done.exit_code == 0, done.exception
+    points = json.loads((tmp_path / "recipe" / "frontier.json").read_text())
+    assert {point["of"] for point in points} == {6, 8}
+    for point in points:
+        recipe = Recipe.load(tmp_path / "recipe" / point["folder"])
+        assert recipe.rows == point["evaluations"]
+        assert recipe.name == point["recipe"]
+    saved = sealed(tmp_path / "recipe" / "8" / "tune.json")
+    one = next(p for p in points if (p["of"], p["method"], p["measure"]) == (8, "capped", "KID"))
+    assert one["value"] == saved["losses"]["capped"]["KID"]
+    assert one["half"] == saved["halves"]["capped"]["KID"]
+    page = (tmp_path / "recipe" / "frontier.md").read_text()
+    assert all(point["folder"] in page for point in points)
+    assert (tmp_path / "recipe" / "frontier.png").stat().st_size > 5000
+    assert frontier.NAME == "frontier"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("evaluations", ["--evaluations", "eight"]),
+        ("evaluations", ["--evaluations", "3"]),
+        ("evaluations", ["--evaluations", "100,50", "--aim", "cheaper", "--margin", "1"]),
+        ("aim", ["--aim", "best"]),
+        ("margin", ["--margin", "-1"]),
+        ("prompts", ["--evaluations", "100", "--aim", "cheaper", "--count", "60"]),
+    ],
+)
+def test_the_command_refuses_wrong_numbers_before_it_loads_a_model(name, words, tmp_path):
+    done = CliRunner().invoke(app, ["recipe", "--out", str(tmp_path / "r"), *words])
+    assert isinstance(done.exception, WrongUse)
+    assert name in str(done.exception)
+
+
+# The record of unseen prompts
+
+
+def test_a_record_has_what_the_judge_sees_of_each_recipes_pictures(small, few, tmp_path):
+    outcome = search(small, None)
+    outcome.save(tmp_path / "found")
+    table = load_prompts("bundled", 3)
+    records = draw_recipes(small, table, [tmp_path / "found"], tmp_path / "out", batch_size=2)
+    assert set(records["method"]) == set(outcome.recipes) - {CURRENT}
+    for name, part in records.groupby("method"):
+        recipe = outcome.recipes[name]
+        noise = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        with recipe.on(small) as call:
+            images = small(list(table["prompt"]), generator=noise, output_type="pt", **call).images
+        pictures = (255 * images).round().to(torch.uint8)
+        features = attributes.judge_features(pictures)
+        right = attributes.attributes_right(features, {n: list(table[n]) for n in table})
+        assert list(part["right_all"]) == right["all"].tolist()
+        real = attributes.reference_features()
+        shares = kid_shares(features, real, attributes.reference_kernel())
+        np.testing.assert_allclose(part["kid_share"], shares, rtol=0.02)
+        assert set(part["nfe"]) == {recipe.rows}
+    again = draw_recipes(small, table, [tmp_path / "found"], tmp_path / "out", batch_size=2)
+    pd.testing.assert_frame_equal(records, again)
+    pd.testing.assert_frame_equal(
+        read_records(tmp_path / "out").drop(columns="guidance_plan"), records
+    )

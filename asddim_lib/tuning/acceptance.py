@@ -8,22 +8,25 @@ baseline: an intersection of tests, which needs no correction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from asddim_lib.metrics.intervals import ALPHA, Verdict, holm, paired_difference, verdict
+from asddim_lib.metrics.intervals import ALPHA, holm, paired_difference, verdict
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 
 #: The losses (n) of each recipe, by measure.
 Losses = Mapping[str, Mapping[str, Tensor]]
+#: The verdicts of `not_worse`.
+NOT_WORSE, NOT_SHOWN = "not worse", "not shown"
 
 
 @dataclass(frozen=True)
 class Pair:
     """One recipe against another by one measure: the paired difference of losses, and a verdict.
 
-    Below 0 the first is better. `p_adjusted` is corrected over the pair's measures (Holm).
+    Below 0 the first is better. `p_adjusted` is corrected over the pair's measures (Holm). The
+    verdict is "win", "tie" or "loss", or of `not_worse`.
     """
 
     first: str
@@ -32,7 +35,7 @@ class Pair:
     difference: float
     half: float
     p_adjusted: float
-    verdict: Verdict
+    verdict: str
 
 
 def pairs_of(first: str, second: str, losses: Losses) -> list[Pair]:
@@ -46,6 +49,23 @@ def pairs_of(first: str, second: str, losses: Losses) -> list[Pair]:
             verdict(test.difference, test.half, float(p), "lower"),
         )
         for (name, test), p in zip(tests.items(), adjusted, strict=True)
+    ]
+
+
+def not_worse(first: str, second: str, losses: Losses, margin: float) -> list[Pair]:
+    """Whether one recipe's losses (n) are not worse than another's, by each measure.
+
+    They are if the interval of the mean difference lies below `margin` standard deviations of the
+    second's losses. All measures have to pass, which needs no correction.
+    """
+    return [
+        replace(
+            pair,
+            verdict=NOT_WORSE
+            if pair.difference + pair.half < margin * float(losses[second][pair.measure].std())
+            else NOT_SHOWN,
+        )
+        for pair in pairs_of(first, second, losses)
     ]
 
 

@@ -2,96 +2,57 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor
+from scipy import stats
 
-from asddim_lib.configs import is_flow
-from asddim_lib.digest import of_values
-from asddim_lib.errors import check_whole
-from asddim_lib.guidance.plan import GuidancePlan
+from asddim_lib.errors import check, check_whole
 from asddim_lib.metrics.encoders import CLIP, Encoder, encoder_for
-from asddim_lib.metrics.real import real_features
+from asddim_lib.metrics.intervals import LEVEL, mean_interval
 from asddim_lib.models.load import BUNDLED, Pipeline
 from asddim_lib.models.prompts import listed
 from asddim_lib.pipeline.manifest import of_pipeline
 from asddim_lib.pipeline.run import Run
 from asddim_lib.progress import Progress
-from asddim_lib.tuning.acceptance import accept
+from asddim_lib.tuning.acceptance import NOT_WORSE, Losses, Pair, accept, not_worse
+from asddim_lib.tuning.candidates import (
+    Rehearsal,
+    Search,
+    baselines,
+    candidate,
+    scales_of,
+    solvers_of,
+)
 from asddim_lib.tuning.draw import Work, split
-from asddim_lib.tuning.forms import FLOW_GRIDS, GRIDS, SCALES, Builder, Form, published_interval
-from asddim_lib.tuning.goals import Seen
+from asddim_lib.tuning.forms import Builder, Form, published_interval
 from asddim_lib.tuning.measures import Measures, Scorer
-from asddim_lib.tuning.outcome import Outcome, check_setting
+from asddim_lib.tuning.outcome import BETTER, CHEAPER, Outcome, check_setting
 from asddim_lib.tuning.recipe import Recipe
-from asddim_lib.tuning.search import rounds
-from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST, by_text
+from asddim_lib.tuning.verify import CANDIDATE, CURRENT, LEAST
 
-#: Steps of the wanted pictures, where no folder of them is given, and how many there are at most.
-SLOW, WANTED = 20, 64
-#: Their seeds are so much higher, so that none of them starts where a judged picture does.
-OTHER_NOISE = 500_000
+AIMS = (BETTER, CHEAPER)
+#: Numbers of evaluations that are tried to be cheaper, from the most to the fewest.
+LADDER = (50, 32, 20, 16, 12, 10, 8, 6)
+#: In as many evaluations the form is chosen that the ladder is tried with.
+CHOSEN_AT = 16
+#: How much worse is still "not worse", in standard deviations of the current pictures' losses.
+MARGIN = 0.2
 
 
-class Search:
-    """Draws recipes for some prompts, keeps what was seen, and races forms."""
+@dataclass(frozen=True)
+class Decision:
+    """The name of the recipe that is returned, all that were compared, and how."""
 
-    def __init__(self, builder: Builder, measures: Measures, work: Work) -> None:
-        self.builder, self.measures, self.work = builder, measures, work
-        self.identity = measures.identity if work.folder else ""
-        self._seen: dict[str, Seen] = {}
-
-    def seen(self, run: Run, recipe: Recipe) -> list[Seen]:
-        """What is seen in the recipe's pictures of a run, batch by batch, each drawn once."""
-        return [self._batch(run.part(batch), recipe) for batch in run.batches()]
-
-    def _batch(self, run: Run, recipe: Recipe) -> Seen:
-        drawn = replace(
-            run,
-            scheduler=recipe.scheduler,
-            guidance_scale=recipe.guidance_scale,
-            guidance_plan=None if recipe.plan == GuidancePlan.constant() else recipe.plan,
-            shift_steps=recipe.steps,
-        )
-        key = of_values(drawn.inputs, recipe.steps, self.identity)
-        if key not in self._seen:
-            cost = recipe.rows * len(run.prompts)
-            look = lambda: self.measures.look(drawn, recipe.steps)  # noqa: E731
-            self._seen[key] = self.work.do(cost, look, key)
-        return self._seen[key]
-
-    def losses(self, run: Run, recipe: Recipe) -> dict[str, Tensor]:
-        """A recipe's losses (n) by each measure, for a choice."""
-        return self.measures.losses(self.seen(run, recipe), run.prompts, "seen")
-
-    def verdict(self, run: Run, recipe: Recipe) -> dict[str, Tensor]:
-        """A recipe's losses by each measure, one for each distinct text, for the verdict."""
-        losses = self.measures.losses(self.seen(run, recipe), run.prompts, "checked")
-        return {name: by_text(values, run.prompts) for name, values in losses.items()}
-
-    def race(self, run: Run, forms: Sequence[Form], rows: int) -> Form:
-        """The form with the least mean loss, by successive halving over batches of prompts.
-
-        Losses are in units of the first form's spread, and measures count alike.
-        """
-        recipes = {form: self.builder.recipe(form, rows) for form in dict.fromkeys(forms)}
-        alive = list(recipes)
-        sizes = [batch.stop - batch.start for batch in run.batches()]
-        for count, batches in rounds(len(alive), sizes):
-            part = run.part(slice(0, sum(sizes[:batches])))
-            losses = {form: self.losses(part, recipes[form]) for form in alive[:count]}
-            unit = {name: float(v.std()) or 1.0 for name, v in losses[alive[0]].items()}
-            total = {
-                form: sum(float(v.mean()) / unit[name] for name, v in one.items())
-                for form, one in losses.items()
-            }
-            alive = sorted(total, key=total.__getitem__)
-        return alive[0]
+    returned: str
+    recipes: dict[str, Recipe]
+    losses: Losses
+    pairs: list[Pair]
 
 
 def find_recipe(
@@ -99,6 +60,8 @@ def find_recipe(
     prompts: str | Sequence[str],
     *,
     evaluations: int,
+    aim: str = BETTER,
+    margin: float = MARGIN,
     guidance_scale: float | None = None,
     reference: str | None = None,
     clip: str | None = None,
@@ -109,6 +72,7 @@ def find_recipe(
     seed: int = 0,
     truncate: bool = False,
     folder: str | os.PathLike | None = None,
+    drawn: str | os.PathLike | None = None,
     progress: Progress | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
@@ -116,73 +80,158 @@ def find_recipe(
 
     A third of the distinct prompts choose the steps, the scale, when to guide, the grid and the
     solver. The others compare the choice with the pipeline as it is, in as many evaluations, and
-    with the baselines: constant guidance at its best scale, the cap at the pipeline's scale, and
-    SDXL's interval. The choice is returned if it beats all of them (`acceptance`), or else the best
-    baseline if it beats the pipeline as it is. Otherwise nothing changes.
+    with the baselines: constant guidance at its best scale, by the pipeline's solver and by
+    DPM-Solver++ (2M); the cap at the pipeline's scale; and SDXL's interval. The choice is returned
+    if it beats all of them (`acceptance`), or else the best baseline if it beats the pipeline as it
+    is. Otherwise nothing changes.
+
+    With `aim="cheaper"` it is the recipe with the fewest evaluations (`LADDER`) whose pictures are
+    not worse than those of the pipeline as it is in N, by any measure.
 
     - `evaluations`: N, for one picture: a guided step takes two, another one.
+    - `margin`: a loss is not worse if the interval of its mean difference lies below so many
+      standard deviations of the current pictures' losses.
     - `guidance_scale`: of the pipeline as it is; by default its own.
     - `reference`: a folder of real pictures that drawn ones should be like. Without one they are
-      compared with the pipeline's own, of other noise, in `SLOW` steps at `guidance_scale`.
+      compared with the pipeline's own, of other noise, in 20 steps, at the scale of the best CLIP
+      score.
     - `clip`: a CLIP model by which prompts are judged. `encoder`: by its embeddings pictures are
       compared with the wanted ones; if there is a `check_encoder`, by that one's in the verdict.
     - `scorers`: further measures by name; each gives every picture a score.
-    - The others are as of `tune`, but that a `folder` keeps what is drawn.
+    - `folder`: for one setting. What is seen of drawn pictures is in its folder "drawn", or in the
+      folder `drawn`, which several searches may have.
+    - The others are as of `tune`. `progress` has the whole cost before anything is drawn.
 
     Raises WrongUse for wrong use before anything is drawn.
     """
-    check_whole("evaluations", evaluations, 4)
     texts = listed(prompts)
-    seeds = range(seed, seed + len(texts))
-    run = Run(pipe, texts, seeds, guidance_scale, batch_size, options, truncate)
+    check_question(evaluations, aim, margin)
+    first, second = parted(texts, aim, margin)
+    run = Run(
+        pipe, texts, range(seed, seed + len(texts)), guidance_scale, batch_size, options, truncate
+    )
     builder = Builder(run)
-    first, second = parted(run.prompts)
     measures = measures_of(pipe, clip, encoder, check_encoder, scorers)
     setting = {
         "model": str(getattr(pipe, "name_or_path", "") or ""),
         "pipeline": type(pipe).__name__,
+        "aim": aim,
         "evaluations": evaluations,
         "guidance_scale": run.guidance_scale,
         "reference": reference or "",
+        **({"margin": margin} if aim == CHEAPER else {}),
         **measures.names,
     }
     work = Work(progress=progress)
     if folder is not None:
-        work.folder = check_setting(folder, setting) / "drawn"
+        place = check_setting(folder, setting)
+        work.folder = place / "drawn" if drawn is None else Path(drawn)
         work.identity = of_pipeline(pipe)
-    measures = with_wanted(measures, builder, work, reference)
-    search, verdict = Search(builder, measures, work), run.part(second)
-    work.doing = "choosing a recipe"
-    form, baselines = chosen(search, run.part(first), evaluations)
-    best = search.race(run.part(first), list(baselines.values()), evaluations)
-    recipes = {CURRENT: builder.current(evaluations)}
-    recipes |= {name: builder.recipe(one, evaluations) for name, one in baselines.items()}
-    if form not in baselines.values():
-        recipes[CANDIDATE] = builder.recipe(form, evaluations)
-    work.doing = "verifying"
-    losses = {name: search.verdict(verdict, one) for name, one in recipes.items()}
-    named = {form: name for name, form in baselines.items()}
-    returned, pairs = accept(losses, named[best])
+
+    def decide(search: Search) -> tuple[str, Decision]:
+        search.work.report("drawing the wanted pictures")
+        wanted = search.want(run, reference)
+        parts = run.part(first), run.part(second)
+        if aim == BETTER:
+            return wanted, better(search, *parts, evaluations)
+        return wanted, cheaper(search, *parts, evaluations, margin)
+
+    rehearsal = Rehearsal(builder, measures, Work())
+    decide(rehearsal)
+    work.total = rehearsal.work.spent
+    wanted, decision = decide(Search(builder, measures, work))
     work.total = work.spent
     work.report("done")
+    means = {
+        name: {measure: mean_interval(values) for measure, values in one.items()}
+        for name, one in decision.losses.items()
+    }
     return Outcome(
-        recipe=recipes[returned],
-        returned=returned,
-        recipes=recipes,
-        pairs=pairs,
-        losses={n: {m: float(v.mean()) for m, v in one.items()} for n, one in losses.items()},
-        prompts=len(set(verdict.prompts)),
+        recipe=decision.recipes[decision.returned],
+        returned=decision.returned,
+        recipes=decision.recipes,
+        pairs=decision.pairs,
+        losses={name: {m: mean for m, (mean, _) in one.items()} for name, one in means.items()},
+        halves={name: {m: half for m, (_, half) in one.items()} for name, one in means.items()},
+        prompts=len({texts[place] for place in second}),
         evaluations=work.spent,
+        wanted=wanted,
         setting=setting,
     )
 
 
-def parted(prompts: Sequence[str]) -> tuple[list[int], list[int]]:
+def better(search: Search, run: Run, judged: Run, rows: int) -> Decision:
+    """The search's choice if it beats every baseline, or the best baseline, or nothing new."""
+    builder, work = search.builder, search.work
+    work.report("choosing a recipe")
+    others = baselines(search, run, rows)
+    form = candidate(search, run, rows, others)
+    best = search.race(run, list(others.values()), rows)
+    recipes = {CURRENT: builder.current(rows)}
+    recipes |= {name: builder.recipe(one, rows) for name, one in others.items()}
+    if form not in others.values():
+        recipes[CANDIDATE] = builder.recipe(form, rows)
+    work.report("verifying")
+    losses = {name: search.verdict(judged, one) for name, one in recipes.items()}
+    returned, pairs = accept(losses, {form: name for name, form in others.items()}[best])
+    return Decision(returned, recipes, losses, pairs)
+
+
+def cheaper(search: Search, run: Run, judged: Run, rows: int, margin: float) -> Decision:
+    """The fewest evaluations that are not worse than N of the pipeline as it is.
+
+    One form is tried in fewer and fewer evaluations, up to the first that fails. Such a fixed
+    sequence of tests needs no correction: an error is made at most as often as in one test.
+    """
+    builder, work = search.builder, search.work
+    work.report("choosing a form")
+    forms = [Form(s, c=2.0, solver=k) for s in scales_of(run) for k in solvers_of(builder)]
+    forms += [
+        Form(s, high=published_interval().high, low=published_interval().low)
+        for s in scales_of(run)
+    ]
+    form = search.race(run, forms, min(CHOSEN_AT, rows))
+    work.report("verifying")
+    recipes = {CURRENT: builder.current(rows)}
+    losses, returned, pairs = {CURRENT: search.verdict(judged, recipes[CURRENT])}, CURRENT, []
+    for fewer in (one for one in LADDER if one < rows):
+        name = f"{fewer} evaluations"
+        recipes[name] = builder.recipe(form, fewer)
+        losses[name] = search.verdict(judged, recipes[name])
+        tests = not_worse(name, CURRENT, losses, margin)
+        pairs += tests
+        if any(test.verdict != NOT_WORSE for test in tests):
+            break
+        returned = name
+    return Decision(returned, recipes, losses, pairs)
+
+
+def check_question(evaluations: int, aim: str, margin: float) -> None:
+    """Raises WrongUse for values that are wrong whatever the model and the prompts."""
+    check(aim in AIMS, "aim", aim, f"use one of {', '.join(AIMS)}")
+    least = min(LADDER) + 1 if aim == CHEAPER else 4
+    check_whole("evaluations", evaluations, least)
+    known = isinstance(margin, int | float) and math.isfinite(margin) and margin > 0
+    check(known, "margin", margin, "give a number of standard deviations above 0")
+
+
+def parted(
+    prompts: Sequence[str], aim: str = BETTER, margin: float = MARGIN
+) -> tuple[list[int], list[int]]:
     """The places of the prompts that choose, a third of the distinct ones, and of the others.
 
-    Raises WrongUse for too few.
+    Raises WrongUse for too few: also where no difference at all would be inside the margin, since
+    pictures differ from prompt to prompt as much as the current ones do.
     """
-    return split(prompts, max(LEAST, len(set(prompts)) // 3))
+    count = len(set(prompts))
+    first, second = split(prompts, max(LEAST, count // 3))
+    if aim == CHEAPER:
+        needed = math.ceil((stats.norm.ppf((1 + LEVEL) / 2) / margin) ** 2)
+        judged = count - max(LEAST, count // 3)
+        remedy = f"a margin of {margin:g} needs {needed} for the verdict, and half as many to "
+        remedy += f"choose: give {math.ceil(1.5 * needed)} distinct ones, or a larger margin"
+        check(judged >= needed, "prompts", f"{count} distinct ones", remedy)
+    return first, second
 
 
 def measures_of(
@@ -197,54 +246,3 @@ def measures_of(
     checked = None if check_encoder is None else encoder_for(pipe, check_encoder)
     bundled = str(getattr(pipe, "name_or_path", "")) in BUNDLED
     return Measures(clip or ("bundled" if bundled else CLIP), seen, checked, dict(scorers))
-
-
-def with_wanted(
-    measures: Measures, builder: Builder, work: Work, reference: str | None
-) -> Measures:
-    """The measures with the wanted pictures: those of a folder, or the pipeline's own slow ones."""
-    encoders = {"seen": measures.encoder, "checked": measures.check}
-    if reference:
-        real = {n: real_features(one, reference)[0] for n, one in encoders.items() if one}
-        return replace(measures, wanted=real)
-    work.doing = "drawing the wanted pictures"
-    run = builder.run.part(slice(0, WANTED))
-    assert run.seeds is not None
-    own = replace(run, seeds=[one + OTHER_NOISE for one in run.seeds])
-    slow = builder.of_steps(Form(solver="dpm++"), SLOW)
-    seen = Search(builder, measures, work).seen(own, slow)
-    drawn = {n: torch.cat([part[n] for part in seen]) for n, one in encoders.items() if one}
-    return replace(measures, wanted=drawn, asked=run.prompts)
-
-
-def chosen(search: Search, run: Run, rows: int) -> tuple[Form, dict[str, Form]]:
-    """The best form by a run's prompts, and the baselines, each at its best scale.
-
-    One number is chosen after the other: the scale, when to guide, the scale again, then the grid
-    and the solver.
-    """
-    builder = search.builder
-    own = run.guidance_scale
-    scales = list(dict.fromkeys([*([] if own is None else [own]), *SCALES]))
-
-    def at_best_scale(form: Form) -> Form:
-        return search.race(run, [replace(form, scale=scale) for scale in scales], rows)
-
-    baselines = {
-        "constant": at_best_scale(Form()),
-        "capped": Form(scale=own, c=2.0),
-        "interval": at_best_scale(published_interval()),
-    }
-    form = at_best_scale(Form(c=2.0))
-    form = search.race(run, [form, *builder.splits(form, rows)], rows)
-    form = at_best_scale(form)
-    grids = FLOW_GRIDS if is_flow(run.pipe.scheduler) else GRIDS
-    others = [replace(form, grid=grid) for grid in grids]
-    others += [replace(form, solver=solver) for solver in _solvers(builder)]
-    return search.race(run, [form, *others, *baselines.values()], rows), baselines
-
-
-def _solvers(builder: Builder) -> list[str]:
-    """The first-order solver, and DPM-Solver++ (2M)."""
-    flow = is_flow(builder.run.pipe.scheduler)
-    return ["euler" if flow else "ddim", "dpm++"]

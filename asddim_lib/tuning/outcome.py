@@ -19,6 +19,8 @@ from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 RESULT, REPORT = "tune.json", "report.md"
 #: Network evaluations of a guided picture of 20 steps.
 PICTURE = 40
+#: What a search may aim at: pictures that are better, or as good for fewer evaluations.
+BETTER, CHEAPER = "better", "cheaper"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Outcome:
     """What `find_recipe` returns: a `recipe`, the one that was proposed, and why.
 
     `returned` is "candidate", a baseline's name or "current". `recipes` are all that were compared,
-    by these names. `losses` are their means by measure. `prompts` distinct ones served the verdict
-    alone. `evaluations` were made in all.
+    by these names. `losses` are their means by measure, and `halves` the half-widths of the means'
+    95 % intervals. `prompts` distinct ones served the verdict alone. `evaluations` were made in
+    all. `wanted` says with which pictures drawn ones were compared.
     """
 
     recipe: Recipe
@@ -35,8 +38,10 @@ class Outcome:
     recipes: dict[str, Recipe]
     pairs: list[Pair]
     losses: dict[str, dict[str, float]]
+    halves: dict[str, dict[str, float]]
     prompts: int
     evaluations: int
+    wanted: str
     setting: dict[str, Any]
 
     @property
@@ -57,7 +62,9 @@ class Outcome:
         """What is returned, and how sure that is, in a few sentences."""
         on = f"on {self.prompts} prompts that served no choice"
         if not self.changed:
-            return f"Nothing changes: {on} no recipe is proven better than the current setting."
+            return f"Nothing changes: {on} no recipe is proven {self._aimed}."
+        if self.setting["aim"] == CHEAPER:
+            return f"{self.recipe.name} ({self.recipe.rows} evaluations): {on} {self._aimed}."
         over = "every baseline" if self.returned == CANDIDATE else "the current setting"
         text = f"{self.recipe.name} ({self.recipe.rows} evaluations): {on} it wins over {over}."
         if self.returned == CANDIDATE:
@@ -67,17 +74,35 @@ class Outcome:
         tried = self.recipes[CANDIDATE].name
         return f"{text} It is a baseline; {tried} is not proven better than every one of them."
 
+    @property
+    def _aimed(self) -> str:
+        """What a recipe has to be, in words."""
+        if self.setting["aim"] != CHEAPER:
+            return "better than the current setting"
+        rows, margin = self.recipes[CURRENT].rows, self.setting["margin"]
+        measures = ", ".join(self.losses[CURRENT])
+        return (
+            f"not worse than the current setting in {rows} evaluations, by more than {margin:g} "
+            f"standard deviations of its pictures ({measures})"
+        )
+
     def report(self, folder: str = "recipe") -> str:
         """A page in Markdown: the verdict, two lines of code, every comparison, the cost."""
         page = [f"# {self.setting['evaluations']} evaluations", self.summary()]
         code = f'call = Recipe.load("{folder}").apply(pipe)\nimage = pipe(prompt, **call).images[0]'
         page += ["## Use it", f"```python\nfrom asddim_lib import Recipe\n\n{code}\n```"]
         page += ["## Recipes", _table(self._rows())]
+        if self.setting["aim"] == CHEAPER:
+            page.append(
+                "Not worse means: by these measures. CLIP's embeddings hardly see noise, blur and "
+                "fine detail, which few evaluations cost first. Look at the pictures, and search "
+                "again with a `check_encoder` or a scorer that sees them."
+            )
         page += [
             "## Every comparison",
             "Losses are lower where pictures are better: the negative of a score, or a picture's "
-            "part of KID. A change has a 95 % t interval over prompts; win and loss are corrected "
-            "over the measures of a pair (Holm).",
+            "part of KID. A change has a 95 % t interval over prompts. Win and loss are corrected "
+            "over the measures of a pair (Holm); not worse is an interval below the margin.",
             _table(
                 {
                     "recipe": pair.first,
@@ -91,7 +116,7 @@ class Outcome:
             "## What it cost, and what it is for",
             f"As much as {self.cost_in_pictures:,.0f} guided pictures of 20 steps. "
             + ", ".join(f"{name} {value}" for name, value in self.setting.items() if value)
-            + ".",
+            + f". KID is the distance from: {self.wanted}.",
         ]
         return "\n\n".join(page) + "\n"
 
@@ -101,9 +126,14 @@ class Outcome:
             yield said | {key: f"{loss:.4g}" for key, loss in self.losses[name].items()}
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the recipe, tune.json with its hash, and report.md into a folder."""
+        """Writes the recipe, tune.json with its hash, and report.md into a folder.
+
+        Every recipe that was compared is in a folder of its name under recipes/.
+        """
         place = Path(folder)
         self.recipe.save(place)
+        for name, recipe in self.recipes.items():
+            recipe.save(place / "recipes" / name.replace(" ", "-"))
         text = self.report(str(folder))
         write_whole(place / REPORT, lambda part: part.write_text(text, encoding="utf-8"))
         call = {"steps": self.recipe.steps, "guidance_scale": self.recipe.guidance_scale}
@@ -112,9 +142,12 @@ class Outcome:
             "setting": {"model": self.setting["model"], **call},
             "returned": self.returned,
             "losses": self.losses,
+            "halves": self.halves,
+            "wanted": self.wanted,
             "evaluations": self.evaluations,
             "prompts": self.prompts,
             "recipes": {name: recipe.name for name, recipe in self.recipes.items()},
+            "rows": {name: recipe.rows for name, recipe in self.recipes.items()},
             "pairs": [asdict(pair) for pair in self.pairs],
         }
         seal(place / RESULT, said)

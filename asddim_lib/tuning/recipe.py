@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,8 @@ class Recipe:
     def apply(self, pipe: Any) -> dict[str, Any]:
         """Sets the scheduler, puts on the plan, and returns the arguments of the call.
 
-        `pipe(prompt, **recipe.apply(pipe))` draws as was judged. `GuidancePlan.remove(pipe)` takes
-        off the plan. Raises WrongUse as `GuidancePlan.apply`; the pipeline is then as before.
+        `pipe(prompt, **recipe.apply(pipe))` draws as was judged. Raises WrongUse as
+        `GuidancePlan.apply`; the pipeline is then as before.
         """
         own = pipe.scheduler
         pipe.scheduler = type(self.scheduler).from_config(self.scheduler.config)
@@ -53,6 +55,18 @@ class Recipe:
             pipe.scheduler = own
             raise
         return self.call
+
+    @contextmanager
+    def on(self, pipe: Any) -> Iterator[dict[str, Any]]:
+        """As `apply`, for the length of a with block. Then the pipeline is as before."""
+        own = pipe.scheduler
+        call = self.apply(pipe)
+        try:
+            yield call
+        finally:
+            if self.plan != GuidancePlan.constant():
+                GuidancePlan.remove(pipe)
+            pipe.scheduler = own
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes scheduler/, guidance_plan.json and recipe.json into a folder."""

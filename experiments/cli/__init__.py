@@ -7,6 +7,7 @@ from experiments.cli.clock import clock
 from experiments.cli.compare import compare
 from experiments.cli.evaluate import evaluate
 from experiments.cli.mlperf import mlperf
+from experiments.cli.recipes import recipes
 from experiments.cli.report import report
 
 app = app_of(
@@ -15,6 +16,7 @@ app = app_of(
     report,
     clock,
     mlperf,
+    recipes,
     help="The paper's experiment, comparisons of grids, and what both take.",
 )
 
