@@ -215,7 +215,7 @@ def test_the_pressed_button_and_the_measured_grid_s_distance_stay_in_sight(page)
     assert pressed.all_inner_texts() == ["Measured"]
     assert page.locator(".state").inner_text().startswith("The measured grid ends ")
     column = page.locator(".columns > div").first.inner_text()
-    distance = re.search(r"latents (\S+)", column)[1]
+    distance = re.search(r"latents ([\d.]+)", column)[1]
     page.locator(".line [role=slider]").nth(1).press("PageUp")
     page.wait_for_selector(DRAWN)
     assert pressed.count() == 0
