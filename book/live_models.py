@@ -31,14 +31,14 @@ MODELS = {
         "UNet",
         RESULTS / "compare" / "ddim" / "profile-g3.json",
         7.5,
-        RESULTS / "recipes" / "unet-10",
+        RESULTS / "recipes" / "unet" / "10",
     ),
     "transformer": Model(
         "bundled-flow",
         "transformer",
         RESULTS / "pictures" / "bundled-flow" / "profile-g6.json",
         6.0,
-        RESULTS / "recipes" / "flow-10",
+        RESULTS / "recipes" / "flow" / "10",
     ),
 }
 #: The named grids: what the page calls them, and the library's allocation.

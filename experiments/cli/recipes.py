@@ -27,7 +27,7 @@ def recipes(
 ) -> None:
     """Draws the recipes that searches compared on prompts that no search has seen.
 
-    Example: python -m experiments recipes --of results/recipes/unet-10 --out results/recipes/more
+    Example: python -m experiments recipes --of results/recipes/unet/10 --out results/recipes/more
     """
     folders = [Path(one) for one in opt.words("of", of)]
     options = opt.CallOptions(call=call).options()
