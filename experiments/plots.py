@@ -52,6 +52,8 @@ _STYLE: dict[str, Any] = {
     "figure.titlesize": 9,
     "figure.titleweight": "bold",
 }
+#: A mark for each number of steps.
+_MARKS = "osD^v<>p"
 _DARK = (
     f'<style>@media (prefers-color-scheme: dark) {{ [style*="fill: {INK}"] '
     f"{{ fill: {INK_ON_DARK} !important }} "
@@ -180,6 +182,34 @@ def _apart(places: Sequence[float], gap: float, top: float) -> list[float]:
     result = np.empty(len(order))
     result[order] = np.clip(excess, 0, room) + least
     return [float(place) for place in result]
+
+
+def effects(axis: Any, rows: Any, factor: float = 1.0) -> None:
+    """Differences with their 95 % intervals: a row per method, a mark per number of steps.
+
+    `rows` are those of `contest.standing` by one measure; differences are multiplied by `factor`.
+    A win is blue, a loss orange, and a tie grey and hollow.
+    """
+    names, counts = list(dict.fromkeys(rows["method"])), sorted(rows["steps"].unique())
+    for row in rows.itertuples():
+        place = counts.index(row.steps)
+        shift = 0.6 * place / max(1, len(counts) - 1) - 0.3 if len(counts) > 1 else 0
+        colour = {"win": NEARER, "loss": FARTHER}.get(row.verdict, FAINT)
+        axis.errorbar(
+            factor * row.difference,
+            names.index(row.method) + shift,
+            xerr=factor * row.half,
+            fmt=_MARKS[place],
+            ms=4,
+            lw=1,
+            color=colour,
+            mfc="none" if row.verdict == "tie" else colour,
+        )
+    for count, mark in zip(counts, _MARKS, strict=False):
+        axis.plot([], [], mark, ms=4, color=INK, label=f"K = {count}")
+    axis.axvline(0, color=FAINT, lw=0.8, zorder=0)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
 
 
 def heat(axis: Any, ratios: Any, words: Any = None, bold: Any = None, most: float = 2.0) -> None:

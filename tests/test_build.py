@@ -91,5 +91,6 @@ def test_a_chapter_depends_on_what_it_reads():
     chapters = build.BOOK / "chapters"
     read = [chapters, ROOT / "book" / "equations.yml"]  # it shows the equations of the chapters
     assert build.reads(chapters / "equations.md") == read
-    assert build.reads(chapters / "reach.md") == [ROOT / "results" / "compare"]
+    records = [ROOT / "results" / name for name in ("compare", "guidance-plans", "pictures")]
+    assert build.reads(chapters / "second.md") == records
     assert build.reads(chapters / "noise.md") == []

@@ -53,17 +53,9 @@ CHANGED = {
     "notation": {"steps": 20},
     "one-grid": {"p": 1.0},
     "paper": {"records": "results/"},
-    "reach": {
-        "prompts_live": 2,
-        "reference_steps": 20,
-        "steps": 4,
-        "trials": 16,
-        "dimensions": [2, 16],
-    },
-    "second": {"measure": "looks"},
+    "second": {"chosen_by": "CLIP score"},
     "sensitivity": {"probes": 5},
     "start": {"steps": 4, "fine_steps": 10},
-    "tuned": {"chosen_by": "CLIP score"},
     "use": {"model": TINY, "steps": 5},
 }
 

@@ -252,3 +252,23 @@ def test_ranks_stand_where_their_goal_is_named():
             at = dict(zip(line.get_xdata(), np.round(line.get_ydata()).astype(int), strict=True))
             assert at == {0.2: named["latents"], 0.8: named["embedding"]}
     plt.close("all")
+
+
+def test_effects_have_a_row_for_each_method_a_mark_for_each_count_and_ties_are_hollow():
+    rows = pd.DataFrame(
+        [
+            ("one", 5, -0.2, 0.1, "win"),
+            ("one", 10, 0.1, 0.3, "tie"),
+            ("two", 10, 0.4, 0.1, "loss"),
+        ],
+        columns=["method", "steps", "difference", "half", "verdict"],
+    )
+    _, axis = plt.subplots()
+    plots.effects(axis, rows, 100)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
+    drawn = [bars.lines[0] for bars in axis.containers]
+    assert [line.get_xdata()[0] for line in drawn] == [-20, 10, 40]
+    assert [line.get_markerfacecolor() for line in drawn] == [plots.NEARER, "none", plots.FARTHER]
+    assert drawn[0].get_marker() != drawn[1].get_marker() == drawn[2].get_marker()
+    assert drawn[0].get_ydata()[0] < 0 < drawn[1].get_ydata()[0]  # the first count above
+    assert axis.get_legend_handles_labels()[1] == ["K = 5", "K = 10"]
