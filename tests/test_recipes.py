@@ -15,7 +15,7 @@ from PIL import Image
 from asddim_lib import ASDDIMScheduler
 from asddim_lib.models.load import data_folder
 from asddim_lib.models.prompts import load_prompts
-from asddim_lib.tuning import find
+from asddim_lib.tuning import candidates
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
@@ -77,9 +77,10 @@ def kitchen(tmp_path, monkeypatch):
     for kind in (*models, transformers.AutoImageProcessor, transformers.CLIPProcessor):
         monkeypatch.setattr(kind, "from_pretrained", seen_by(kind.from_pretrained))
     # find_recipe tries one scale, splits no guidance and draws few steps: here it need only run
-    for name, value in {"SCALES": (3.0,), "GRIDS": (), "SLOW": 4}.items():
-        monkeypatch.setattr(find, name, value)
-    monkeypatch.setattr(find.Builder, "splits", lambda self, form, rows: [])
+    for name, value in {"GRIDS": (), "FLOW_GRIDS": (), "SLOW": 4}.items():
+        monkeypatch.setattr(candidates, name, value)
+    monkeypatch.setattr(candidates, "scales_of", lambda run, others=(): [3.0])
+    monkeypatch.setattr(candidates.Builder, "splits", lambda self, form, rows: [])
     texts = load_prompts("bundled-tune")["prompt"].drop_duplicates()[:16]
     (tmp_path / "my-prompts.txt").write_text("\n".join(texts))
     Image.new("RGB", (64, 64)).save(tmp_path / "my-picture.png")

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from asddim_lib import load_pipeline, metrics
+from asddim_lib import Recipe, load_pipeline, metrics
 from asddim_lib.cache import short_hash
 from asddim_lib.evidence.profile import Profile
 from asddim_lib.models.prompts import load_prompts
@@ -26,7 +27,9 @@ from experiments.records import read_records
 from tests.dmn import check_as_good
 
 RESULTS = Path(__file__).parents[1] / "results"
-FOLDERS = sorted(file.parent for file in RESULTS.rglob("provenance.json"))
+EVERY = sorted(file.parent for file in RESULTS.rglob("provenance.json"))
+SEARCHED = RESULTS / "recipes" / "thousand"  # whose setting is in the recipes
+FOLDERS = [folder for folder in EVERY if folder.parent != SEARCHED]
 KEYS = ["method", "steps", "guidance_scale", "solver", "guidance_plan"]
 
 
@@ -116,6 +119,30 @@ def test_the_text_of_each_picture_is_known():
     texts = records.drop_duplicates("index").set_index("index")["prompt"]
     assert texts.tolist() == load_prompts("bundled")["prompt"].tolist()
     assert texts.nunique() == 779
+
+
+@pytest.mark.parametrize("folder", sorted(SEARCHED.iterdir()), ids=lambda folder: folder.name)
+def test_a_record_of_recipes_holds_what_its_recipes_draw(folder):
+    said, records = json.loads((folder / "provenance.json").read_text()), read_records(folder)
+    kind = folder.name.partition("-")[0]
+    pipe = model({"unet": "bundled", "flow": "bundled-flow"}[kind])
+    table = load_prompts("bundled", said["prompts"])
+    assert said["weights_sha256"] == weights_hash(pipe)
+    assert said["prompts_sha256"] == short_hash(list(table["prompt"]))
+    cells = records.groupby(["steps", "method"])
+    assert set(cells.size()) == {len(table)}
+    (count, method), part = next(iter(cells))
+    home = RESULTS / "recipes" / folder.name
+    home = home if (home / "tune.json").exists() else home / str(count)
+    recipe = Recipe.load(home / "recipes" / method.replace(" ", "-"))
+    assert (recipe.name, recipe.rows) == (part["recipe"].iloc[0], part["nfe"].iloc[0])
+    few, options = table[:2], {"max_sequence_length": 1} if kind == "flow" else {}
+    noise = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    with recipe.on(pipe) as call:
+        drawn = pipe(list(few["prompt"]), generator=noise, output_type="pt", **options, **call)
+    pictures = (255 * drawn.images).round().to(torch.uint8)
+    seen = metrics.clip_cosine(pictures, list(few["prompt"]), "bundled")
+    np.testing.assert_allclose(seen, part["clip"][:2], atol=0.01)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(RESULTS)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def save(outcomes: Mapping[int, Outcome], folder: str | os.PathLike) -> pd.DataF
     except ImportError:
         return table
     write_whole(place / f"{NAME}.png", lambda part: figure.savefig(part, format="png", dpi=150))
+    sys.modules["matplotlib.pyplot"].close(figure)  # pandas has loaded it
     return table
 
 

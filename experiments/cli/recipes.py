@@ -33,7 +33,7 @@ def recipes(
     options = opt.CallOptions(call=call).options()
     for folder in folders:
         known = (folder / "tune.json").is_file() and (folder / "recipes").is_dir()
-        check(known, "of", folder, "name a folder that `asddim recipe` wrote")
+        check(known, "of", str(folder), "name a folder that `asddim recipe` wrote")
     from asddim_lib.models.prompts import load_prompts
     from experiments.recipes import draw_recipes
 
