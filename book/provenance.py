@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from chapter import BOOK, ROOT, git
 
@@ -38,14 +39,9 @@ def record_table() -> list[str]:
     ]
     for file in sorted((ROOT / "results").rglob("provenance.json")):
         origin, records = json.loads(file.read_text()), file.with_name("records.parquet")
-        setting = {
-            key: ", ".join(map(str, origin["setting"][key]))
-            for key in ("solvers", "steps", "guidance_scales")
-        }
         cells = (
             f"`{file.parent.relative_to(ROOT / 'results')}`",
-            f"{len(origin['setting']['methods'])} grids; {setting['solvers']};"
-            f" K = {setting['steps']}; guidance {setting['guidance_scales']}",
+            drawn(origin),
             f"{origin['prompts']}, `{origin['prompts_sha256'][:8]}`",
             f"`{origin['weights_sha256'][:8]}`",
             f"`{hashlib.sha256(records.read_bytes()).hexdigest()[:8]}`",
@@ -53,3 +49,14 @@ def record_table() -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def drawn(origin: dict[str, Any]) -> str:
+    """What a record drew: its setting, or the recipes that it compared."""
+    if "recipes" in origin:
+        return f"{sum(map(len, origin['recipes'].values()))} recipes of asddim recipe"
+    setting = origin["setting"]
+    solvers, steps, scales = (
+        ", ".join(map(str, setting[key])) for key in ("solvers", "steps", "guidance_scales")
+    )
+    return f"{len(setting['methods'])} grids; {solvers}; K = {steps}; guidance {scales}"

@@ -5,6 +5,7 @@ import json
 import build
 import chapter as chapter_tool
 import papermill
+import provenance
 import pytest
 
 from asddim_lib.errors import WrongUse
@@ -91,6 +92,16 @@ def test_a_chapter_depends_on_what_it_reads():
     chapters = build.BOOK / "chapters"
     read = [chapters, ROOT / "book" / "equations.yml"]  # it shows the equations of the chapters
     assert build.reads(chapters / "equations.md") == read
-    records = [ROOT / "results" / name for name in ("compare", "guidance-plans", "pictures")]
+    read = ("compare", "guidance-plans", "pictures", "recipes/thousand/flow")
+    records = [ROOT / "results" / name for name in read]
     assert build.reads(chapters / "second.md") == records
     assert build.reads(chapters / "noise.md") == []
+
+
+def test_the_page_of_origins_has_a_line_for_every_record():
+    lines = provenance.record_table()[2:]
+    records = sorted((ROOT / "results").rglob("provenance.json"))
+    assert len(lines) == len(records)
+    for line, record in zip(lines, records, strict=True):
+        assert line.startswith(f"| `{record.parent.relative_to(ROOT / 'results')}` |")
+        assert all(cell.strip() for cell in line.strip("|").split("|"))
