@@ -3,7 +3,7 @@
 They were drawn by `python -m tests.claims`: sentences of the pages that read records, with a number
 in them, in the order of a seeded permutation. Passed over were sentences about theory, about the
 paper's figures or about settings, and three about a density, which takes the model's noise levels
-to read. A changed page changes the order; the thirty stay.
+to read. The draw was from the pages of commit 8700c4f: a changed page changes the order.
 
 Nothing of asddim_lib, experiments or book is imported: numpy, pandas and scipy alone.
 """
