@@ -292,7 +292,8 @@ def test_wanted_pictures_are_at_the_scale_whose_slow_pictures_fit_their_prompts(
     def look(measures, run, steps):
         count = len(run.prompts)
         score = torch.full((count,), fits[run.guidance_scale])
-        return {"CLIP score": score, "seen": torch.randn(count, 4)}
+        detail = torch.randn(count, 18)
+        return {"CLIP score": score, "seen": torch.randn(count, 4), "fine detail": detail}
 
     monkeypatch.setattr(candidates.Measures, "look", look)
     run = Run(small, WORDS[:9], range(9), 7.0)
@@ -301,6 +302,38 @@ def test_wanted_pictures_are_at_the_scale_whose_slow_pictures_fit_their_prompts(
     assert "scale 3" in one.want(run, None)
     assert one.measures.wanted["seen"].shape == (9, 4)
     assert list(one.measures.asked) == WORDS[:9]
+
+
+@pytest.mark.parametrize(("gain", "drawn"), [(0.0, False), (3.0, True)])
+def test_baselines_that_decide_nothing_are_not_drawn(gain, drawn, small, few, monkeypatch):
+    """A choice that fails against the current setting is not compared with the others."""
+    noise = torch.linspace(-1, 1, 40, dtype=torch.float64)
+
+    def judged(search, run, recipe):
+        better = gain if "below" in recipe.name else 0.0
+        return {"m": noise.roll(recipe.steps) - better}
+
+    monkeypatch.setattr(candidates.Search, "verdict", judged)
+    others = {"constant": Form(4.0), "capped": Form(4.0, c=2.0)}
+    monkeypatch.setattr(find, "baselines", lambda *given: others)
+    monkeypatch.setattr(find, "candidate", lambda *given: Form(4.0, high=2.0))
+    monkeypatch.setattr(candidates.Search, "race", lambda *given: others["constant"])
+    given = {"guidance_scale": 4.0, "clip": "bundled", "encoder": "bundled"}
+    outcome = find_recipe(small, WORDS[:14], evaluations=12, **given)
+    assert ("capped" in outcome.losses) == drawn
+    assert outcome.returned == (CANDIDATE if drawn else CURRENT)
+    assert set(outcome.recipes) == {CURRENT, "constant", "capped", CANDIDATE}
+    assert "capped" in outcome.report() or not drawn
+    every = find_recipe(small, WORDS[:14], evaluations=12, every=True, **given)
+    assert set(every.losses) == set(every.recipes)
+    assert every.returned == outcome.returned
+
+
+@pytest.mark.parametrize(
+    ("scale", "near"), [(2.0, [2.0, 3.0]), (4.0, [3.0, 4.0, 7.5]), (7.5, [4.0, 7.5])]
+)
+def test_scales_around_one_are_its_neighbours(scale, near):
+    assert candidates.around(scale, [7.5, 2.0, 3.0, 4.0]) == near
 
 
 def test_its_folder_is_for_one_setting_and_its_files_say_what_was_found(small, few, tmp_path):

@@ -94,6 +94,7 @@ def recipe(
             clip=clip or None,
             encoder=encoder or None,
             check_encoder=check_encoder or None,
+            every=len(numbers) > 1,
             batch_size=batch_size,
             seed=SEED,
             truncate=pictures.truncate,

@@ -16,14 +16,14 @@ from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.draw import Work
 from asddim_lib.tuning.forms import FLOW_GRIDS, GRIDS, SCALES, Builder, Form, published_interval
 from asddim_lib.tuning.goals import Seen
-from asddim_lib.tuning.measures import PROMPT, Measures
+from asddim_lib.tuning.measures import DETAIL, PROMPT, Measures
 from asddim_lib.tuning.recipe import Recipe
-from asddim_lib.tuning.search import rounds
+from asddim_lib.tuning.search import FIRST, rounds
 from asddim_lib.tuning.verify import by_text
 
 #: Steps of the wanted pictures, where no folder of them is given; how many there are at most; by
 #: how many the scale is chosen; and the scales that are tried, beside the pipeline's.
-SLOW, WANTED, WANTED_FIRST, WANTED_SCALES = 20, 64, 16, (3.0, 6.0)
+SLOW, WANTED, WANTED_FIRST, WANTED_SCALES = 20, 64, 8, (3.0, 6.0)
 #: Their seeds are so much higher, so that none of them starts where a judged picture does.
 OTHER_NOISE = 500_000
 
@@ -84,16 +84,13 @@ class Search:
         return alive[0]
 
     def want(self, run: Run, reference: str | None) -> str:
-        """Sets the wanted pictures, those of a folder or the pipeline's own slow ones.
+        """Sets the wanted pictures: the pipeline's own slow ones, or a folder's.
 
-        The latter are at the scale at which their CLIP score is best: a scale that wrecks pictures
-        in any number of steps would make wrecks the aim. Returns what they are, in words.
+        The slow ones are at the scale at which their CLIP score is best: a scale that wrecks
+        pictures in any number of steps would make wrecks the aim. Fine detail is always compared
+        with theirs. Returns what they are, in words.
         """
         encoders = {"seen": self.measures.encoder, "checked": self.measures.check}
-        if reference:
-            real = {n: real_features(one, reference)[0] for n, one in encoders.items() if one}
-            self.measures = replace(self.measures, wanted=real)
-            return reference
         part = run.part(slice(0, WANTED))
         assert part.seeds is not None
         own = replace(part, seeds=[one + OTHER_NOISE for one in part.seeds])
@@ -106,10 +103,17 @@ class Search:
             for scale, recipe in slow.items()
         }
         best = min(scores, key=scores.__getitem__)
-        seen = self.seen(own, slow[best])
-        drawn = {n: torch.cat([one[n] for one in seen]) for n, one in encoders.items() if one}
-        self.measures = replace(self.measures, wanted=drawn, asked=own.prompts)
-        return slow[best].name
+        seen, names = (
+            self.seen(own, slow[best]),
+            [*(n for n, one in encoders.items() if one), DETAIL],
+        )
+        wanted = {name: torch.cat([one[name] for one in seen]) for name in names}
+        if reference:
+            wanted |= {n: real_features(one, reference)[0] for n, one in encoders.items() if one}
+        self.measures = replace(
+            self.measures, wanted=wanted, asked=own.prompts, real=bool(reference)
+        )
+        return reference or slow[best].name
 
     def _first(self, run: Run, recipe: Recipe) -> list[Seen]:
         """What is seen in the first batches, of `WANTED_FIRST` prompts or more."""
@@ -127,7 +131,7 @@ class Rehearsal(Search):
         if key not in self._seen:
             self.work.spent += recipe.rows * len(run.prompts)
             zeros = torch.zeros(len(run.prompts), 1)
-            self._seen[key] = {PROMPT: zeros[:, 0], "seen": zeros, "checked": zeros}
+            self._seen[key] = {PROMPT: zeros[:, 0], DETAIL: zeros, "seen": zeros, "checked": zeros}
         return self._seen[key]
 
     def losses(self, run: Run, recipe: Recipe) -> dict[str, Tensor]:
@@ -149,14 +153,32 @@ def solvers_of(builder: Builder) -> list[str]:
     return ["euler" if is_flow(builder.run.pipe.scheduler) else "ddim", "dpm++"]
 
 
+def half(run: Run) -> Run:
+    """The first half of a run's prompts, or as many as a race begins with."""
+    return run.part(slice(0, max(FIRST, len(run.prompts) // 2)))
+
+
+def around(scale: float | None, scales: Sequence[float]) -> list[float]:
+    """A guidance scale, and the next lower and higher of those that are tried."""
+    ordered = sorted(scales)
+    place = ordered.index(scale)
+    return ordered[max(0, place - 1) : place + 2]
+
+
 def baselines(search: Search, run: Run, rows: int) -> dict[str, Form]:
-    """What a user would take without a search, each at its best scale, but for the cap."""
+    """What a user would take without a search, each at its best scale, but for the cap.
+
+    The best scale of a constant one is sought among all, the others' around it.
+    """
+    run = half(run)
+    constant = search.race(run, [Form(scale) for scale in scales_of(run)], rows)
+    near = around(constant.scale, scales_of(run))
 
     def at_best_scale(form: Form) -> Form:
-        return search.race(run, [replace(form, scale=scale) for scale in scales_of(run)], rows)
+        return search.race(run, [replace(form, scale=scale) for scale in near], rows)
 
     return {
-        "constant": at_best_scale(Form()),
+        "constant": constant,
         "second order": at_best_scale(Form(solver="dpm++")),
         "capped": Form(scale=run.guidance_scale, c=2.0),
         "interval": at_best_scale(published_interval()),
@@ -167,15 +189,19 @@ def candidate(search: Search, run: Run, rows: int, others: Mapping[str, Form]) -
     """The best form by a run's prompts; it may be one of the `others`.
 
     One number is chosen after the other: the scale and the solver under the cap, when to guide, the
-    scale again, and the grid.
+    scale again, and the grid: the last by all the prompts, what is before it by half of them.
     """
-    builder = search.builder
-    solvers = solvers_of(builder)
-    form = search.race(
-        run, [Form(s, c=2.0, solver=k) for s in scales_of(run) for k in solvers], rows
+    builder, scales, some = search.builder, scales_of(run), half(run)
+    near = around(others["constant"].scale, scales)
+    under_cap = dict.fromkeys(
+        [*near, *([] if run.guidance_scale is None else [run.guidance_scale])]
     )
-    form = search.race(run, [form, *builder.splits(form, rows)], rows)
-    form = search.race(run, [form, *(replace(form, scale=s) for s in scales_of(run))], rows)
+    forms = [Form(scale, c=2.0, solver=k) for scale in under_cap for k in solvers_of(builder)]
+    form = search.race(some, forms, rows)
+    form = search.race(some, [form, *builder.splits(form, rows)], rows)
+    form = search.race(
+        some, [form, *(replace(form, scale=s) for s in around(form.scale, scales))], rows
+    )
     grids = FLOW_GRIDS if is_flow(run.pipe.scheduler) else GRIDS
     forms = [form, *(replace(form, grid=grid) for grid in grids), *others.values()]
     return search.race(run, forms, rows)

@@ -68,6 +68,7 @@ def find_recipe(
     encoder: str | Encoder | None = None,
     check_encoder: str | Encoder | None = None,
     scorers: Mapping[str, Scorer] = MappingProxyType({}),
+    every: bool = False,
     batch_size: int = 8,
     seed: int = 0,
     truncate: bool = False,
@@ -92,12 +93,13 @@ def find_recipe(
     - `margin`: a loss is not worse if the interval of its mean difference lies below so many
       standard deviations of the current pictures' losses.
     - `guidance_scale`: of the pipeline as it is; by default its own.
-    - `reference`: a folder of real pictures that drawn ones should be like. Without one they are
-      compared with the pipeline's own, of other noise, in 20 steps, at the scale of the best CLIP
-      score.
+    - `reference`: a folder of real pictures that drawn ones should be like, by KID. Without one
+      they are compared with the pipeline's own, of other noise, in 20 steps, at the scale of the
+      best CLIP score. With these the `fine_detail` of drawn ones is compared in any case.
     - `clip`: a CLIP model by which prompts are judged. `encoder`: by its embeddings pictures are
       compared with the wanted ones; if there is a `check_encoder`, by that one's in the verdict.
     - `scorers`: further measures by name; each gives every picture a score.
+    - `every`: judge every baseline, for a table of all, even where some decide nothing.
     - `folder`: for one setting. What is seen of drawn pictures is in its folder "drawn", or in the
       folder `drawn`, which several searches may have.
     - The others are as of `tune`. `progress` has the whole cost before anything is drawn.
@@ -128,18 +130,18 @@ def find_recipe(
         work.folder = place / "drawn" if drawn is None else Path(drawn)
         work.identity = of_pipeline(pipe)
 
-    def decide(search: Search) -> tuple[str, Decision]:
+    def decide(search: Search, every: bool) -> tuple[str, Decision]:
         search.work.report("drawing the wanted pictures")
         wanted = search.want(run, reference)
         parts = run.part(first), run.part(second)
         if aim == BETTER:
-            return wanted, better(search, *parts, evaluations)
+            return wanted, better(search, *parts, evaluations, every)
         return wanted, cheaper(search, *parts, evaluations, margin)
 
     rehearsal = Rehearsal(builder, measures, Work())
-    decide(rehearsal)
+    decide(rehearsal, every=True)
     work.total = rehearsal.work.spent
-    wanted, decision = decide(Search(builder, measures, work))
+    wanted, decision = decide(Search(builder, measures, work), every)
     work.total = work.spent
     work.report("done")
     means = {
@@ -160,20 +162,28 @@ def find_recipe(
     )
 
 
-def better(search: Search, run: Run, judged: Run, rows: int) -> Decision:
-    """The search's choice if it beats every baseline, or the best baseline, or nothing new."""
+def better(search: Search, run: Run, judged: Run, rows: int, every: bool) -> Decision:
+    """The search's choice if it beats every baseline, or the best baseline, or nothing new.
+
+    Once the choice has failed against one of them, the other baselines decide nothing. They are
+    drawn all the same where `every` recipe is to be judged.
+    """
     builder, work = search.builder, search.work
     work.report("choosing a recipe")
     others = baselines(search, run, rows)
     form = candidate(search, run, rows, others)
     best = search.race(run, list(others.values()), rows)
+    chosen = {form: name for name, form in others.items()}[best]
     recipes = {CURRENT: builder.current(rows)}
     recipes |= {name: builder.recipe(one, rows) for name, one in others.items()}
     if form not in others.values():
         recipes[CANDIDATE] = builder.recipe(form, rows)
     work.report("verifying")
-    losses = {name: search.verdict(judged, one) for name, one in recipes.items()}
-    returned, pairs = accept(losses, {form: name for name, form in others.items()}[best])
+    deciding = [name for name in (CURRENT, chosen, CANDIDATE) if name in recipes]
+    losses = {name: search.verdict(judged, recipes[name]) for name in deciding}
+    if every or accept(losses, chosen)[0] == CANDIDATE:
+        losses = {name: search.verdict(judged, recipe) for name, recipe in recipes.items()}
+    returned, pairs = accept(losses, chosen)
     return Decision(returned, recipes, losses, pairs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from asddim_lib.cache import write_whole
-from asddim_lib.tuning.measures import LIKENESS
+from asddim_lib.tuning.measures import DISTANCES
 from asddim_lib.tuning.outcome import Outcome
 from asddim_lib.tuning.verify import CANDIDATE, CURRENT
 
@@ -24,9 +24,9 @@ NAME = "frontier"
 def frontier(outcomes: Mapping[int, Outcome]) -> pd.DataFrame:
     """A row for each number of evaluations, recipe and measure.
 
-    `value` is the measure's mean, ± `half` (95 %), on prompts that served no choice: of KID lower
-    is better, of every other measure higher. `returned` marks the recipe that the search returned,
-    and `folder` is where `save` puts it.
+    `value` is the measure's mean, ± `half` (95 %), on prompts that served no choice: of the
+    `DISTANCES` lower is better, of every other measure higher. `returned` marks the recipe that the
+    search returned, and `folder` is where `save` puts it.
     """
     rows = [
         {
@@ -35,7 +35,7 @@ def frontier(outcomes: Mapping[int, Outcome]) -> pd.DataFrame:
             "method": name,
             "recipe": outcome.recipes[name].name,
             "measure": measure,
-            "value": loss if measure == LIKENESS else -loss,
+            "value": loss if measure in DISTANCES else -loss,
             "half": outcome.halves[name][measure],
             "returned": name == outcome.returned,
             "folder": f"{asked}/recipes/{name.replace(' ', '-')}",
@@ -69,7 +69,7 @@ def plot(table: pd.DataFrame) -> Any:
         legend=False,
     )
     for axis, measure in zip(axes.flat, measures, strict=True):
-        better = "lower" if measure == LIKENESS else "higher"
+        better = "lower" if measure in DISTANCES else "higher"
         axis.set(xlabel="network evaluations for a picture", xticks=wide.index)
         axis.set(title=measure, ylabel=f"{measure} ({better} is better)")
     axes.flat[0].legend(methods, fontsize="small")

@@ -28,8 +28,8 @@ class Outcome:
     """What `find_recipe` returns: a `recipe`, the one that was proposed, and why.
 
     `returned` is "candidate", a baseline's name or "current". `recipes` are all that were compared,
-    by these names. `losses` are their means by measure, and `halves` the half-widths of the means'
-    95 % intervals. `prompts` distinct ones served the verdict alone. `evaluations` were made in
+    by these names. `losses` are the means, by measure, of those that were judged, and `halves` the
+    half-widths of the means' 95 % intervals. `prompts` distinct ones served the verdict alone. `evaluations` were made in
     all. `wanted` says with which pictures drawn ones were compared.
     """
 
@@ -94,9 +94,7 @@ class Outcome:
         page += ["## Recipes", _table(self._rows())]
         if self.setting["aim"] == CHEAPER:
             page.append(
-                "Not worse means: by these measures. CLIP's embeddings hardly see noise, blur and "
-                "fine detail, which few evaluations cost first. Look at the pictures, and search "
-                "again with a `check_encoder` or a scorer that sees them."
+                "Not worse means: by these measures, on these prompts. Look at the pictures, too."
             )
         page += [
             "## Every comparison",
@@ -116,14 +114,16 @@ class Outcome:
             "## What it cost, and what it is for",
             f"As much as {self.cost_in_pictures:,.0f} guided pictures of 20 steps. "
             + ", ".join(f"{name} {value}" for name, value in self.setting.items() if value)
-            + f". KID is the distance from: {self.wanted}.",
+            + f". KID is the distance from: {self.wanted}. Fine detail (noise, blur) is compared with "
+            "the model's own pictures of 20 steps and other noise.",
         ]
         return "\n\n".join(page) + "\n"
 
     def _rows(self) -> Any:
-        for name, recipe in self.recipes.items():
+        for name, losses in self.losses.items():
+            recipe = self.recipes[name]
             said = {"name": name, "recipe": recipe.name, "evaluations": recipe.rows}
-            yield said | {key: f"{loss:.4g}" for key, loss in self.losses[name].items()}
+            yield said | {key: f"{loss:.4g}" for key, loss in losses.items()}
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the recipe, tune.json with its hash, and report.md into a folder.
