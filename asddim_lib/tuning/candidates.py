@@ -160,6 +160,7 @@ def half(run: Run) -> Run:
 
 def around(scale: float | None, scales: Sequence[float]) -> list[float]:
     """A guidance scale, and the next lower and higher of those that are tried."""
+    assert scale is not None
     ordered = sorted(scales)
     place = ordered.index(scale)
     return ordered[max(0, place - 1) : place + 2]

@@ -29,8 +29,8 @@ class Outcome:
 
     `returned` is "candidate", a baseline's name or "current". `recipes` are all that were compared,
     by these names. `losses` are the means, by measure, of those that were judged, and `halves` the
-    half-widths of the means' 95 % intervals. `prompts` distinct ones served the verdict alone. `evaluations` were made in
-    all. `wanted` says with which pictures drawn ones were compared.
+    half-widths of the means' 95 % intervals. `prompts` distinct ones served the verdict alone.
+    `evaluations` were made in all. `wanted` says with which pictures drawn ones were compared.
     """
 
     recipe: Recipe
@@ -114,8 +114,8 @@ class Outcome:
             "## What it cost, and what it is for",
             f"As much as {self.cost_in_pictures:,.0f} guided pictures of 20 steps. "
             + ", ".join(f"{name} {value}" for name, value in self.setting.items() if value)
-            + f". KID is the distance from: {self.wanted}. Fine detail (noise, blur) is compared with "
-            "the model's own pictures of 20 steps and other noise.",
+            + f". KID is the distance from: {self.wanted}. Fine detail (noise, blur) is compared "
+            "with the model's own pictures of 20 steps and other noise.",
         ]
         return "\n\n".join(page) + "\n"
 
