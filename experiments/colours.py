@@ -77,6 +77,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "oss-wan": "#875e14",
         "ltx2": "#a08a60",
         "wan-lightning": "#6f6a2c",
+        "ideogram-4": "#96761f",
     },
     "searched by others": {
         "gits": "#c0399f",

@@ -6,10 +6,14 @@ from math import exp
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.ideogram4.pipeline_ideogram4 import (
+    _logit_normal_sigmas,
+    _resolution_aware_mu,
+)
 
 import asddim_lib
 from asddim_lib.grids.published import PUBLISHED
-from asddim_lib.grids.rules import linear_quadratic
+from asddim_lib.grids.rules import IDEOGRAM, ideogram, linear_quadratic
 from asddim_lib.grids.table import METHODS, Options, timesteps_of
 from asddim_lib.levels import Levels
 from experiments import rivals as rivals  # its grids are in the table then
@@ -61,7 +65,8 @@ def test_each_says_where_it_stands_and_what_for(name):
 
 
 def test_every_project_s_method_has_a_list():
-    assert set(METHOD.values()) == {name for name, one in METHODS.items() if one.kind}
+    lists = {name for name, one in METHODS.items() if one.kind}
+    assert set(METHOD.values()) == lists - {"ideogram-4"}  # a formula for any number of steps
     assert {name for name in METHODS if name.startswith("ays-")} <= set(PUBLISHED)
 
 
@@ -163,6 +168,14 @@ def test_wan_lightning_is_an_even_grid_after_diffusers_shift():
     levels = np.array(PUBLISHED["wan-lightning"].levels)
     np.testing.assert_allclose(levels, solver.sigmas[:-1], rtol=1e-6)
     np.testing.assert_allclose(levels * 1000, [1000, 937.5, 833.3333, 625], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", IDEOGRAM)
+def test_ideogram_4_s_grid_is_the_one_that_diffusers_sets(steps):
+    mean, spread = IDEOGRAM[steps]
+    wanted = _logit_normal_sigmas(steps, mean, spread).numpy()
+    np.testing.assert_allclose(ideogram(steps), wanted, rtol=1e-6)
+    assert _resolution_aware_mu(512, 512, mean) == mean
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

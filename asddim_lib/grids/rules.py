@@ -22,6 +22,8 @@ Curve = Callable[[float, float, int], np.ndarray]
 Rule = Callable[[Levels, int], list[int]]
 #: diffusers' `timestep_spacing`.
 SPACINGS = ("leading", "trailing", "linspace")
+#: Ideogram 4's mean and spread, by number of steps.
+IDEOGRAM = {48: (0.0, 1.5), 20: (0.0, 1.75), 12: (0.5, 1.75)}
 
 
 def uniform(
@@ -103,6 +105,18 @@ def bong_tangent(high: float, low: float, steps: int) -> np.ndarray:
     rise = _arctan_fall(np.arange(first) - first, 8 / count, top, 0.5)
     fall = _arctan_fall(np.arange(count - first), 8 / count, 0.5, 0.0)
     return np.concatenate([rise[:-1], fall])[:steps]
+
+
+def ideogram(steps: int) -> np.ndarray:
+    """Ideogram 4's K shares of noise: logit-normal quantiles, for pictures of 512 × 512 pixels.
+
+    Their mean and spread are those published for 48, 20 or 12 steps, whichever is nearest to K.
+    """
+    from scipy.special import expit, ndtri
+
+    mean, spread = IDEOGRAM[min(IDEOGRAM, key=lambda count: abs(count - steps))]
+    quantiles = mean + spread * ndtri(1 - np.arange(steps) / steps)
+    return expit(np.clip(quantiles, -7.5, 9.0))  # its least and greatest log-SNR, halved
 
 
 def _arctan_fall(places: np.ndarray, slope: float, high: float, low: float) -> np.ndarray:
