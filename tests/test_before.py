@@ -37,10 +37,10 @@ from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.search import pattern_search
 from experiments import rivals as rivals  # its grids are in the table then
 from experiments import store
-from experiments.near import distances, fine_ends
 from experiments.pictures import draw
 from experiments.records import read_records
 from tests.dmn import check_as_good
+from tests.near import distances, fine_ends
 
 BEFORE = Path(__file__).with_name("before")
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]

@@ -12,7 +12,7 @@ from asddim_lib.levels import noise_schedule
 from asddim_lib.paper import ddim_step
 from asddim_lib.pipeline.run import Run
 from asddim_lib.tuning.search import pattern_search, race, race_cost, rounds
-from experiments.near import distances, fine_ends
+from tests.near import distances, fine_ends
 from tests.refusals import refuses
 
 PROMPTS = ["a red boot on a white ground", "two blue bags on a tan ground"]

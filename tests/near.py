@@ -1,4 +1,4 @@
-"""How far grids end from a fine solution in latents: for chapters that draw a few prompts."""
+"""How far grids end from a fine solution in latents."""
 
 from __future__ import annotations
 
