@@ -338,6 +338,7 @@ def test_scales_around_one_are_its_neighbours(scale, near):
 
 def test_its_folder_is_for_one_setting_and_its_files_say_what_was_found(small, few, tmp_path):
     outcome = search(small, tmp_path)
+    (tmp_path / "recipes" / "of-an-earlier-search").mkdir(parents=True)
     outcome.save(tmp_path)
     said = json.loads((tmp_path / "tune.json").read_text())["value"]
     assert said["returned"] == outcome.returned
@@ -353,6 +354,8 @@ def test_its_folder_is_for_one_setting_and_its_files_say_what_was_found(small, f
         if loaded.plan != GuidancePlan.constant():
             GuidancePlan.remove(small)
     assert names["image"].size
+    names = {name.replace(" ", "-") for name in outcome.recipes}
+    assert {place.name for place in (tmp_path / "recipes").iterdir()} == names
     for name in outcome.recipes:
         assert Recipe.load(tmp_path / "recipes" / name.replace(" ", "-")) == outcome.recipes[name]
     with refuses("folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,10 +129,12 @@ class Outcome:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the recipe, tune.json with its hash, and report.md into a folder.
 
-        Every recipe that was compared is in a folder of its name under recipes/.
+        Every recipe that was compared is in a folder of its name under recipes/, which an earlier
+        search's recipes leave.
         """
         place = Path(folder)
         self.recipe.save(place)
+        shutil.rmtree(place / "recipes", ignore_errors=True)
         for name, recipe in self.recipes.items():
             recipe.save(place / "recipes" / name.replace(" ", "-"))
         text = self.report(str(folder))
