@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.refusals import refuses
-from training import __main__ as main
 from training import compositions, flow, latents, loop, vae
 
 
@@ -141,12 +139,3 @@ def test_a_new_transformer_predicts_nothing():
     model = flow.make_model(16, 8)
     given = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16), torch.randn(2, 8), torch.ones(2)
     assert not model(*given).sample.any()
-
-
-def test_real_pictures_are_the_same_wherever_they_are_made(tmp_path, photographs, monkeypatch):
-    monkeypatch.setattr(main, "load_photographs", lambda split: photographs)
-    main.make_pictures(tmp_path / "some", count=3)
-    _, second = compositions.sample(301, 1, photographs, compositions.ALL)
-    files = sorted((tmp_path / "some").iterdir())
-    assert len(files) == 3
-    assert np.array_equal(np.asarray(Image.open(files[1])), second)

@@ -103,13 +103,10 @@ class Search:
             for scale, recipe in slow.items()
         }
         best = min(scores, key=scores.__getitem__)
-        seen, names = (
-            self.seen(own, slow[best]),
-            [*(n for n, one in encoders.items() if one), DETAIL],
-        )
-        wanted = {name: torch.cat([one[name] for one in seen]) for name in names}
+        seen, used = self.seen(own, slow[best]), {n: one for n, one in encoders.items() if one}
+        wanted = {name: torch.cat([one[name] for one in seen]) for name in (*used, DETAIL)}
         if reference:
-            wanted |= {n: real_features(one, reference)[0] for n, one in encoders.items() if one}
+            wanted |= {name: real_features(one, reference)[0] for name, one in used.items()}
         self.measures = replace(
             self.measures, wanted=wanted, asked=own.prompts, real=bool(reference)
         )
@@ -190,19 +187,16 @@ def candidate(search: Search, run: Run, rows: int, others: Mapping[str, Form]) -
     """The best form by a run's prompts; it may be one of the `others`.
 
     One number is chosen after the other: the scale and the solver under the cap, when to guide, the
-    scale again, and the grid: the last by all the prompts, what is before it by half of them.
+    scale again, and the grid. Half of the prompts choose; only the grid is chosen by all of them.
     """
     builder, scales, some = search.builder, scales_of(run), half(run)
     near = around(others["constant"].scale, scales)
-    under_cap = dict.fromkeys(
-        [*near, *([] if run.guidance_scale is None else [run.guidance_scale])]
-    )
-    forms = [Form(scale, c=2.0, solver=k) for scale in under_cap for k in solvers_of(builder)]
+    capped = dict.fromkeys([*near, run.guidance_scale or near[0]])
+    forms = [Form(scale, c=2.0, solver=k) for scale in capped for k in solvers_of(builder)]
     form = search.race(some, forms, rows)
     form = search.race(some, [form, *builder.splits(form, rows)], rows)
-    form = search.race(
-        some, [form, *(replace(form, scale=s) for s in around(form.scale, scales))], rows
-    )
+    others_near = [replace(form, scale=scale) for scale in around(form.scale, scales)]
+    form = search.race(some, [form, *others_near], rows)
     grids = FLOW_GRIDS if is_flow(run.pipe.scheduler) else GRIDS
     forms = [form, *(replace(form, grid=grid) for grid in grids), *others.values()]
     return search.race(run, forms, rows)
