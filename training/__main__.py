@@ -12,12 +12,9 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image
 
 from asddim_lib.errors import WrongUse
 from training import assembly, clip, flow, judge, report, unet, vae
-from training.compositions import ALL, sample
-from training.photographs import load_photographs
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -134,16 +131,6 @@ def assemble(runs: Runs = RUNS, data: Path = DATA) -> None:
 def assemble_flow(runs: Runs = RUNS, data: Path = DATA) -> None:
     """Puts the flow-matching model into Stable Diffusion 3's folder format."""
     assembly.assemble_flow(runs, data)
-
-
-@app.command("pictures")
-def make_pictures(out: Path, count: int = 1000, seed: int = 301) -> None:
-    """Compositions of training photographs, as PNG files in a folder: real pictures to compare."""
-    out.mkdir(parents=True, exist_ok=True)
-    photographs = load_photographs("train")
-    for index in range(count):
-        _, picture = sample(seed, index, photographs, ALL)
-        Image.fromarray(picture).save(out / f"{index:04d}.png")
 
 
 @app.command("report")
