@@ -93,8 +93,7 @@ def test_a_chapter_depends_on_what_it_reads():
     read = [chapters, ROOT / "book" / "equations.yml"]  # it shows the equations of the chapters
     assert build.reads(chapters / "equations.md") == read
     read = ("compare", "guidance-plans", "pictures", "recipes/thousand/flow")
-    records = [ROOT / "results" / name for name in read]
-    assert build.reads(chapters / "second.md") == records
+    assert {ROOT / "results" / name for name in read} <= set(build.reads(chapters / "second.md"))
     assert build.reads(chapters / "noise.md") == []
 
 
