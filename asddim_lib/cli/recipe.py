@@ -17,7 +17,7 @@ from asddim_lib.errors import check, check_whole
 from asddim_lib.progress import Progress, progress_line
 
 #: Prompts of which a third choose and the others judge.
-PROMPTS = 96
+PROMPTS = 64
 
 
 @opt.command
